@@ -1,0 +1,63 @@
+// Package config is the one configuration file of a Pi: strict YAML, a section
+// a service. A Config that came out of Load or Parse is valid and complete:
+// defaults are filled in and every value has been checked.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// DefaultPath is where the services look for the file.
+const DefaultPath = "/etc/portcullis/portcullis.yaml"
+
+// Config is the whole file.
+type Config struct {
+	RunDir   string // unix sockets; /run/portcullis
+	StateDir string // journals, keys, references; /var/lib/portcullis
+	Link     Link
+	Gateway  Gateway
+	PXE      PXE
+	Attest   Attest
+}
+
+// Link is the cable between the Pi and the PC.
+type Link struct {
+	Interface string       // the PC's port, for instance eth1
+	Address   netip.Prefix // ours on it, for instance 10.77.0.1/24
+	PCAddress netip.Addr   // what the PC is leased, inside Address
+	PCMAC     string       // aa:bb:cc:dd:ee:ff, the one known PC
+}
+
+// Gateway configures gatewayd.
+type Gateway struct {
+	Uplink      string        // interface to the outside; "" = none, grants reach nothing
+	BanAfter    int           // forbidden packets within BanWindow that ban; 1..1000
+	BanWindow   time.Duration // 1 s .. 1 h
+	BanFor      time.Duration // 1 s .. 24 h
+	NFLogGroup  uint16
+	AllowedUIDs []int // beside root and gatewayd's own: who may call its socket
+}
+
+// PXE configures pxed.
+type PXE struct {
+	ImageDir      string        // artefacts and manifest of the PC's image
+	ReleaseKeys   []string      // base64 Ed25519 public keys
+	Threshold     int           // signatures needed, 1..len(ReleaseKeys)
+	MinVersion    uint64        // floor beside the highest version accepted so far
+	HTTPPort      uint16        // 80
+	ClaimWindow   time.Duration // from the last byte served; 120 s
+	AllowBIOS     bool          // unmeasured legacy boot, off by default
+	AllowLabImage bool          // accept an image with a command channel
+	AllowedUIDs   []int
+}
+
+// Attest configures attestd.
+type Attest struct {
+	Port        uint16        // agent channel, TLS 1.3; 7443
+	KeyFile     string        // gateway identity (Ed25519, PKCS#8 PEM), made at first start
+	MeanGap     time.Duration // between challenges; 5 s (0.5 s .. 10 min)
+	MinGap      time.Duration // floor; 0.2 s
+	Deadline    time.Duration // of one answer; 10 s
+	AllowedUIDs []int
+}

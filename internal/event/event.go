@@ -1,0 +1,84 @@
+// Package event writes what happened: one JSON object a line for machines, or
+// one readable line for people. Every program of the project reports through
+// it, with the same keys (session, mac, reason, artefact, task, probe).
+package event
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Fields are the keys of one event beside time and event. Values must be
+// plain: string, bool, integers, floats, []string.
+type Fields map[string]any
+
+// Writer writes events; it is safe for concurrent use. A nil Writer drops them.
+type Writer struct {
+	mu     sync.Mutex
+	out    io.Writer
+	json   bool
+	source string
+	now    func() time.Time
+}
+
+// NewJSON writes one JSON object a line; source names the program.
+func NewJSON(out io.Writer, source string, now func() time.Time) *Writer {
+	return &Writer{out: out, json: true, source: source, now: now}
+}
+
+// NewText writes one readable line an event.
+func NewText(out io.Writer, source string, now func() time.Time) *Writer {
+	return &Writer{out: out, source: source, now: now}
+}
+
+// Emit writes one event. name is dotted and stable, for instance "session.opened".
+func (w *Writer) Emit(name string, f Fields) {
+	if w == nil {
+		return
+	}
+	t := w.now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.json {
+		m := make(map[string]any, len(f)+3)
+		for k, v := range f {
+			m[k] = v
+		}
+		m["time"] = t.UTC().Format(time.RFC3339Nano)
+		m["event"] = name
+		if _, ok := m["source"]; !ok && w.source != "" {
+			m["source"] = w.source
+		}
+		b, err := json.Marshal(m)
+		if err != nil {
+			b = fmt.Appendf(nil, `{"time":%q,"event":"event.unprintable","name":%q}`, t.UTC().Format(time.RFC3339Nano), name)
+		}
+		w.out.Write(append(b, '\n'))
+		return
+	}
+	fmt.Fprintf(w.out, "%s %-9s %s\n", t.Format("15:04:05.000"), w.source, Line(name, f))
+}
+
+// Line renders an event without its time: name, then sorted key=value pairs.
+func Line(name string, f Fields) string {
+	keys := make([]string, 0, len(f))
+	for k := range f {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	var b strings.Builder
+	b.WriteString(name)
+	for _, k := range keys {
+		s := fmt.Sprint(f[k])
+		if strings.ContainsAny(s, " \t\n\"=") || s == "" {
+			s = fmt.Sprintf("%q", s)
+		}
+		fmt.Fprintf(&b, " %s=%s", k, s)
+	}
+	return b.String()
+}
