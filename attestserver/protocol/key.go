@@ -1,0 +1,73 @@
+// Package protocol is what the PC's agent and the gateway's attestd share: the
+// messages of the agent channel, their framing, the binding to the TLS
+// connection, the keyed hashing and the seam between probes and expectations.
+// It may be called by both sides; it reads no file and opens no connection.
+package protocol
+
+import (
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"hash"
+)
+
+// OpKey keys the digest of one op in one challenge. It cannot be known before
+// the challenge arrives and is of no use on another connection.
+type OpKey [32]byte
+
+const opLabel = "portcullis-op-v1"
+
+// DeriveOpKey is HKDF-SHA256 with the challenge's nonce as key material and
+// label ‖ channel binding ‖ challenge id ‖ index as context.
+func DeriveOpKey(nonce [32]byte, binding Binding, id [16]byte, index uint32) (OpKey, error) {
+	info := make([]byte, 0, len(opLabel)+len(binding)+len(id)+4)
+	info = append(info, opLabel...)
+	info = append(info, binding[:]...)
+	info = append(info, id[:]...)
+	info = binary.BigEndian.AppendUint32(info, index)
+	b, err := hkdf.Key(sha256.New, nonce[:], nil, string(info), 32)
+	if err != nil {
+		return OpKey{}, err
+	}
+	return OpKey(b), nil
+}
+
+// NewDigest starts the keyed digest of an op: HMAC-SHA256(key, canonical(op) ‖
+// bytes). The bytes that the probe read are written to it; canonical(op) is the
+// name and the parameters, each with its length before it.
+func (k OpKey) NewDigest(name string, params []byte) hash.Hash {
+	h := hmac.New(sha256.New, k[:])
+	writeField(h, []byte(name))
+	writeField(h, params)
+	return h
+}
+
+// Digest is NewDigest over bytes that are at hand.
+func (k OpKey) Digest(name string, params, data []byte) [32]byte {
+	h := k.NewDigest(name, params)
+	h.Write(data)
+	return Sum(h)
+}
+
+// Sum returns the state of a 32-byte hash.
+func Sum(h hash.Hash) (d [32]byte) {
+	h.Sum(d[:0])
+	return d
+}
+
+// SameDigest compares in constant time.
+func SameDigest(a, b [32]byte) bool { return hmac.Equal(a[:], b[:]) }
+
+// ReferenceKey names references that are taken per image and CPU class.
+func ReferenceKey(st *ImageState) string {
+	return hex.EncodeToString(st.Image.Digest[:16]) + "." + st.CPUClass
+}
+
+func writeField(h hash.Hash, b []byte) {
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], uint64(len(b)))
+	h.Write(n[:])
+	h.Write(b)
+}
