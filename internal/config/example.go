@@ -1,0 +1,46 @@
+package config
+
+import "fmt"
+
+// Example is a whole file with every key, for help texts and documents.
+// releaseKey is a base64 Ed25519 public key.
+func Example(releaseKey string) string {
+	return fmt.Sprintf(`# One file for every service of the Pi; unknown keys are refused.
+run_dir: /run/portcullis            # unix sockets
+state_dir: /var/lib/portcullis      # journals, keys, references
+
+link:                               # the cable between the Pi and the PC
+  interface: eth1
+  address: 10.77.0.1/24
+  pc_address: 10.77.0.2
+  pc_mac: "52:54:00:12:34:56"       # the one PC that is answered
+
+gateway:
+  uplink: eth0                      # "" = the PC reaches nothing outside, grants or not
+  ban_after: 5                      # forbidden packets within ban_window
+  ban_window: 1m
+  ban_for: 10m
+  nflog_group: 77
+  allowed_uids: [971, 972]          # pxed and attestd
+
+pxe:
+  image_dir: /var/lib/portcullis/images/hpc
+  release_keys:                     # who may sign the PC's image
+    - %s
+  threshold: 1                      # of them
+  min_version: 0
+  http_port: 80
+  claim_window: 2m                  # after the last byte was served
+  allow_bios: false                 # unmeasured legacy boot
+  allow_lab_image: false            # an image with a root command channel
+  allowed_uids: [972]
+
+attest:
+  port: 7443
+  key_file: /var/lib/portcullis/attestd/gateway.key
+  mean_gap: 5s                      # gaps are exponential, at most 3 times this
+  min_gap: 200ms
+  deadline: 10s
+  allowed_uids: []
+`, releaseKey)
+}
