@@ -1,0 +1,216 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"time"
+)
+
+// ChannelPort is the name of the virtio-serial port of the lab's command channel.
+const ChannelPort = "org.portcullis.lab"
+
+// HotplugBus is a free PCIe root port: devices can be added there at run time.
+const HotplugBus = "hotplug0"
+
+// Config describes one machine. Every field is needed but TPM and Extra.
+type Config struct {
+	Name     string // shown in the process list
+	Dir      string // sockets, variables and logs; must exist
+	Firmware Firmware
+	MAC      string // of the network card
+	Tap      string // interface name, in the namespace Start runs in
+	MemoryMB int    // 1024 .. 65536
+	CPUs     int    // 1 .. 64
+	TPM      bool   // a TPM 2.0 by swtpm
+	Extra    []string
+	// Start starts a prepared command where the tap is; nil starts it here.
+	Start func(*exec.Cmd) error
+}
+
+// SerialLog, QMPSocket and ChannelSocket are the files a machine makes in dir.
+func SerialLog(dir string) string     { return filepath.Join(dir, "serial.log") }
+func QMPSocket(dir string) string     { return filepath.Join(dir, "qmp.sock") }
+func ChannelSocket(dir string) string { return filepath.Join(dir, "lab.sock") }
+
+// Machine is a running PC.
+type Machine struct {
+	cfg  Config
+	cmd  *exec.Cmd
+	tpm  *tpm
+	qmp  *QMP
+	done chan struct{}
+	err  error
+	once sync.Once
+}
+
+// Args returns the whole command line of QEMU for cfg, without the program's
+// name, and writes the machine's copy of the firmware variables.
+func Args(cfg Config) ([]string, error) {
+	fw, err := firmwareArgs(cfg.Firmware, filepath.Join(cfg.Dir, "vars.fd"))
+	if err != nil {
+		return nil, err
+	}
+	rom, err := romOption(cfg.Firmware)
+	if err != nil {
+		return nil, err
+	}
+	args := []string{
+		"-name", "portcullis-" + cfg.Name, "-nodefaults", "-no-user-config", "-display", "none",
+		"-machine", "q35", "-accel", "tcg,thread=multi",
+		"-cpu", "max", "-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMB),
+		"-netdev", "tap,id=net0,script=no,downscript=no,ifname=" + escape(cfg.Tap),
+		"-device", "virtio-net-pci,netdev=net0,bootindex=1,mac=" + cfg.MAC + "," + rom,
+		"-device", "virtio-rng-pci",
+		"-device", "pcie-root-port,chassis=1,id=" + HotplugBus,
+		"-chardev", "file,id=serial0,append=on,path=" + escape(SerialLog(cfg.Dir)), "-serial", "chardev:serial0",
+		"-chardev", "socket,id=lab0,server=on,wait=off,path=" + escape(ChannelSocket(cfg.Dir)),
+		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab0,name=" + ChannelPort,
+		"-qmp", "unix:" + escape(QMPSocket(cfg.Dir)) + ",server=on,wait=off",
+	}
+	args = append(args, fw...)
+	if cfg.TPM {
+		args = append(args, tpmArgs(cfg.Dir)...)
+	}
+	return append(args, cfg.Extra...), nil
+}
+
+// Start powers the machine on. The context bounds the start only.
+func Start(ctx context.Context, cfg Config) (*Machine, error) {
+	prog, err := Program(ctx)
+	if err != nil {
+		return nil, err
+	}
+	args, err := Args(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Start == nil {
+		cfg.Start = func(c *exec.Cmd) error { return c.Start() }
+	}
+	for _, p := range []string{QMPSocket(cfg.Dir), ChannelSocket(cfg.Dir)} {
+		os.Remove(p)
+	}
+	m := &Machine{cfg: cfg, done: make(chan struct{})}
+	if cfg.TPM {
+		if m.tpm, err = startTPM(ctx, cfg.Dir, cfg.Start); err != nil {
+			return nil, err
+		}
+	}
+	log, err := os.OpenFile(filepath.Join(cfg.Dir, "qemu.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		m.tpm.stop()
+		return nil, fmt.Errorf("qemu: log: %w", err)
+	}
+	defer log.Close()
+	m.cmd = exec.Command(prog, args...)
+	m.cmd.Stdout, m.cmd.Stderr = log, log
+	m.cmd.SysProcAttr = ownGroup()
+	if err := cfg.Start(m.cmd); err != nil {
+		m.tpm.stop()
+		return nil, fmt.Errorf("qemu: starting %s: %w", prog, err)
+	}
+	go func() {
+		m.err = m.cmd.Wait()
+		close(m.done)
+	}()
+	if m.qmp, err = dialQMP(ctx, QMPSocket(cfg.Dir), m.done); err != nil {
+		m.Kill()
+		return nil, fmt.Errorf("%w; QEMU said: %s", err, tail(filepath.Join(cfg.Dir, "qemu.log")))
+	}
+	return m, nil
+}
+
+// PIDs returns the process ids of the machine: QEMU's, then swtpm's if there is one.
+func (m *Machine) PIDs() map[string]int {
+	pids := map[string]int{"qemu": m.cmd.Process.Pid}
+	if m.tpm != nil {
+		pids["swtpm"] = m.tpm.cmd.Process.Pid
+	}
+	return pids
+}
+
+// QMP returns the control connection.
+func (m *Machine) QMP() *QMP { return m.qmp }
+
+// Done is closed when QEMU has ended.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Kill ends the machine as a cut power cord does, and its TPM, and waits for both.
+func (m *Machine) Kill() {
+	m.once.Do(func() {
+		if m.qmp != nil {
+			m.qmp.Close()
+		}
+		m.cmd.Process.Kill()
+		<-m.done
+		m.tpm.stop()
+	})
+}
+
+// Reset presses the reset button.
+func (m *Machine) Reset(ctx context.Context) error {
+	_, err := m.qmp.Execute(ctx, "system_reset", nil)
+	return err
+}
+
+// AddNIC plugs a second virtio network card into the running machine. Its other
+// end is a hub with nobody on it.
+func (m *Machine) AddNIC(ctx context.Context, mac string) error {
+	if _, err := m.qmp.Execute(ctx, "netdev_add", map[string]any{"type": "hubport", "id": "net1", "hubid": 1}); err != nil {
+		return err
+	}
+	_, err := m.qmp.Execute(ctx, "device_add", map[string]any{
+		"driver": "virtio-net-pci", "id": "nic1", "netdev": "net1", "mac": mac, "bus": HotplugBus, "romfile": "",
+	})
+	return err
+}
+
+// RemoveNIC takes the second card out of a machine so that it can be added
+// again; the guest's consent is not waited for, a reset gives it.
+func (m *Machine) RemoveNIC(ctx context.Context) error {
+	_, err := m.qmp.Execute(ctx, "device_del", map[string]any{"id": "nic1"})
+	return err
+}
+
+var versionLine = regexp.MustCompile(`version (\d+)\.(\d+)`)
+
+// Program finds qemu-system-x86_64 and refuses one older than 10.
+func Program(ctx context.Context) (string, error) {
+	prog, err := exec.LookPath("qemu-system-x86_64")
+	if err != nil {
+		return "", errors.New("qemu: qemu-system-x86_64 not found; install the package qemu-system-x86")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, prog, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("qemu: asking %s for its version: %w", prog, err)
+	}
+	v := versionLine.FindSubmatch(out)
+	if v == nil {
+		return "", fmt.Errorf("qemu: %s names no version: %q", prog, out)
+	}
+	if major, _ := strconv.Atoi(string(v[1])); major < 10 {
+		return "", fmt.Errorf("qemu: version %s.%s is too old, 10 is needed (on Debian 12: qemu-system-x86 from bookworm-backports)", v[1], v[2])
+	}
+	return prog, nil
+}
+
+// tail returns the last bytes of a log for an error message.
+func tail(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	if len(b) > 600 {
+		b = b[len(b)-600:]
+	}
+	return string(b)
+}

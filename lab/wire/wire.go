@@ -1,0 +1,172 @@
+// Package wire lays the cables of one lab: a namespace gw that stands for the
+// Pi, with the PC's port and an uplink, and a namespace net that stands for the
+// internet behind it. It is called by package lab only and needs root.
+//
+//	PC ──(pc0: tap, or a cable to a played PC)── gw ──(up0)──(eth0)── net
+//	10.77.0.2      10.77.0.1/24        203.0.113.1/24   203.0.113.10/24
+//
+// Forwarding is switched on in gw for IPv4 and IPv6, and net has a route back to
+// the PC: nothing but the firewall of gatewayd keeps the two apart, so that a
+// test of the firewall tests the firewall.
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+
+	"portcullis/internal/netns"
+)
+
+// Interfaces of the lab, inside their namespaces and therefore the same in every lab.
+const (
+	PCPort  = "pc0"  // gw: the PC's port
+	Uplink  = "up0"  // gw: towards net
+	NetPort = "eth0" // net: the only interface
+)
+
+// Addresses of the lab. 203.0.113.0/24 (RFC 5737) and 2001:db8::/32 (RFC 3849)
+// are documentation prefixes; 10.77.0.0/24 is the project's default link.
+var (
+	PCLink    = netip.MustParsePrefix("10.77.0.1/24")
+	PCAddress = netip.MustParseAddr("10.77.0.2")
+	UpAddress = netip.MustParsePrefix("203.0.113.1/24")
+	World     = netip.MustParsePrefix("203.0.113.10/24")
+	PCLink6   = netip.MustParsePrefix("2001:db8:77::1/64")
+	PC6       = netip.MustParseAddr("2001:db8:77::2")
+	Up6       = netip.MustParsePrefix("2001:db8:113::1/64")
+	World6    = netip.MustParsePrefix("2001:db8:113::10/64")
+)
+
+// Wire is the laid-out set of namespaces.
+type Wire struct {
+	Gateway *netns.Host
+	Net     *netns.Host
+	PC      *netns.Host // only where the PC is played by a program, nil with QEMU
+}
+
+// Names returns the namespaces of the lab name, whether they exist or not.
+func Names(name string) []string {
+	return []string{"pclab-" + name + "-gw", "pclab-" + name + "-net", "pclab-" + name + "-pc"}
+}
+
+// Options of New.
+type Options struct {
+	Name   string
+	Played bool   // a namespace at the PC's port instead of a tap for QEMU
+	MAC    string // of the played PC
+}
+
+// New makes the namespaces and cables. On failure nothing of them remains.
+func New(o Options) (w *Wire, err error) {
+	w = &Wire{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("wire: %w", err), w.Close())
+			w = nil
+		}
+	}()
+	names := Names(o.Name)
+	if w.Gateway, err = netns.New(names[0]); err != nil {
+		return w, err
+	}
+	if w.Net, err = netns.New(names[1]); err != nil {
+		return w, err
+	}
+	for _, h := range []*netns.Host{w.Gateway, w.Net} {
+		if err = quiet(h); err != nil {
+			return w, err
+		}
+	}
+	if o.Played {
+		if w.PC, err = netns.New(names[2]); err != nil {
+			return w, err
+		}
+		if err = quiet(w.PC); err != nil {
+			return w, err
+		}
+		if err = netns.Veth(w.Gateway, PCPort, w.PC, NetPort); err != nil {
+			return w, err
+		}
+		if err = w.PC.SetMAC(NetPort, o.MAC); err != nil {
+			return w, err
+		}
+	} else if err = w.Gateway.Tap(PCPort); err != nil {
+		return w, err
+	}
+	if err = netns.Veth(w.Gateway, Uplink, w.Net, NetPort); err != nil {
+		return w, err
+	}
+	return w, w.addresses()
+}
+
+// quiet keeps a namespace from sending anything that nobody asked for: no
+// link-local address and no router solicitation, so that a frame counted in the
+// namespace net was caused by somebody.
+func quiet(h *netns.Host) error {
+	for _, kv := range [][2]string{
+		{"net.ipv6.conf.default.addr_gen_mode", "1"},
+		{"net.ipv6.conf.default.accept_ra", "0"},
+		{"net.ipv6.conf.default.router_solicitations", "0"},
+		{"net.ipv6.conf.default.dad_transmits", "0"},
+		{"net.ipv6.conf.default.autoconf", "0"},
+	} {
+		if err := h.Sysctl(kv[0], kv[1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *Wire) addresses() error {
+	for _, a := range []struct {
+		h      *netns.Host
+		link   string
+		prefix netip.Prefix
+	}{
+		{w.Gateway, PCPort, PCLink}, {w.Gateway, PCPort, PCLink6},
+		{w.Gateway, Uplink, UpAddress}, {w.Gateway, Uplink, Up6},
+		{w.Net, NetPort, World}, {w.Net, NetPort, World6},
+	} {
+		if err := a.h.Address(a.link, a.prefix); err != nil {
+			return err
+		}
+	}
+	if err := w.Net.Route(PCLink.Masked(), UpAddress.Addr()); err != nil {
+		return err
+	}
+	if err := w.Net.Route(PCLink6.Masked(), Up6.Addr()); err != nil {
+		return err
+	}
+	for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+		if err := w.Gateway.Sysctl(key, "1"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close removes the namespaces, their cables and whatever still runs inside.
+func (w *Wire) Close() error {
+	var errs []error
+	for _, h := range []*netns.Host{w.PC, w.Net, w.Gateway} {
+		if h != nil {
+			errs = append(errs, h.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Remove removes what a dead process left of the lab name.
+func Remove(name string) error {
+	var errs []error
+	for _, n := range Names(name) {
+		if _, err := os.Stat("/run/netns/" + n); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		errs = append(errs, netns.Remove(n))
+	}
+	return errors.Join(errs...)
+}
