@@ -18,11 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket names of the services inside the run directory.
+// Sockets of the services inside the run directory; each has a directory of its own
+// because each service has a user of its own.
 const (
-	GatewaySocket = "gatewayd.sock"
-	BootSocket    = "pxed.sock"
-	AttestSocket  = "attestd.sock"
+	GatewaySocket = "gatewayd/gatewayd.sock"
+	BootSocket    = "pxed/pxed.sock"
+	AttestSocket  = "attestd/attestd.sock"
 )
 
 // Listen binds a unix socket at path, replacing one that a dead process left,
