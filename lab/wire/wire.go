@@ -11,11 +11,13 @@
 package wire
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
+	"time"
 
 	"portcullis/internal/netns"
 )
@@ -140,8 +142,39 @@ func (w *Wire) addresses() error {
 	if err := w.Net.Route(PCLink6.Masked(), Up6.Addr()); err != nil {
 		return err
 	}
+	if err := w.neighbours(); err != nil {
+		return err
+	}
 	for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
 		if err := w.Gateway.Sysctl(key, "1"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// neighbours tells gw and net each other's hardware address for ever, so that no
+// ARP or neighbour discovery appears among the frames that net counts.
+func (w *Wire) neighbours() error {
+	gw, err := w.Gateway.MAC(Uplink)
+	if err != nil {
+		return err
+	}
+	world, err := w.Net.MAC(NetPort)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for _, n := range []struct {
+		h         *netns.Host
+		address   netip.Addr
+		mac, link string
+	}{
+		{w.Gateway, World.Addr(), world, Uplink}, {w.Gateway, World6.Addr(), world, Uplink},
+		{w.Net, UpAddress.Addr(), gw, NetPort}, {w.Net, Up6.Addr(), gw, NetPort},
+	} {
+		if _, err := n.h.Run(ctx, "ip", "neigh", "replace", n.address.String(), "lladdr", n.mac, "dev", n.link, "nud", "permanent"); err != nil {
 			return err
 		}
 	}
