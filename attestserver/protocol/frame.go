@@ -1,0 +1,95 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// Caps of one frame's payload in bytes. They are checked before memory is taken.
+const (
+	MaxClaimFrame = 4 << 10 // Hello, Claim, ClaimResult
+	MaxFrame      = 4 << 20 // everything after the claim
+)
+
+// ErrFrame is a frame that breaks the framing or does not decode.
+var ErrFrame = errors.New("bad frame")
+
+// Stream carries Messages over one connection: a big-endian u32 length, then
+// the protobuf encoding. Receive may run beside Send; each is called by one
+// goroutine at a time (Send also locks).
+type Stream struct {
+	rw   io.ReadWriter
+	head [4]byte
+	buf  []byte
+
+	mu  sync.Mutex
+	out []byte
+}
+
+// NewStream starts framing on rw.
+func NewStream(rw io.ReadWriter) *Stream { return &Stream{rw: rw} }
+
+// Send writes one message in one Write.
+func (s *Stream) Send(m *Message) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := append(s.out[:0], 0, 0, 0, 0)
+	b, err := proto.MarshalOptions{}.MarshalAppend(b, m)
+	if err != nil {
+		return fmt.Errorf("encode message: %w", err)
+	}
+	if len(b)-4 > MaxFrame {
+		return fmt.Errorf("%w: message of %d bytes, at most %d", ErrFrame, len(b)-4, MaxFrame)
+	}
+	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
+	if cap(b) <= 2*ChunkSize {
+		s.out = b
+	}
+	_, err = s.rw.Write(b)
+	return err
+}
+
+// Receive reads one message whose frame is at most max bytes. A frame that is
+// empty, too long or not a Message is ErrFrame; a connection that ends between
+// frames is io.EOF, inside one io.ErrUnexpectedEOF.
+func (s *Stream) Receive(max int) (*Message, error) {
+	if _, err := io.ReadFull(s.rw, s.head[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(s.head[:])
+	if n == 0 || n > uint32(max) {
+		return nil, fmt.Errorf("%w: length %d, want 1 to %d", ErrFrame, n, max)
+	}
+	b := s.buf
+	if cap(b) < int(n) {
+		b = make([]byte, n)
+		if n <= 2*ChunkSize {
+			s.buf = b
+		}
+	}
+	b = b[:n]
+	if _, err := io.ReadFull(s.rw, b); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	return DecodeMessage(b)
+}
+
+// DecodeMessage decodes the payload of one frame. The message copies what it keeps.
+func DecodeMessage(b []byte) (*Message, error) {
+	m := new(Message)
+	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, m); err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrFrame, err)
+	}
+	if m.Body == nil {
+		return nil, fmt.Errorf("%w: no body", ErrFrame)
+	}
+	return m, nil
+}
