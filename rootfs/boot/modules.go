@@ -1,0 +1,66 @@
+package boot
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ReasonModules: the list of modules cannot be read.
+const ReasonModules Reason = "modules"
+
+// ModuleResult is what became of one module.
+type ModuleResult struct {
+	Path string
+	Err  error // nil: loaded, or there already, or its hardware is absent
+}
+
+// ParseModules reads a list of module files, one absolute path a line, in the
+// order in which they are to be loaded. Empty lines and lines from # are skipped.
+func ParseModules(list string) ([]string, error) {
+	var out []string
+	for i, l := range strings.Split(list, "\n") {
+		l = strings.TrimSpace(l)
+		if l == "" || l[0] == '#' {
+			continue
+		}
+		if !path.IsAbs(l) || path.Clean(l) != l || !strings.HasSuffix(l, ".ko") {
+			return nil, Failf(ReasonModules, "line %d: %q is not a clean absolute path of an uncompressed .ko", i+1, l)
+		}
+		out = append(out, l)
+	}
+	return out, nil
+}
+
+// LoadModules loads the files in order and reports each after the other. One
+// that fails does not stop the rest: whether it was needed shows later, in the
+// stage that misses it, with a reason of its own.
+func LoadModules(paths []string) []ModuleResult {
+	out := make([]ModuleResult, 0, len(paths))
+	for _, p := range paths {
+		out = append(out, ModuleResult{p, loadModule(p)})
+	}
+	return out
+}
+
+func loadModule(p string) error {
+	f, err := os.Open(p)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return judgeModule(p, unix.FinitModule(int(f.Fd()), "", 0))
+}
+
+// judgeModule forgives a module that is loaded already (EEXIST) and a driver
+// whose hardware is not there (ENODEV).
+func judgeModule(p string, err error) error {
+	if err == nil || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return fmt.Errorf("load %s: %w", p, err)
+}
