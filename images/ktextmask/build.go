@@ -1,0 +1,106 @@
+package ktextmask
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+)
+
+// Build decodes a bzImage and computes its mask. It fails where a table is not
+// found for certain: a wrong mask would either hide an attack or accuse an
+// honest machine. It needs about four times the kernel's size in memory.
+func Build(bzImage []byte) (*Mask, error) {
+	release, err := Release(bzImage)
+	if err != nil {
+		return nil, err
+	}
+	vmlinux, err := Vmlinux(bzImage)
+	if err != nil {
+		return nil, err
+	}
+	return build(release, vmlinux)
+}
+
+func build(release string, vmlinux []byte) (*Mask, error) {
+	k, err := openKernel(vmlinux)
+	if err != nil {
+		return nil, err
+	}
+	m := &Mask{Release: release, TextBase: k.text.addr, TextSize: uint64(len(k.text.data))}
+	if m.Notes, err = k.notes(); err != nil {
+		return nil, err
+	}
+	if err := m.addRunTime(k); err != nil {
+		return nil, fmt.Errorf("run-time sites of %s: %w", release, err)
+	}
+	if err := m.addBoot(k); err != nil {
+		return nil, fmt.Errorf("boot-time sites of %s: %w", release, err)
+	}
+	text := slices.Clone(k.text.data)
+	Zero(text, 0, m.All())
+	for piece := range slices.Chunk(text, Granule) {
+		m.Stock = append(m.Stock, sha256.Sum256(piece))
+	}
+	return m, nil
+}
+
+func (m *Mask) addRunTime(k *kernel) error {
+	jumps, end, err := k.jumpLabels()
+	if err != nil {
+		return err
+	}
+	tramps := k.trampolines()
+	calls, err := k.staticCalls(end, tramps)
+	if err != nil {
+		return err
+	}
+	consts, _, err := k.runtimeConsts()
+	if err != nil {
+		return err
+	}
+	m.class(JumpLabel, RunTime, jumps)
+	m.class(StaticCall, RunTime, calls)
+	m.class(Trampoline, RunTime, tramps)
+	m.class(RuntimeConst, RunTime, consts)
+	return nil
+}
+
+func (m *Mask) addBoot(k *kernel) error {
+	alternatives, err := k.alternatives()
+	if err != nil {
+		return err
+	}
+	m.class(Alternative, Boot, alternatives)
+	for _, s := range []struct {
+		class, section string
+		size           func([]byte) uint32
+	}{
+		{Retpoline, ".retpoline_sites", branchSize},
+		{Return, ".return_sites", fixed(5)},
+		{Call, ".call_sites", fixed(5)},
+		{SMPLock, ".smp_locks", fixed(1)},
+		{Endbr, ".ibt_endbr_seal", fixed(4)},
+	} {
+		ranges, err := k.sites(s.section, s.size)
+		if err != nil {
+			return err
+		}
+		m.class(s.class, Boot, ranges)
+	}
+	entries, err := k.ftraceEntries()
+	if err != nil {
+		return err
+	}
+	_, consts, err := k.runtimeConsts()
+	if err != nil {
+		return err
+	}
+	m.class(CallPadding, Boot, k.callPadding())
+	m.class(FtraceEntry, Boot, entries)
+	m.class(CPUConst, Boot, consts)
+	return nil
+}
+
+func (m *Mask) class(name, when string, ranges []Range) {
+	m.Classes = append(m.Classes, Class{name, when, merge(ranges)})
+}

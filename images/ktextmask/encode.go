@@ -1,0 +1,155 @@
+package ktextmask
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+)
+
+// The file: magic, u16 version, u32 length of a JSON header, the header, then
+// for each class its ranges as pairs of uvarints (gap since the last range's
+// end, length), then the stock digests of 32 bytes. Integers are little-endian.
+var magic = []byte("PCKTMASK")
+
+const version = 1
+
+type header struct {
+	Release  string        `json:"release"`
+	Notes    string        `json:"notes_sha256"`
+	TextBase uint64        `json:"text_base"`
+	TextSize uint64        `json:"text_size"`
+	Granule  int           `json:"granule"`
+	Classes  []headerClass `json:"classes"`
+}
+
+type headerClass struct {
+	Name   string `json:"name"`
+	When   string `json:"when"`
+	Ranges int    `json:"ranges"`
+	Bytes  int    `json:"bytes"`
+}
+
+// Encode writes the mask file. Equal masks give equal bytes.
+func (m *Mask) Encode() ([]byte, error) {
+	h := header{Release: m.Release, Notes: hex.EncodeToString(m.Notes[:]), TextBase: m.TextBase, TextSize: m.TextSize, Granule: Granule}
+	var body []byte
+	for _, c := range m.Classes {
+		hc := headerClass{Name: c.Name, When: c.When, Ranges: len(c.Ranges)}
+		at := uint32(0)
+		for _, r := range c.Ranges {
+			body = binary.AppendUvarint(body, uint64(r.Off-at))
+			body = binary.AppendUvarint(body, uint64(r.Len))
+			at = r.Off + r.Len
+			hc.Bytes += int(r.Len)
+		}
+		h.Classes = append(h.Classes, hc)
+	}
+	for _, d := range m.Stock {
+		body = append(body, d[:]...)
+	}
+	js, err := json.Marshal(h)
+	if err != nil {
+		return nil, fmt.Errorf("ktext mask: %w", err)
+	}
+	out := append([]byte(nil), magic...)
+	out = binary.LittleEndian.AppendUint16(out, version)
+	out = binary.LittleEndian.AppendUint32(out, uint32(len(js)))
+	out = append(out, js...)
+	return append(out, body...), nil
+}
+
+// Decode reads a mask file and refuses one that is not exactly what Encode
+// writes: unsorted or overlapping ranges, ranges outside of the text, missing
+// or surplus bytes.
+func Decode(file []byte) (*Mask, error) {
+	h, body, err := decodeHeader(file)
+	if err != nil {
+		return nil, fmt.Errorf("ktext mask: %w", err)
+	}
+	m := &Mask{Release: h.Release, TextBase: h.TextBase, TextSize: h.TextSize}
+	if n, err := hex.Decode(m.Notes[:], []byte(h.Notes)); err != nil || n != 32 {
+		return nil, errors.New("ktext mask: notes_sha256 is no digest")
+	}
+	for _, hc := range h.Classes {
+		c := Class{Name: hc.Name, When: hc.When}
+		if body, err = c.decode(body, hc, h.TextSize); err != nil {
+			return nil, fmt.Errorf("ktext mask: class %s: %w", hc.Name, err)
+		}
+		m.Classes = append(m.Classes, c)
+	}
+	pieces := int((h.TextSize + Granule - 1) / Granule)
+	if len(body) != 32*pieces {
+		return nil, fmt.Errorf("ktext mask: %d bytes of digests, want %d", len(body), 32*pieces)
+	}
+	m.Stock = make([][32]byte, pieces)
+	for i := range m.Stock {
+		m.Stock[i] = [32]byte(body[32*i:])
+	}
+	return m, nil
+}
+
+func decodeHeader(file []byte) (h header, body []byte, err error) {
+	if len(file) < len(magic)+6 || !bytes.HasPrefix(file, magic) {
+		return h, nil, errors.New("not a mask file")
+	}
+	if v := binary.LittleEndian.Uint16(file[len(magic):]); v != version {
+		return h, nil, fmt.Errorf("version %d, want %d", v, version)
+	}
+	size := uint64(binary.LittleEndian.Uint32(file[len(magic)+2:]))
+	body = file[len(magic)+6:]
+	if size > maxHeaderSize || size > uint64(len(body)) {
+		return h, nil, fmt.Errorf("header of %d bytes", size)
+	}
+	dec := json.NewDecoder(bytes.NewReader(body[:size]))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&h); err != nil {
+		return h, nil, fmt.Errorf("header: %w", err)
+	}
+	switch {
+	case dec.More():
+		return h, nil, errors.New("header: surplus bytes")
+	case h.TextSize == 0 || h.TextSize > maxTextSize:
+		return h, nil, fmt.Errorf("text of %d bytes", h.TextSize)
+	case h.Granule != Granule:
+		return h, nil, fmt.Errorf("granule %d, want %d", h.Granule, Granule)
+	case len(h.Classes) > maxClasses:
+		return h, nil, fmt.Errorf("%d classes", len(h.Classes))
+	}
+	return h, body[size:], nil
+}
+
+func (c *Class) decode(body []byte, hc headerClass, size uint64) ([]byte, error) {
+	if hc.When != RunTime && hc.When != Boot {
+		return nil, fmt.Errorf("patched at %q", hc.When)
+	}
+	// Two bytes are the least that a range takes.
+	if hc.Ranges < 0 || hc.Ranges > maxRanges || 2*hc.Ranges > len(body) {
+		return nil, fmt.Errorf("%d ranges in %d bytes", hc.Ranges, len(body))
+	}
+	c.Ranges = make([]Range, 0, hc.Ranges)
+	at, total := uint64(0), 0
+	for i := range hc.Ranges {
+		gap, n := binary.Uvarint(body)
+		if n <= 0 {
+			return nil, errors.New("cut short")
+		}
+		length, n2 := binary.Uvarint(body[n:])
+		if n2 <= 0 {
+			return nil, errors.New("cut short")
+		}
+		body = body[n+n2:]
+		if gap > size || length == 0 || length > size || at+gap+length > size || (gap == 0 && i > 0) {
+			return nil, fmt.Errorf("range %d is empty, outside of the text or touches the one before", i)
+		}
+		c.Ranges = append(c.Ranges, Range{uint32(at + gap), uint32(length)})
+		at += gap + length
+		total += int(length)
+	}
+	if total != hc.Bytes {
+		return nil, fmt.Errorf("%d bytes, header says %d", total, hc.Bytes)
+	}
+	return body, nil
+}

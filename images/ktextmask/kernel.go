@@ -1,0 +1,103 @@
+package ktextmask
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// kernel is an opened vmlinux: stripped of symbols, with its section headers.
+type kernel struct {
+	text     section
+	exec     []section // every section that holds code, text first
+	sections map[string]section
+}
+
+type section struct {
+	addr uint64
+	data []byte
+}
+
+func (s section) contains(a uint64) bool { return a >= s.addr && a-s.addr < uint64(len(s.data)) }
+
+func openKernel(vmlinux []byte) (*kernel, error) {
+	f, err := elf.NewFile(bytes.NewReader(vmlinux))
+	if err != nil {
+		return nil, fmt.Errorf("vmlinux: %w", err)
+	}
+	if f.Machine != elf.EM_X86_64 {
+		return nil, fmt.Errorf("vmlinux: machine %s, want x86-64", f.Machine)
+	}
+	k := &kernel{sections: map[string]section{}}
+	for _, s := range f.Sections {
+		if s.Type == elf.SHT_NOBITS || s.Flags&elf.SHF_ALLOC == 0 || s.Size > maxKernel {
+			continue
+		}
+		data, err := s.Data()
+		if err != nil {
+			return nil, fmt.Errorf("vmlinux: section %s: %w", s.Name, err)
+		}
+		sec := section{addr: s.Addr, data: data}
+		k.sections[s.Name] = sec
+		if s.Flags&elf.SHF_EXECINSTR != 0 {
+			k.exec = append(k.exec, sec)
+		}
+	}
+	k.text = k.sections[".text"]
+	if len(k.text.data) == 0 || uint64(len(k.text.data)) > maxTextSize {
+		return nil, errors.New("vmlinux: no .text section of a sane size")
+	}
+	if len(k.sections[".rodata"].data) == 0 {
+		return nil, errors.New("vmlinux: no .rodata section")
+	}
+	return k, nil
+}
+
+// code returns n bytes of code at a, or nil where there is none.
+func (k *kernel) code(a uint64, n int) []byte {
+	for _, s := range k.exec {
+		if s.contains(a) && uint64(len(s.data))-(a-s.addr) >= uint64(n) {
+			return s.data[a-s.addr:][:n]
+		}
+	}
+	return nil
+}
+
+// notes is the digest of what /sys/kernel/notes shows.
+func (k *kernel) notes() ([32]byte, error) {
+	n := k.sections[".notes"]
+	if len(n.data) == 0 {
+		return [32]byte{}, errors.New("vmlinux: no .notes section")
+	}
+	return sha256.Sum256(n.data), nil
+}
+
+// relative reads a 32-bit offset that counts from its own address, the form
+// of nearly all of the kernel's tables of sites.
+func (s section) relative(at int) uint64 {
+	return s.addr + uint64(at) + uint64(int64(int32(binary.LittleEndian.Uint32(s.data[at:]))))
+}
+
+// branch decodes the near branches that the kernel patches and returns where
+// they go: call, jmp, jcc, each with or without a CS prefix.
+func branch(a uint64, b []byte) (target uint64, length int, ok bool) {
+	i := 0
+	if b[0] == 0x2e {
+		i = 1
+	}
+	switch {
+	case b[i] == 0xe8 || b[i] == 0xe9:
+		length = i + 5
+	case b[i] == 0x0f && b[i+1]&0xf0 == 0x80:
+		length = i + 6
+	case b[i] == 0xeb:
+		return a + uint64(i) + 2 + uint64(int64(int8(b[i+1]))), i + 2, true
+	default:
+		return 0, 0, false
+	}
+	disp := int32(binary.LittleEndian.Uint32(b[length-4:]))
+	return a + uint64(length) + uint64(int64(disp)), length, true
+}
