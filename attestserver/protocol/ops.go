@@ -1,0 +1,90 @@
+package protocol
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Names of the ops.
+const (
+	OpBoot    = "boot"
+	OpBlock   = "block"
+	OpProcs   = "procs"
+	OpPmem    = "pmem"
+	OpModules = "modules"
+	OpNet     = "net"
+	OpHw      = "hw"
+	OpKtext   = "ktext"
+)
+
+// Limits of lists in an op's data. Beyond them the agent fails the op and the
+// gateway refuses the answer.
+const (
+	MaxProcesses  = 8192
+	MaxFiles      = 4096 // distinct executable files that are mapped
+	MaxMounts     = 4096
+	MaxModules    = 1024
+	MaxLinks      = 1024
+	MaxComponents = 4096
+	MaxPages      = 4096
+	MaxString     = 4096 // bytes of one string
+)
+
+// None is the parameters of an op that has none.
+var None = []byte("{}")
+
+// EncodeOp writes parameters or data of an op.
+func EncodeOp(v any) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("op: %w", err)
+	}
+	return b, nil
+}
+
+// DecodeOp reads parameters or data of an op into v: one JSON value, no unknown
+// key, at most max bytes. Lists are bounded by their types' Check.
+func DecodeOp(data []byte, max int, v interface{ Check() error }) error {
+	if len(data) > max {
+		return fmt.Errorf("op data of %d bytes, at most %d are read", len(data), max)
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return fmt.Errorf("op data: %w", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("op data: surplus bytes")
+	}
+	if err := v.Check(); err != nil {
+		return fmt.Errorf("op data: %w", err)
+	}
+	return nil
+}
+
+// CheckNone refuses parameters for an op that has none.
+func CheckNone(params []byte) error {
+	if !bytes.Equal(params, None) {
+		return errors.New("op data: this op has no parameters")
+	}
+	return nil
+}
+
+func atMost(what string, n, max int) error {
+	if n > max {
+		return fmt.Errorf("%d %s, at most %d", n, what, max)
+	}
+	return nil
+}
+
+func short(what string, all ...string) error {
+	for _, s := range all {
+		if len(s) > MaxString {
+			return fmt.Errorf("%s: string of %d bytes", what, len(s))
+		}
+	}
+	return nil
+}

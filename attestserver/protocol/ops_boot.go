@@ -1,0 +1,33 @@
+package protocol
+
+import "errors"
+
+// BootData is the answer of op boot: what was booted and how the kernel is set.
+type BootData struct {
+	Cmdline     string   `json:"cmdline"`      // /proc/cmdline without its end of line
+	Release     string   `json:"release"`      // uname -r
+	Notes       string   `json:"notes_sha256"` // hex, of /sys/kernel/notes: the kernel's build id is in it
+	BootID      string   `json:"boot_id"`      // /proc/sys/kernel/random/boot_id
+	Lockdown    string   `json:"lockdown"`     // none, integrity or confidentiality
+	Tainted     uint64   `json:"tainted"`      // /proc/sys/kernel/tainted
+	KexecLoaded bool     `json:"kexec_loaded"` // another kernel waits to be started
+	UptimeMs    int64    `json:"uptime_ms"`    // since the kernel started
+	Traced      []string `json:"traced"`       // kernel functions with a tracer on them, kprobes and uprobes
+}
+
+// Check bounds the lists and strings.
+func (d *BootData) Check() error {
+	if d.UptimeMs < 0 {
+		return errors.New("negative uptime")
+	}
+	if err := atMost("traced functions", len(d.Traced), MaxTraced); err != nil {
+		return err
+	}
+	if err := short("traced", d.Traced...); err != nil {
+		return err
+	}
+	return short("boot", d.Cmdline, d.Release, d.Notes, d.BootID, d.Lockdown)
+}
+
+// MaxTraced is how many traced functions are named; the first are enough.
+const MaxTraced = 64

@@ -1,0 +1,53 @@
+package protocol
+
+import (
+	"errors"
+	"regexp"
+)
+
+// Classes of hardware components.
+const (
+	HwDMI   = "dmi"   // strings of the firmware's tables
+	HwCPU   = "cpu"   // model and count
+	HwPCI   = "pci"   // functions on the PCI buses
+	HwDIMM  = "dimm"  // memory devices of the firmware's tables
+	HwUSB   = "usb"   // devices on USB
+	HwBlock = "block" // disks
+	HwNIC   = "nic"   // network hardware, by permanent MAC
+)
+
+// Component is one part of the machine.
+type Component struct {
+	Class string `json:"class"`
+	Slot  string `json:"slot"` // where it is: a bus address, a table entry, a name
+	Value string `json:"value"`
+}
+
+// HwData is the answer of op hw.
+type HwData struct {
+	CPUClass   string      `json:"cpu_class"`
+	MemoryKiB  uint64      `json:"memory_kib"` // MemTotal
+	UptimeMs   int64       `json:"uptime_ms"`
+	Components []Component `json:"components"` // sorted by class and slot
+}
+
+var cpuClass = regexp.MustCompile(`^[a-z0-9.-]{1,128}$`)
+
+// Check bounds the lists and strings.
+func (d *HwData) Check() error {
+	if !cpuClass.MatchString(d.CPUClass) {
+		return errors.New("cpu_class is not 1 to 128 of a-z, 0-9, dot and dash")
+	}
+	if d.UptimeMs < 0 {
+		return errors.New("negative uptime")
+	}
+	if err := atMost("components", len(d.Components), MaxComponents); err != nil {
+		return err
+	}
+	for _, c := range d.Components {
+		if err := short("component", c.Class, c.Slot, c.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,84 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+)
+
+// PageSize is the page size of the PC, in bytes (x86-64).
+const PageSize = 4096
+
+// PmemParams asks for one page of every mapped executable segment and Extra
+// pages more, all chosen by Seed.
+type PmemParams struct {
+	Seed  string `json:"seed"`  // 32 bytes, hex
+	Extra int    `json:"extra"` // 0 to MaxPages
+}
+
+// Check bounds the numbers.
+func (p *PmemParams) Check() error {
+	if b, err := hex.DecodeString(p.Seed); err != nil || len(b) != 32 {
+		return errors.New("seed is not 32 bytes in hex")
+	}
+	if p.Extra < 0 || p.Extra > MaxPages {
+		return fmt.Errorf("extra is %d, allowed are 0 to %d", p.Extra, MaxPages)
+	}
+	return nil
+}
+
+// Page is one page of a process's executable memory.
+type Page struct {
+	Path    string  `json:"path"`
+	Segment Segment `json:"segment"` // of the file
+	Pick    int     `json:"pick"`    // 0: the segment's own page, 1 … its extra ones
+	Offset  uint64  `json:"offset"`  // of the page in the file
+	PID     int     `json:"pid"`     // whose memory was read
+	MAC     string  `json:"mac"`     // PageMAC, hex
+}
+
+// PmemData is the answer of op pmem.
+type PmemData struct {
+	Pages    []Page `json:"pages"`
+	Vanished int    `json:"vanished"` // segments whose processes ended while they were read
+}
+
+// Check bounds the lists and strings.
+func (d *PmemData) Check() error {
+	if err := atMost("pages", len(d.Pages), MaxPages+MaxFiles); err != nil {
+		return err
+	}
+	for _, p := range d.Pages {
+		if err := short("page", p.Path, p.MAC); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PickPage chooses a page of a segment: both sides compute it, so that the
+// agent cannot choose a page that suits it. The segment must hold a page.
+func (k OpKey) PickPage(seed string, path string, s Segment, pick int) uint64 {
+	var n [24]byte
+	binary.BigEndian.PutUint64(n[:], s.Offset)
+	binary.BigEndian.PutUint64(n[8:], s.Length)
+	binary.BigEndian.PutUint64(n[16:], uint64(pick))
+	h := k.NewDigest("pmem-pick", []byte(seed))
+	writeField(h, []byte(path))
+	h.Write(n[:])
+	d := Sum(h)
+	pages := max(s.Length/PageSize, 1)
+	return s.Offset + binary.BigEndian.Uint64(d[:8])%pages*PageSize
+}
+
+// PageMAC is the keyed digest of one page: HMAC over what it is and its bytes.
+func (k OpKey) PageMAC(path string, offset uint64, page []byte) string {
+	var n [8]byte
+	binary.BigEndian.PutUint64(n[:], offset)
+	h := k.NewDigest("pmem-page", n[:])
+	writeField(h, []byte(path))
+	h.Write(page)
+	d := Sum(h)
+	return hex.EncodeToString(d[:16])
+}

@@ -1,0 +1,102 @@
+package protocol
+
+import "fmt"
+
+// Segment is a piece of a file that is mapped executable, in bytes.
+type Segment struct {
+	Offset uint64 `json:"offset"`
+	Length uint64 `json:"length"`
+}
+
+// File is one file that processes have mapped executable.
+type File struct {
+	Path     string    `json:"path"`     // as the kernel shows it, without " (deleted)"
+	Deleted  bool      `json:"deleted"`  // no longer under that path
+	Writable bool      `json:"writable"` // some mapping can be written and executed
+	Dev      string    `json:"dev"`      // of the mapping, major:minor
+	Inode    uint64    `json:"inode"`
+	StatDev  uint64    `json:"stat_dev"` // of the file: on overlayfs it tells the layers apart
+	FSType   string    `json:"fs"`       // overlay, squashfs, tmpfs … or a hex magic
+	Size     int64     `json:"size"`
+	Segments []Segment `json:"segments"`
+	PIDs     []int     `json:"pids"` // the first MaxFilePIDs that map it
+}
+
+// MaxFilePIDs and MaxSegments bound what is listed of one file.
+const (
+	MaxFilePIDs = 4
+	MaxSegments = 64
+)
+
+// Process is one process of user space.
+type Process struct {
+	PID   int    `json:"pid"`
+	PPID  int    `json:"ppid"`
+	Start uint64 `json:"start"` // clock ticks after boot: with PID, the process's identity
+	Comm  string `json:"comm"`
+	Exe   string `json:"exe"` // /proc/PID/exe
+}
+
+// Anonymous is executable memory that no file backs.
+type Anonymous struct {
+	PID    int    `json:"pid"`
+	Start  uint64 `json:"start"` // address
+	Length uint64 `json:"length"`
+	Label  string `json:"label"` // [heap], [stack] or empty
+}
+
+// Mount is one mount that process 1 sees.
+type Mount struct {
+	Dev   string `json:"dev"`
+	Root  string `json:"root"`
+	Point string `json:"point"`
+	FS    string `json:"fs"`
+}
+
+// ProcsData is the answer of op procs.
+type ProcsData struct {
+	Processes []Process   `json:"processes"`
+	Kernel    int         `json:"kernel"` // kernel threads
+	Files     []File      `json:"files"`
+	Anonymous []Anonymous `json:"anonymous"`
+	Mounts    []Mount     `json:"mounts"`
+	Vanished  int         `json:"vanished"` // processes that ended while they were read
+}
+
+// Check bounds the lists and strings.
+func (d *ProcsData) Check() error {
+	for _, l := range []struct {
+		what   string
+		n, max int
+	}{
+		{"processes", len(d.Processes), MaxProcesses}, {"files", len(d.Files), MaxFiles},
+		{"anonymous mappings", len(d.Anonymous), MaxFiles}, {"mounts", len(d.Mounts), MaxMounts},
+	} {
+		if err := atMost(l.what, l.n, l.max); err != nil {
+			return err
+		}
+	}
+	for i := range d.Files {
+		if err := d.Files[i].check(); err != nil {
+			return err
+		}
+	}
+	for _, p := range d.Processes {
+		if err := short("process", p.Comm, p.Exe); err != nil {
+			return err
+		}
+	}
+	for _, m := range d.Mounts {
+		if err := short("mount", m.Dev, m.Root, m.Point, m.FS); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *File) check() error {
+	if len(f.Segments) > MaxSegments || len(f.PIDs) > MaxFilePIDs {
+		return fmt.Errorf("file with %d segments and %d processes", len(f.Segments), len(f.PIDs))
+	}
+	return short("file", f.Path, f.Dev, f.FSType)
+}
