@@ -1,0 +1,270 @@
+// Package verdict is the state machine of trust: what is believed of the PC
+// after each answer, silence and boot. It is pure (time comes in as a value)
+// and owned by one goroutine of attestserver/server.
+//
+//	unknown ──full pass──▶ trusted ──failure──▶ suspect ──clean burst──▶ trusted
+//	   │                      │                    │
+//	   └─reference missing─▶ enrolling          2nd failure ─▶ quarantined
+//
+// Quarantined ends with the next boot session only.
+package verdict
+
+import (
+	"time"
+
+	"portcullis/attestserver/protocol"
+)
+
+// State of the PC.
+type State int
+
+// States; the zero value is not one of them.
+const (
+	Unknown State = iota + 1
+	Enrolling
+	Trusted
+	Suspect
+	Quarantined
+)
+
+func (s State) String() string {
+	switch s {
+	case Unknown:
+		return "unknown"
+	case Enrolling:
+		return "enrolling"
+	case Trusted:
+		return "trusted"
+	case Suspect:
+		return "suspect"
+	case Quarantined:
+		return "quarantined"
+	}
+	return "invalid"
+}
+
+// Tier is the only one that is judged here: software only, no root of trust in the PC.
+const Tier = "T0"
+
+// Reasons of a change of state beside those of findings.
+const (
+	ReasonStart    = "attestd-started"
+	ReasonSession  = "session-new"
+	ReasonEnded    = "session-ended"
+	ReasonVoid     = "session-void"
+	ReasonEnrol    = "reference-missing"
+	ReasonPassed   = "evidence-accepted"
+	ReasonBurst    = "burst-clean"
+	ReasonExpired  = "verdict-expired"
+	ReasonRestored = "quarantine-kept"
+)
+
+// BurstSize good answers in a row make a suspect trusted again.
+const BurstSize = 3
+
+// MaxFindings bounds what a verdict shows; the journal has all of them.
+const MaxFindings = 64
+
+// Finding is a finding with its place in time.
+type Finding struct {
+	protocol.Finding
+	Time     time.Time
+	Sequence uint64
+}
+
+// Verdict is what is believed, for how long, and why.
+type Verdict struct {
+	Session    string
+	State      State
+	Reason     string    // of the last change of state
+	NotAfter   time.Time // zero unless trusted or suspect after trust
+	Challenges uint64    // judged in this session
+	Failures   uint64
+	Findings   []Finding // the newest first
+	Warnings   []string
+	Evidence   [32]byte // chain head after the last accepted evidence
+}
+
+// Change is a transition; To equals From when a trusted verdict was renewed.
+type Change struct {
+	From, To State
+	Reason   string
+}
+
+// Limits are the machine's numbers.
+type Limits struct {
+	Life   time.Duration // how long a good answer is worth something
+	Window time.Duration // two soft failures within it quarantine, burst or no burst
+}
+
+// Machine judges one PC. It is not safe for concurrent use.
+type Machine struct {
+	limits Limits
+	v      Verdict
+
+	full   bool      // one challenge with every probe has passed in this session, on this start of attestd
+	doubt  bool      // a failure has not been followed by a clean burst yet
+	last   time.Time // of the last failure
+	fatal  bool      // there was a failure with a fatal finding: never forgiven within the session
+	clean  int       // good answers in a row since the last failure
+	failed []string
+}
+
+// New starts at unknown.
+func New(limits Limits) *Machine {
+	return &Machine{limits: limits, v: Verdict{State: Unknown, Reason: ReasonStart}}
+}
+
+// Verdict returns a copy of what is believed now.
+func (m *Machine) Verdict() Verdict {
+	v := m.v
+	v.Findings = append([]Finding(nil), m.v.Findings...)
+	v.Warnings = append([]string(nil), m.v.Warnings...)
+	return v
+}
+
+// State is the current state.
+func (m *Machine) State() State { return m.v.State }
+
+// Session is the current boot session, "" before the first.
+func (m *Machine) Session() string { return m.v.Session }
+
+// Full tells whether the next challenge must hold every probe: until one such
+// challenge has passed, nothing has been shown.
+func (m *Machine) Full() bool { return !m.full }
+
+// Burst tells whether the next challenge belongs to a burst.
+func (m *Machine) Burst() bool { return m.doubt && m.v.State != Quarantined }
+
+// Failed names the probes that failed last: a burst asks them again.
+func (m *Machine) Failed() []string { return m.failed }
+
+// NewSession forgets everything: a boot request ends trust.
+func (m *Machine) NewSession(session, reason string) *Change {
+	from := m.v.State
+	*m = Machine{limits: m.limits, v: Verdict{Session: session, State: Unknown, Reason: reason}}
+	return &Change{from, Unknown, reason}
+}
+
+// Quarantine ends belief in this boot session: it was voided by pxed, or was
+// quarantined before attestd started anew.
+func (m *Machine) Quarantine(reason string) *Change { return m.move(Quarantined, reason) }
+
+// Enrolling notes that a reference has to be taken first.
+func (m *Machine) Enrolling() *Change {
+	if m.v.State != Unknown {
+		return nil
+	}
+	return m.move(Enrolling, ReasonEnrol)
+}
+
+// Warn adds a warning to the verdict, once.
+func (m *Machine) Warn(warning string) {
+	for _, w := range m.v.Warnings {
+		if w == warning {
+			return
+		}
+	}
+	m.v.Warnings = append(m.v.Warnings, warning)
+}
+
+// Passed takes an accepted answer. full: every probe was asked and judged.
+// It returns a Change also when a trusted verdict was renewed.
+func (m *Machine) Passed(now time.Time, full bool, evidence [32]byte) *Change {
+	m.v.Challenges++
+	m.v.Evidence = evidence
+	m.full = m.full || full
+	m.clean++
+	if m.v.State == Quarantined || !m.full {
+		return nil
+	}
+	if m.doubt {
+		if m.clean < BurstSize {
+			return nil
+		}
+		m.doubt, m.failed = false, nil
+	}
+	reason := ReasonPassed
+	if m.v.State == Suspect {
+		reason = ReasonBurst
+	}
+	m.v.NotAfter = now.Add(m.limits.Life)
+	if m.v.State == Trusted {
+		return &Change{Trusted, Trusted, reason}
+	}
+	return m.move(Trusted, reason)
+}
+
+// Recorded counts an answer that was accepted but decides nothing: a reference
+// was taken, or an op waits for one.
+func (m *Machine) Recorded(evidence [32]byte) {
+	m.v.Challenges++
+	m.v.Evidence = evidence
+}
+
+// Note adds findings without a failure (class info).
+func (m *Machine) Note(now time.Time, sequence uint64, findings []protocol.Finding) {
+	for _, f := range findings {
+		m.v.Findings = append([]Finding{{f, now, sequence}}, m.v.Findings...)
+	}
+	if len(m.v.Findings) > MaxFindings {
+		m.v.Findings = m.v.Findings[:MaxFindings]
+	}
+}
+
+// Fail counts one failed challenge, whatever the number of its findings. The
+// first failure makes a suspect. The second quarantines: before a clean burst,
+// within Window of the one before it, or at any time of the session when both
+// had a fatal finding. So nobody keeps silent, cleans up, passes the burst and
+// goes on like that.
+func (m *Machine) Fail(now time.Time, sequence uint64, findings []protocol.Finding) *Change {
+	m.Note(now, sequence, findings)
+	m.v.Challenges++
+	m.v.Failures++
+	m.clean = 0
+	second := m.doubt || (!m.last.IsZero() && now.Sub(m.last) < m.limits.Window)
+	m.doubt, m.last = true, now
+	m.failed = nil
+	reason, fatal := "", false
+	for _, f := range findings {
+		if f.Class == protocol.Info {
+			continue
+		}
+		fatal = fatal || f.Class == protocol.Fatal
+		m.failed = append(m.failed, f.Probe)
+		if reason == "" {
+			reason = f.Reason
+		}
+	}
+	second = second || (fatal && m.fatal)
+	m.fatal = m.fatal || fatal
+	switch {
+	case m.v.State == Quarantined:
+		return nil
+	case second:
+		return m.move(Quarantined, reason)
+	default:
+		return m.move(Suspect, reason)
+	}
+}
+
+// Tick lets a verdict expire. What counts against the session stays counted.
+func (m *Machine) Tick(now time.Time) *Change {
+	if (m.v.State != Trusted && m.v.State != Suspect) || m.v.NotAfter.IsZero() || now.Before(m.v.NotAfter) {
+		return nil
+	}
+	m.full = false
+	return m.move(Unknown, ReasonExpired)
+}
+
+func (m *Machine) move(to State, reason string) *Change {
+	from := m.v.State
+	if to != Trusted && to != Suspect {
+		m.v.NotAfter = time.Time{}
+	}
+	if from == to {
+		return nil
+	}
+	m.v.State, m.v.Reason = to, reason
+	return &Change{from, to, reason}
+}
