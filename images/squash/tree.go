@@ -54,7 +54,7 @@ const (
 // Node is one entry of the tree.
 type Node struct {
 	Kind     Kind
-	Mode     os.FileMode // permission bits with setuid, setgid and sticky
+	Mode     uint32 // Unix permission bits with setuid (04000), setgid and sticky
 	UID, GID int
 	Time     time.Time
 	Target   string // of a symlink
@@ -193,7 +193,7 @@ func (t *Tree) Paths() []string {
 }
 
 // WriteFile puts a root-owned regular file.
-func (t *Tree) WriteFile(p string, mode os.FileMode, content []byte) error {
+func (t *Tree) WriteFile(p string, mode uint32, content []byte) error {
 	return t.Put(p, &Node{Kind: File, Mode: mode, Time: t.Time, Content: Bytes(content)})
 }
 
@@ -203,14 +203,14 @@ func (t *Tree) Link(p, target string) error {
 }
 
 // Mkdir puts a root-owned directory.
-func (t *Tree) Mkdir(p string, mode os.FileMode) error {
+func (t *Tree) Mkdir(p string, mode uint32) error {
 	return t.Put(p, &Node{Kind: Dir, Mode: mode, Time: t.Time})
 }
 
 // FromHeader turns a package's tar entry into a node. ok is false for entries
 // that an image does not carry (devices, sockets).
 func FromHeader(h *tar.Header, c Content) (n *Node, ok bool) {
-	n = &Node{Mode: os.FileMode(h.Mode & 0o7777), UID: h.Uid, GID: h.Gid, Time: h.ModTime.UTC().Truncate(time.Second)}
+	n = &Node{Mode: uint32(h.Mode & 0o7777), UID: h.Uid, GID: h.Gid, Time: h.ModTime.UTC().Truncate(time.Second)}
 	switch h.Typeflag {
 	case tar.TypeDir:
 		n.Kind = Dir
@@ -222,4 +222,15 @@ func FromHeader(h *tar.Header, c Content) (n *Node, ok bool) {
 		return nil, false
 	}
 	return n, true
+}
+
+// SetTime sets the time of what is put from now on and of every directory that
+// had none of its own.
+func (t *Tree) SetTime(now time.Time) {
+	for _, n := range t.nodes {
+		if n.Time.Equal(t.Time) {
+			n.Time = now
+		}
+	}
+	t.Time = now
 }

@@ -23,7 +23,7 @@ type Options struct {
 // Tool returns the program that writes squashfs and its version, which is part
 // of what the bytes depend on.
 func Tool(ctx context.Context) (path, version string, err error) {
-	path, err = deb.NeedTool("sqfstar", "squashfs-tools")
+	path, err = deb.NeedTool("mksquashfs", "squashfs-tools")
 	if err != nil {
 		return "", "", err
 	}
@@ -44,6 +44,9 @@ func (t *Tree) WriteTar(w io.Writer, progress func(done, total int64)) error {
 	tw := tar.NewWriter(w)
 	for _, p := range paths {
 		n := t.nodes[p]
+		if p == "/" {
+			continue // its attributes are options of the writer
+		}
 		h := &tar.Header{Format: tar.FormatGNU, Name: "." + p, Mode: int64(n.Mode), Uid: n.UID, Gid: n.GID, ModTime: n.Time}
 		switch n.Kind {
 		case Dir:
@@ -79,10 +82,10 @@ func (t *Tree) Write(ctx context.Context, out string, o Options, progress func(d
 		return err
 	}
 	stamp := strconv.FormatInt(t.Time.Unix(), 10)
-	cmd := exec.CommandContext(ctx, tool,
+	cmd := exec.CommandContext(ctx, tool, "-", out, "-tar",
 		"-comp", "zstd", "-Xcompression-level", strconv.Itoa(o.Level), "-b", strconv.Itoa(o.BlockSize),
 		"-no-xattrs", "-reproducible", "-mkfs-time", stamp, "-root-time", stamp, "-root-mode", "755", "-root-uid", "0", "-root-gid", "0",
-		"-exit-on-error", "-no-progress", "-quiet", out)
+		"-exit-on-error", "-no-progress", "-quiet")
 	// The variable would collide with the explicit times.
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "SOURCE_DATE_EPOCH=") {

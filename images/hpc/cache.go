@@ -1,0 +1,127 @@
+package hpc
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// builderVersion is part of every key: raise it when the code makes other bytes
+// of the same inputs.
+const builderVersion = "1"
+
+// key digests what a stage depends on. Every part is named and framed, so that
+// two different inputs never run together into one.
+type key struct{ parts bytes.Buffer }
+
+func newKey(stage string) *key {
+	k := new(key)
+	return k.add("stage", stage).add("builder", builderVersion)
+}
+
+func (k *key) add(name string, value any) *key {
+	s := fmt.Sprint(value)
+	fmt.Fprintf(&k.parts, "%s %d\n%s\n", name, len(s), s)
+	return k
+}
+
+func (k *key) hex() string {
+	d := sha256.Sum256(k.parts.Bytes())
+	return hex.EncodeToString(d[:20])
+}
+
+// stage returns the directory with the result of the stage called name with
+// key k, which make has to fill when it is not there yet. What make writes is
+// renamed into place as a whole: a build that is killed leaves no half result.
+func (b *builder) stage(name string, k *key, make func(dir string) error) (dir string, cached bool, err error) {
+	parent := filepath.Join(b.CacheDir, name)
+	dir = filepath.Join(parent, k.hex())
+	if _, err := os.Stat(dir); err == nil {
+		return dir, true, nil
+	}
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return "", false, err
+	}
+	unlock, err := lockFile(filepath.Join(parent, k.hex()+".lock"))
+	if err != nil {
+		return "", false, err
+	}
+	defer unlock()
+	if _, err := os.Stat(dir); err == nil { // another build made it while we waited
+		return dir, true, nil
+	}
+	tmp, err := os.MkdirTemp(parent, ".new-")
+	if err != nil {
+		return "", false, err
+	}
+	defer os.RemoveAll(tmp)
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return "", false, err
+	}
+	if err := make(tmp); err != nil {
+		return "", false, err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return "", false, err
+	}
+	return dir, false, nil
+}
+
+// lockFile waits for the lock of two builds that share a cache.
+func lockFile(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	// The file stays: removing it would let two builds hold two different locks.
+	return func() { f.Close() }, nil
+}
+
+// digestFile returns the hex SHA-256 of a file.
+func digestFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// copyFile copies src to dst through a temporary name beside it.
+func copyFile(dst, src string, mode os.FileMode) error {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.CreateTemp(filepath.Dir(dst), "."+filepath.Base(dst)+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(out.Name())
+	if _, err := io.Copy(out, in); err != nil {
+		out.Close()
+		return fmt.Errorf("copy %s: %w", filepath.Base(dst), err)
+	}
+	if err := out.Chmod(mode); err != nil {
+		out.Close()
+		return err
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	return os.Rename(out.Name(), dst)
+}

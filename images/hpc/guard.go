@@ -1,0 +1,110 @@
+package hpc
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+
+	"portcullis/images/manifest"
+	"portcullis/images/squash"
+)
+
+// Places of the project's own files in the root image.
+const (
+	AgentPath = "/usr/lib/portcullis/hpc-agent"
+	MaskPath  = "/usr/lib/portcullis/ktext.mask"
+	LabPath   = "/usr/lib/portcullis/hpc-lab"
+	labUnit   = "portcullis-lab.service"
+)
+
+// labPort names the virtio-serial port of the lab's command channel. A file of
+// a generic image that has these bytes is, or starts, the other end of it.
+const labPort = "org.portcullis.lab"
+
+// checkProfile compares the recipe with the profile that was asked for.
+func (b *builder) checkProfile() error {
+	if lab := b.Profile == manifest.ProfileLab; b.recipe.LabChannel != lab {
+		if lab {
+			return refuse(ReasonOptions, "the recipe does not extend the lab recipe")
+		}
+		return refuse(ReasonLabInReal, "the recipe extends the lab recipe and so cannot make a %s image", b.Profile)
+	}
+	return nil
+}
+
+// guard looks at the finished tree: whatever recipe and packages say, an image
+// with a login, a password or, unless it is the lab's, a command channel is refused.
+func guard(t *squash.Tree, profile string) error {
+	for _, p := range t.Paths() {
+		n := t.Get(p)
+		if n == nil {
+			return fmt.Errorf("%s: unreachable path in the tree", p)
+		}
+		if profile != manifest.ProfileLab {
+			if err := guardLab(p, n); err != nil {
+				return err
+			}
+		}
+		if slices.Contains(loginPrograms, p) {
+			return refuse(ReasonUnsafeTree, "%s lets somebody log in", p)
+		}
+	}
+	b, err := t.Read("/etc/shadow")
+	if err != nil {
+		return refuse(ReasonUnsafeTree, "no /etc/shadow: %v", err)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+		if f := strings.Split(line, ":"); len(f) < 2 || !strings.HasPrefix(f[1], "!") {
+			return refuse(ReasonUnsafeTree, "account %q is not locked", f[0])
+		}
+	}
+	return nil
+}
+
+// loginPrograms would open a way in.
+var loginPrograms = []string{
+	"/usr/sbin/agetty", "/usr/sbin/getty", "/usr/bin/login", "/usr/sbin/sulogin", "/usr/sbin/sshd", "/usr/sbin/dropbear",
+	"/usr/sbin/telnetd", "/usr/sbin/in.telnetd", "/usr/bin/su", "/usr/bin/sudo",
+}
+
+func guardLab(p string, n *squash.Node) error {
+	if p == LabPath || path.Base(p) == labUnit || path.Base(p) == path.Base(LabPath) {
+		return refuse(ReasonLabInReal, "%s is the lab's command channel", p)
+	}
+	if n.Kind == squash.Symlink && strings.Contains(n.Target, path.Base(LabPath)) {
+		return refuse(ReasonLabInReal, "%s points to the lab's command channel", p)
+	}
+	if n.Kind != squash.File {
+		return nil
+	}
+	found, err := contains(n.Content.Open(), labPort)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
+	if found {
+		return refuse(ReasonLabInReal, "%s speaks on the lab's command channel (%s)", p, labPort)
+	}
+	return nil
+}
+
+// contains searches a stream for a short string.
+func contains(r io.Reader, s string) (bool, error) {
+	buf := make([]byte, 256<<10)
+	keep := 0
+	for {
+		n, err := io.ReadFull(r, buf[keep:])
+		if bytes.Contains(buf[:keep+n], []byte(s)) {
+			return true, nil
+		}
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		keep = copy(buf, buf[keep+n-len(s)+1:keep+n])
+	}
+}

@@ -1,0 +1,20 @@
+package hpc
+
+import "time"
+
+// Progress is told what the build does. Stages that take longer than a moment
+// report how far they are; all is safe to call from one goroutine at a time.
+type Progress interface {
+	// Stage begins; it ends when the next one begins or the build is over.
+	Stage(name, detail string)
+	// Step tells how much of the running stage is done, in bytes.
+	Step(done, total int64)
+	// Done ends the running stage; cached tells that nothing had to be made.
+	Done(cached bool, took time.Duration)
+}
+
+type quiet struct{}
+
+func (quiet) Stage(string, string)     {}
+func (quiet) Step(int64, int64)        {}
+func (quiet) Done(bool, time.Duration) {}

@@ -1,0 +1,10 @@
+// Package hpc holds the project's own recipes of the PC's image and the files
+// they name. It is data; images/hpc reads it.
+package hpc
+
+import "embed"
+
+// FS has recipe.yaml, what extends it for each profile, and files/.
+//
+//go:embed *.yaml files
+var FS embed.FS
