@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"sort"
 	"strings"
@@ -39,7 +38,7 @@ type dhcpClient struct {
 
 // acquire asks on link until a valid lease comes or ctx ends.
 func acquire(ctx context.Context, link boot.Link) (Lease, error) {
-	conn, err := listenDHCP(ctx, link.Name)
+	conn, err := listenOn(link.Name, dhcpv4.ClientPort)
 	if err != nil {
 		pause(ctx, dhcpFirstWait) // the caller asks again at once while the link is usable
 		return Lease{}, boot.Failf(ReasonNoLease, "socket on %s: %w", link.Name, err)
@@ -154,10 +153,10 @@ func (c *dhcpClient) summary() string {
 	return fmt.Sprintf("on %s passed over [%s], last: %v", c.link.Name, strings.Join(parts, ", "), c.last)
 }
 
-// listenDHCP opens port 68 on one interface. It must be a socket of that
-// interface alone: without an address, the kernel has no other way to tell
-// where a broadcast goes out.
-func listenDHCP(ctx context.Context, name string) (*net.UDPConn, error) {
+// listenOn opens a UDP port on one interface, for broadcasts too. It must be a
+// socket of that interface alone: without an address, the kernel has no other
+// way to tell where a broadcast goes out.
+func listenOn(name string, port int) (*net.UDPConn, error) {
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		cerr := raw.Control(func(fd uintptr) {
@@ -172,8 +171,7 @@ func listenDHCP(ctx context.Context, name string) (*net.UDPConn, error) {
 		})
 		return errors.Join(cerr, err)
 	}}
-	local := netip.AddrPortFrom(netip.IPv4Unspecified(), dhcpv4.ClientPort)
-	conn, err := lc.ListenPacket(ctx, "udp4", local.String())
+	conn, err := lc.ListenPacket(context.Background(), "udp4", fmt.Sprintf(":%d", port))
 	if err != nil {
 		return nil, err
 	}

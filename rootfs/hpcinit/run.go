@@ -119,6 +119,7 @@ func (s *sequence) prepare() (boot.Verity, manifest.Trust, error) {
 	if c, err := boot.OpenConsole(); err == nil { // without one, the lines stay on what the kernel gave
 		s.console = c
 		s.log.Redirect(c)
+		fmt.Fprintln(c) // firmware leaves its own line without an end
 	}
 	s.log.Stage(StageInit)
 	cmdline, err := boot.ReadCmdline()
