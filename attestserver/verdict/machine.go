@@ -126,6 +126,9 @@ func (m *Machine) Verdict() Verdict {
 // State is the current state.
 func (m *Machine) State() State { return m.v.State }
 
+// NotAfter is when the verdict expires; zero where nothing is believed.
+func (m *Machine) NotAfter() time.Time { return m.v.NotAfter }
+
 // Session is the current boot session, "" before the first.
 func (m *Machine) Session() string { return m.v.Session }
 

@@ -1,0 +1,91 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"net"
+	"time"
+
+	"connectrpc.com/connect"
+
+	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/attestserver/channel"
+	"portcullis/attestserver/protocol"
+	"portcullis/internal/event"
+)
+
+// decideTime bounds the questions to pxed about one claim.
+const decideTime = 3 * time.Second
+
+// welcome brings one connection from accept to the core, or ends it.
+func (s *Server) welcome(ctx context.Context, raw net.Conn) {
+	conn, err := s.gateway.Accept(ctx, raw)
+	if err != nil {
+		reason := channel.ReasonTLS
+		var refused *channel.RefusedError
+		if errors.As(err, &refused) {
+			reason = refused.Reason
+		}
+		s.refusal(raw.RemoteAddr(), reason, err.Error())
+		return
+	}
+	s.o.Events.Emit("agent.connected", event.Fields{"session": conn.Claim.Session, "remote": conn.Remote.String()})
+	granted, reason, detail := s.decide(ctx, conn)
+	if granted == nil {
+		s.refusal(conn.Remote, reason, detail)
+		conn.Refuse(reason)
+		return
+	}
+	granted.conn = conn
+	if !s.post(func(c *core) { c.claimed(granted) }) {
+		conn.Close()
+	}
+}
+
+// grant is a claim that pxed granted, now or before.
+type grant struct {
+	conn    *channel.Conn
+	image   *openImage
+	session *portcullisv1.Session
+	resumed bool
+}
+
+// decide settles a genuine claim. Only pxed grants; what attestd adds is that
+// the image is the signed one, and that the same key may come again: after a
+// restart of attestd or a broken connection.
+func (s *Server) decide(ctx context.Context, conn *channel.Conn) (g *grant, reason, detail string) {
+	ctx, cancel := context.WithTimeout(ctx, decideTime)
+	defer cancel()
+	c := conn.Claim
+	image, err := s.o.Images.open([32]byte(c.ManifestDigest), s.o.Clock.Now())
+	if err != nil {
+		return nil, protocol.ClaimImage, err.Error()
+	}
+	if hex.EncodeToString(c.RootHash) != image.Manifest.Verity.RootHash {
+		return nil, protocol.ClaimImage, "another verity root than the manifest's is mounted"
+	}
+	known, err := s.o.Boot.GetSession(ctx, connect.NewRequest(&portcullisv1.GetSessionRequest{Id: c.Session}))
+	switch {
+	case connect.CodeOf(err) == connect.CodeNotFound:
+		return nil, protocol.ClaimSession, "pxed does not know the session"
+	case err != nil:
+		return nil, protocol.ClaimUnavailable, err.Error()
+	}
+	if b := known.Msg.Session; b.GetId() == c.Session && b.GetState() == portcullisv1.SessionState_SESSION_STATE_CLAIMED &&
+		bytes.Equal(b.ClaimKey, c.PublicKey) && bytes.Equal(b.ManifestDigest, c.ManifestDigest) {
+		return &grant{image: image, session: b, resumed: true}, "", ""
+	}
+	answer, err := s.o.Boot.Claim(ctx, connect.NewRequest(&portcullisv1.ClaimRequest{
+		Session: c.Session, PublicKey: c.PublicKey, ManifestDigest: c.ManifestDigest, UptimeMs: c.UptimeMs}))
+	switch {
+	case err != nil:
+		return nil, protocol.ClaimUnavailable, err.Error()
+	case !answer.Msg.Accepted:
+		return nil, answer.Msg.Reason, "refused by pxed"
+	case answer.Msg.Session.GetId() != c.Session:
+		return nil, protocol.ClaimUnavailable, "pxed answered for another session"
+	}
+	return &grant{image: image, session: answer.Msg.Session}, "", ""
+}

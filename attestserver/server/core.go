@@ -1,0 +1,229 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/attestserver/challenge"
+	"portcullis/attestserver/protocol"
+	"portcullis/attestserver/schedule"
+	"portcullis/attestserver/verdict"
+	"portcullis/internal/event"
+)
+
+// core is the state that one goroutine owns: the verdict, the connection and
+// the open challenge.
+type core struct {
+	*Server
+	machine *verdict.Machine
+	opened  int64 // opened_ms of the current session; older ones are stale news
+	image   *openImage
+	state   *protocol.ImageState
+	chooser *challenge.Chooser
+	enrol   []string // references to take next
+
+	link    *link
+	open    *challenge.Sent // asked, not answered
+	asked   time.Time
+	judging bool      // an Expectation is at work: nothing is asked meanwhile
+	due     time.Time // of the next challenge
+
+	// A quarantined PC goes on being asked, and goes on failing: the count of
+	// failures is in every record, each of them is not.
+	quarantineLog *rate.Limiter
+
+	retired []*openImage // to be released when nothing is judged any more
+	failure error        // ends the core
+}
+
+// verdictLife is how long a good answer is worth something: 2 × the longest
+// gap, and never less than the longest gap and one answer together.
+func verdictLife(p schedule.Plan, deadline time.Duration) time.Duration {
+	return max(2*p.Cap(), p.Cap()+deadline+time.Second)
+}
+
+// failureWindow in mean gaps: two soft failures within it quarantine.
+const failureWindow = 60
+
+func newCore(s *Server) *core {
+	limits := verdict.Limits{Life: verdictLife(s.o.Plan, s.o.Deadline), Window: failureWindow / schedule.CapFactor * s.o.Plan.Cap()}
+	return &core{Server: s, machine: verdict.New(limits), chooser: new(challenge.Chooser),
+		quarantineLog: rate.NewLimiter(rate.Every(10*time.Second), 20)}
+}
+
+func (c *core) run(ctx context.Context) error {
+	defer c.disconnect()
+	for c.failure == nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case f := <-c.events:
+			f(c)
+		case <-c.o.Clock.After(c.wait(c.o.Clock.Now())):
+		}
+		c.tick(c.o.Clock.Now())
+		c.status.set(c.view())
+	}
+	return c.failure
+}
+
+// wait is the time until something is due.
+func (c *core) wait(now time.Time) time.Duration {
+	d := time.Minute
+	if at := c.machine.NotAfter(); !at.IsZero() {
+		d = min(d, at.Sub(now))
+	}
+	switch {
+	case c.open != nil:
+		d = min(d, c.asked.Add(c.deadline()).Sub(now))
+	case c.link != nil && !c.judging:
+		d = min(d, c.due.Sub(now))
+	}
+	return max(d, 0)
+}
+
+func (c *core) deadline() time.Duration {
+	return time.Duration(c.open.Message.DeadlineMs) * time.Millisecond
+}
+
+func (c *core) tick(now time.Time) {
+	if c.failure != nil {
+		return
+	}
+	c.changed(now, 0, c.machine.Tick(now))
+	for !c.judging && len(c.retired) > 0 {
+		c.o.Images.release(c.retired[0])
+		c.retired = c.retired[1:]
+	}
+	if c.open != nil && !now.Before(c.asked.Add(c.deadline())) {
+		c.link.remember(c.open.ID(), expired)
+		c.fail(now, finding("", protocol.EvidenceLate, protocol.Soft, "no answer within "+c.deadline().String()))
+	}
+	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.due) {
+		c.ask(now)
+	}
+}
+
+// ask sends the next challenge.
+func (c *core) ask(now time.Time) {
+	want := challenge.Want{
+		State: c.state, Expectations: c.image.expectations, Enrol: c.enrol, Deadline: c.o.Deadline,
+		Full: c.machine.Full(), Must: c.machine.Failed(), Random: c.o.Random,
+	}
+	if want.Full || len(want.Enrol) > 0 {
+		want.Deadline *= FullFactor
+	}
+	sent, err := c.chooser.Compose(want, c.link.peer, c.link.sequence+1, c.link.head)
+	if err != nil {
+		// Our own fault: nothing was asked, so the verdict runs out.
+		c.o.Events.Emit("challenge.failed", event.Fields{"session": c.machine.Session(), "detail": err.Error()})
+		c.due = now.Add(c.o.Plan.Cap())
+		return
+	}
+	c.link.sequence++
+	c.open, c.asked = sent, now
+	names := make([]string, len(sent.Ops))
+	for i, op := range sent.Ops {
+		names[i] = op.Name()
+	}
+	c.o.Events.Emit("challenge", event.Fields{"session": c.machine.Session(), "sequence": sent.Message.Sequence,
+		"probes": names, "enrol": sent.Enrol})
+	c.link.send(&protocol.Message{Body: &protocol.Message_Challenge{Challenge: sent.Message}})
+}
+
+// plan sets when the next challenge is due.
+func (c *core) plan(now time.Time) {
+	gap, err := c.o.Plan.Gap(c.o.Random)
+	switch {
+	case len(c.enrol) > 0, c.machine.Full() && !c.machine.Burst() && c.machine.State() != verdict.Quarantined:
+		gap = 0
+	case c.machine.Burst():
+		gap, err = schedule.Burst(c.o.Random)
+	}
+	if err != nil {
+		c.failure = err // no randomness: better no verdicts than predictable ones
+		return
+	}
+	c.due = now.Add(gap)
+}
+
+// claimed takes over a connection whose claim was granted.
+func (c *core) claimed(g *grant) {
+	now := c.o.Clock.Now()
+	if g.session.Id != c.machine.Session() {
+		if g.session.OpenedMs < c.opened {
+			g.conn.Refuse(protocol.ClaimSession)
+			return
+		}
+		c.begin(now, g.session, verdict.ReasonSession)
+	}
+	if c.link != nil {
+		c.lost(now, c.link, "the agent connected anew")
+	}
+	if c.image != g.image || c.state == nil {
+		if c.image != nil && c.image != g.image {
+			c.retired = append(c.retired, c.image)
+		}
+		c.image = g.image
+		c.state = &protocol.ImageState{Image: g.image.Image, Session: g.session.Id, MAC: g.session.Mac,
+			Address: g.session.Address, Notes: make(map[string][]byte)}
+	}
+	c.link = newLink(c.Server, g)
+	c.o.Events.Emit("agent.claimed", event.Fields{"session": g.session.Id, "resumed": g.resumed,
+		"image": g.image.Manifest.Image, "version": g.image.Manifest.Version})
+	c.due = now
+}
+
+// watched takes news of a boot session from pxed.
+func (c *core) watched(s *portcullisv1.Session) {
+	now := c.o.Clock.Now()
+	if s.Id != c.machine.Session() {
+		if s.OpenedMs < c.opened {
+			return
+		}
+		c.begin(now, s, verdict.ReasonSession)
+	}
+	switch s.State {
+	case portcullisv1.SessionState_SESSION_STATE_VOID:
+		c.changed(now, 0, c.machine.Quarantine(verdict.ReasonVoid))
+	case portcullisv1.SessionState_SESSION_STATE_ENDED:
+		if c.machine.State() != verdict.Unknown {
+			c.begin(now, s, verdict.ReasonEnded)
+		}
+		c.disconnect()
+	}
+}
+
+// begin forgets the session before.
+func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
+	c.disconnect()
+	c.opened, c.state, c.enrol = s.OpenedMs, nil, nil
+	c.chooser = new(challenge.Chooser)
+	c.changed(now, 0, c.machine.NewSession(s.Id, reason))
+	if c.o.Record.wasQuarantined(s.Id) {
+		c.changed(now, 0, c.machine.Quarantine(verdict.ReasonRestored))
+	}
+}
+
+func (c *core) disconnect() {
+	if c.link != nil {
+		c.link.close()
+	}
+	c.link, c.open = nil, nil
+}
+
+// lost ends the current connection. A challenge that is open on it has failed:
+// who cannot answer must not get another question by hanging up.
+func (c *core) lost(now time.Time, l *link, why string) {
+	if l != c.link {
+		return
+	}
+	c.o.Events.Emit("agent.disconnected", event.Fields{"session": c.machine.Session(), "detail": why})
+	if c.open != nil {
+		c.fail(now, finding("", protocol.EvidenceMissing, protocol.Soft, why))
+	}
+	c.disconnect()
+}

@@ -1,0 +1,183 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime/debug"
+	"time"
+
+	"portcullis/attestserver/challenge"
+	"portcullis/attestserver/protocol"
+	"portcullis/internal/event"
+)
+
+// classKind is the reference that pins the CPU class of an image.
+const classKind = "cpu-class"
+
+// opinion is what the Expectations say of one answer.
+type opinion struct {
+	findings []protocol.Finding
+	missing  []string // ops whose reference has to be taken first
+	taken    []string // references that were taken from this answer
+	full     bool     // every op was judged
+}
+
+// judge has an accepted answer judged beside the core: it may take long, and
+// news of a boot request must not wait for it.
+func (c *core) judge(sent *challenge.Sent, a *challenge.Accepted, took time.Duration) {
+	c.judging = true
+	s, state := c.Server, c.state
+	go func() {
+		o := weigh(s.o.Refs, state, sent, a)
+		s.post(func(c *core) { c.judged(state, sent, a, took, o) })
+	}()
+}
+
+// judged takes the opinion, unless a new session has begun meanwhile.
+func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *challenge.Accepted, took time.Duration, o opinion) {
+	c.judging = false
+	if sent.Enrol {
+		debug.FreeOSMemory() // tens of MiB, once per image
+	}
+	if state != c.state {
+		return
+	}
+	now := c.o.Clock.Now()
+	sequence := sent.Message.Sequence
+	c.o.Events.Emit("evidence", event.Fields{"session": state.Session, "sequence": sequence, "seconds": took.Seconds()})
+	for _, reference := range o.taken {
+		c.machine.Warn("the reference of " + reference + " was taken on this boot")
+		c.o.Events.Emit("enrol", event.Fields{"session": state.Session, "reference": reference, "class": state.CPUClass})
+	}
+	if failing(o.findings) {
+		c.failed(now, sequence, o.findings)
+		return
+	}
+	c.note(now, sequence, o.findings...)
+	c.enrol = o.missing
+	switch {
+	case len(o.missing) > 0:
+		c.machine.Recorded(a.Head)
+		c.changed(now, sequence, c.machine.Enrolling())
+	case sent.Enrol:
+		c.machine.Recorded(a.Head)
+	default:
+		c.changed(now, sequence, c.machine.Passed(now, o.full, a.Head))
+	}
+	c.plan(now)
+}
+
+// weigh asks the Expectations. It runs outside of the core's goroutine and
+// touches only what it is given.
+func weigh(refs protocol.References, st *protocol.ImageState, sent *challenge.Sent, a *challenge.Accepted) opinion {
+	o := opinion{}
+	for _, answer := range a.Answers {
+		if answer.Error == "" {
+			o.classify(refs, st, answer)
+		}
+	}
+	for _, answer := range a.Answers {
+		o.op(refs, st, answer)
+	}
+	o.full = sent.Full && len(o.missing) == 0
+	if o.full && !failing(o.findings) {
+		o.pinClass(refs, st)
+	}
+	for i := range o.findings {
+		o.findings[i] = bounded(o.findings[i])
+	}
+	return o
+}
+
+func (o *opinion) op(refs protocol.References, st *protocol.ImageState, a challenge.Answer) {
+	if a.Error != "" {
+		o.add(finding(a.Name(), protocol.ProbeError, protocol.Fatal, a.Error))
+		return
+	}
+	in := protocol.JudgeInput{Key: a.Key, Params: a.Params, Output: a.Output, Elapsed: a.Elapsed, State: st, Refs: refs}
+	defer func() {
+		if r := recover(); r != nil {
+			o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Fatal, fmt.Sprintf("the judgement panicked: %v", r)))
+		}
+	}()
+	e, takes := a.Expectation.(protocol.Enroller)
+	if a.Enrol {
+		found := e.Enrol(in)
+		o.add(found...)
+		if !failing(found) {
+			o.taken = append(o.taken, a.Name())
+		}
+		return
+	}
+	if takes {
+		there, err := e.Enrolled(st, refs)
+		if err != nil {
+			o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Soft, err.Error()))
+			return
+		}
+		if !there {
+			o.missing = append(o.missing, a.Name())
+			return
+		}
+	}
+	o.add(a.Judge(in)...)
+}
+
+// classify reads the CPU class from the op that names it, and holds it against
+// the one of this session and the one pinned for this image.
+func (o *opinion) classify(refs protocol.References, st *protocol.ImageState, a challenge.Answer) {
+	k, ok := a.Expectation.(protocol.Classifier)
+	if !ok {
+		return
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Fatal, fmt.Sprintf("the judgement panicked: %v", r)))
+		}
+	}()
+	class, err := k.CPUClass(a.Output)
+	if err != nil {
+		o.add(finding(a.Name(), protocol.CPUClassInvalid, protocol.Fatal, err.Error()))
+		return
+	}
+	was := st.CPUClass
+	if was == "" {
+		pinned, err := refs.Get(classKind, imageKey(st))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Soft, err.Error()))
+			return
+		}
+		was = string(pinned)
+	}
+	if was != "" && was != class {
+		o.add(finding(a.Name(), protocol.CPUClassChanged, protocol.Fatal, fmt.Sprintf("%s, enrolled for this image is %s", class, was)))
+		return
+	}
+	st.CPUClass = class
+}
+
+// pinClass pins the class on the first boot of an image that passed in full.
+func (o *opinion) pinClass(refs protocol.References, st *protocol.ImageState) {
+	if st.CPUClass == "" {
+		return
+	}
+	_, err := refs.Get(classKind, imageKey(st))
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = refs.Put(classKind, imageKey(st), []byte(st.CPUClass)); err == nil {
+			o.taken = append(o.taken, classKind)
+		}
+	}
+	if err != nil {
+		o.add(finding("", protocol.ProbeUnjudged, protocol.Soft, err.Error()))
+	}
+}
+
+func imageKey(st *protocol.ImageState) string { return fmt.Sprintf("%x", st.Image.Digest[:16]) }
+
+// maxFindings bounds what one answer can put into the record.
+const maxFindings = 32
+
+func (o *opinion) add(f ...protocol.Finding) {
+	o.findings = append(o.findings, f[:min(len(f), maxFindings-min(len(o.findings), maxFindings))]...)
+}

@@ -1,0 +1,185 @@
+package server
+
+import (
+	"errors"
+	"time"
+
+	"portcullis/attestserver/challenge"
+	"portcullis/attestserver/channel"
+	"portcullis/attestserver/protocol"
+)
+
+// fate says what became of a challenge.
+type fate int
+
+const (
+	answered fate = iota + 1
+	expired
+)
+
+// memory is how many challenges of a connection are remembered, to tell a
+// replay and a late answer from an invention.
+const memory = 256
+
+// link is the connection of the agent whose claim was granted.
+type link struct {
+	conn     *channel.Conn
+	peer     challenge.Peer
+	head     [32]byte // of the evidence chain
+	sequence uint64   // of the last challenge
+	fates    map[[16]byte]fate
+	order    [][16]byte
+	out      chan *protocol.Message
+	gone     chan struct{}
+}
+
+// newLink answers the claim and starts reading.
+func newLink(s *Server, g *grant) *link {
+	l := &link{
+		conn:  g.conn,
+		peer:  challenge.Peer{Session: g.session.Id, Key: g.conn.Key, Binding: g.conn.Binding},
+		head:  protocol.ChainStart(g.conn.Binding),
+		fates: make(map[[16]byte]fate),
+		out:   make(chan *protocol.Message, 2),
+		gone:  make(chan struct{}),
+	}
+	go l.write(g.resumed)
+	go l.read(s)
+	return l
+}
+
+// send queues a challenge. There is at most one open, so the queue is never
+// full; if it were, the challenge would be late and count as failed.
+func (l *link) send(m *protocol.Message) {
+	select {
+	case l.out <- m:
+	default:
+	}
+}
+
+func (l *link) write(resumed bool) {
+	err := l.conn.Grant(resumed)
+	for err == nil {
+		select {
+		case <-l.gone:
+			return
+		case m := <-l.out:
+			err = l.conn.Send(m)
+		}
+	}
+	l.conn.Close() // the reader reports it
+}
+
+// read hands every message to the core, one at a time: what the core has not
+// looked at is not read, so a flood fills nothing.
+func (l *link) read(s *Server) {
+	for {
+		m, err := l.conn.Receive(protocol.MaxFrame)
+		at := s.o.Clock.Now()
+		if err != nil {
+			s.post(func(c *core) { c.ended(l, err) })
+			return
+		}
+		if !s.post(func(c *core) { c.received(l, m, at) }) {
+			return
+		}
+	}
+}
+
+func (l *link) close() {
+	close(l.gone)
+	l.conn.Close()
+}
+
+func (l *link) remember(id [16]byte, f fate) {
+	if len(l.order) == memory {
+		delete(l.fates, l.order[0])
+		l.order = l.order[1:]
+	}
+	l.fates[id] = f
+	l.order = append(l.order, id)
+}
+
+// ended takes the end of a connection.
+func (c *core) ended(l *link, err error) {
+	if l != c.link {
+		return
+	}
+	now := c.o.Clock.Now()
+	if errors.Is(err, protocol.ErrFrame) {
+		c.settle(now, finding("", protocol.EvidenceMalformed, protocol.Fatal, err.Error()))
+	}
+	c.lost(now, l, err.Error())
+}
+
+// received takes one message.
+func (c *core) received(l *link, m *protocol.Message, at time.Time) {
+	if l != c.link {
+		return
+	}
+	switch body := m.Body.(type) {
+	case *protocol.Message_Chunk:
+		c.chunk(at, body.Chunk)
+	case *protocol.Message_Evidence:
+		c.evidence(at, body.Evidence)
+	default:
+		c.unasked(at, finding("", protocol.EvidenceMalformed, protocol.Fatal, "a message that no agent sends now"))
+	}
+}
+
+func (c *core) chunk(at time.Time, k *protocol.Chunk) {
+	id, err := chunkID(k)
+	switch {
+	case err == nil && c.link.fates[id] != 0:
+		return // of an answer that is no longer awaited; its evidence will tell
+	case c.open == nil, err != nil:
+		c.unasked(at, finding("", protocol.EvidenceMalformed, protocol.Fatal, "a chunk that nothing asked for"))
+		return
+	}
+	if err := c.open.Chunk(k); err != nil {
+		c.settle(at, refusal(err))
+	}
+}
+
+func chunkID(k *protocol.Chunk) ([16]byte, error) {
+	if err := k.Check(); err != nil {
+		return [16]byte{}, err
+	}
+	return [16]byte(k.Id), nil
+}
+
+func (c *core) evidence(at time.Time, e *protocol.Evidence) {
+	if err := e.Check(); err != nil {
+		c.unasked(at, finding("", protocol.EvidenceMalformed, protocol.Fatal, err.Error()))
+		return
+	}
+	id := [16]byte(e.Id)
+	switch c.link.fates[id] {
+	case answered:
+		c.unasked(at, finding("", protocol.EvidenceReplayed, protocol.Fatal, "this challenge was answered before"))
+		return
+	case expired:
+		c.link.fates[id] = answered // a second time it would be a replay
+		c.note(at, e.Sequence, finding("", protocol.EvidenceLate, protocol.Info, "the answer came after its deadline"))
+		return
+	}
+	if c.open == nil || c.open.ID() != id {
+		c.unasked(at, finding("", protocol.EvidenceUnknown, protocol.Fatal, "answers no challenge of this connection"))
+		return
+	}
+	took := at.Sub(c.asked)
+	if took > c.deadline() {
+		c.link.remember(id, expired)
+		c.fail(at, finding("", protocol.EvidenceLate, protocol.Soft, "the answer took "+took.Round(time.Millisecond).String()))
+		return
+	}
+	accepted, err := c.open.Check(e, took)
+	if err != nil {
+		c.settle(at, refusal(err))
+		return
+	}
+	sent := c.open
+	c.link.remember(id, answered)
+	c.open, c.link.head = nil, accepted.Head
+	c.judge(sent, accepted, took)
+}

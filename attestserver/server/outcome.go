@@ -1,0 +1,163 @@
+package server
+
+import (
+	"encoding/hex"
+	"errors"
+	"strings"
+	"time"
+	"unicode"
+
+	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/attestserver/challenge"
+	"portcullis/attestserver/protocol"
+	"portcullis/attestserver/verdict"
+	"portcullis/internal/event"
+)
+
+// finding makes one that is the gateway's own; probe "" stands for the answer as a whole.
+func finding(probe, reason string, class protocol.Class, detail string) protocol.Finding {
+	if probe == "" {
+		probe = "evidence"
+	}
+	return bounded(protocol.Finding{Probe: probe, Reason: reason, Class: class, Detail: detail})
+}
+
+// refusal is the finding for an answer that challenge refused.
+func refusal(err error) protocol.Finding {
+	var refused *challenge.Error
+	if !errors.As(err, &refused) {
+		return finding("", protocol.EvidenceMalformed, protocol.Fatal, err.Error())
+	}
+	return finding("", refused.Reason, protocol.Fatal, refused.Detail)
+}
+
+// bounded makes a finding fit for logs: its detail may quote a hostile machine.
+func bounded(f protocol.Finding) protocol.Finding {
+	f.Detail = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(f.Detail, "?"))
+	if len(f.Detail) > protocol.MaxReasonBytes {
+		f.Detail = strings.ToValidUTF8(f.Detail[:protocol.MaxReasonBytes], "")
+	}
+	return f
+}
+
+func failing(findings []protocol.Finding) bool {
+	for _, f := range findings {
+		if f.Class != protocol.Info {
+			return true
+		}
+	}
+	return false
+}
+
+// settle is for an answer that is refused: the open challenge, if there is one,
+// has had its answer.
+func (c *core) settle(now time.Time, f protocol.Finding) {
+	if c.open != nil {
+		c.link.remember(c.open.ID(), answered)
+	}
+	c.fail(now, f)
+}
+
+// unasked is for what no honest agent sends: it fails like a refused answer,
+// and ends the connection, so that it costs the sender a new one each time.
+func (c *core) unasked(now time.Time, f protocol.Finding) {
+	c.settle(now, f)
+	c.lost(now, c.link, f.Reason)
+}
+
+// fail counts one failure of the open challenge or of the connection.
+func (c *core) fail(now time.Time, f protocol.Finding) {
+	c.open = nil
+	c.failed(now, c.link.sequence, []protocol.Finding{f})
+}
+
+func (c *core) failed(now time.Time, sequence uint64, findings []protocol.Finding) {
+	c.report(sequence, findings)
+	change := c.machine.Fail(now, sequence, findings)
+	if change == nil && c.quarantineLog.AllowN(now, 1) {
+		c.write(now, sequence, findings)
+	}
+	c.changedWith(now, sequence, change, findings)
+	c.plan(now)
+}
+
+// note records findings that fail nothing.
+func (c *core) note(now time.Time, sequence uint64, findings ...protocol.Finding) {
+	if len(findings) == 0 {
+		return
+	}
+	c.report(sequence, findings)
+	c.machine.Note(now, sequence, findings)
+	c.write(now, sequence, findings)
+}
+
+func (c *core) report(sequence uint64, findings []protocol.Finding) {
+	for _, f := range findings {
+		c.o.Events.Emit("finding", event.Fields{"session": c.machine.Session(), "sequence": sequence, "probe": f.Probe,
+			"reason": f.Reason, "detail": f.Detail, "class": f.Class.String()})
+	}
+}
+
+// changed carries out what a change of the verdict means.
+func (c *core) changed(now time.Time, sequence uint64, change *verdict.Change) {
+	c.changedWith(now, sequence, change, nil)
+}
+
+func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Change, findings []protocol.Finding) {
+	if change == nil {
+		return
+	}
+	renewal := change.From == change.To
+	// Quarantine is enforced before it is written down, everything else after:
+	// trust that could not be recorded must not open anything.
+	if change.To == verdict.Quarantined {
+		c.enforcePhase(change)
+	}
+	if !renewal || now.Sub(c.o.Record.renewed) >= renewEvery {
+		c.o.Record.renewed = now
+		c.write(now, sequence, findings)
+	}
+	if c.failure != nil {
+		return
+	}
+	if change.To != verdict.Quarantined {
+		c.enforcePhase(change)
+	}
+	if !renewal {
+		v := c.machine.Verdict()
+		c.o.Events.Emit("verdict", event.Fields{"session": v.Session, "state": v.State.String(), "from": change.From.String(),
+			"reason": change.Reason, "tier": verdict.Tier, "posture": c.o.Posture, "warnings": v.Warnings})
+	}
+	c.status.set(c.view())
+}
+
+func (c *core) enforcePhase(change *verdict.Change) {
+	v := c.machine.Verdict()
+	switch {
+	case v.Session == "":
+	case change.To == verdict.Trusted:
+		c.enforce.want(phaseWish{v.Session, portcullisv1.Phase_PHASE_RUN, v.NotAfter, change.Reason})
+	case change.To == verdict.Quarantined:
+		c.enforce.want(phaseWish{v.Session, portcullisv1.Phase_PHASE_QUARANTINE, time.Time{}, change.Reason})
+	}
+}
+
+func (c *core) write(now time.Time, sequence uint64, findings []protocol.Finding) {
+	v := c.machine.Verdict()
+	e := entry{
+		Time: now.UTC().Format("2006-01-02T15:04:05.000Z"), Session: v.Session, Sequence: sequence,
+		State: v.State.String(), Reason: v.Reason, Challenges: v.Challenges, Failures: v.Failures,
+		Evidence: hex.EncodeToString(v.Evidence[:]), Tier: verdict.Tier, Posture: c.o.Posture,
+	}
+	for _, f := range findings {
+		e.Findings = append(e.Findings, entryFinding{f.Probe, f.Reason, f.Detail, f.Class.String()})
+	}
+	if err := c.o.Record.write(e); err != nil {
+		c.failure = err
+	}
+}

@@ -1,0 +1,150 @@
+// Package server is attestd: it accepts the agent's claim, asks, has the
+// answers judged, keeps the verdict and tells gatewayd what follows from it.
+// One goroutine (core) owns the verdict; everything else sends it events.
+// cmd/attestd is the only one that may call it.
+package server
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/channel"
+	"portcullis/attestserver/protocol"
+	"portcullis/attestserver/schedule"
+	"portcullis/internal/clock"
+	"portcullis/internal/event"
+)
+
+// Options are all that attestd works with. All fields are needed.
+type Options struct {
+	Key      ed25519.PrivateKey // gateway identity
+	Boot     portcullisv1connect.BootClient
+	Gateway  portcullisv1connect.GatewayClient
+	Images   *Images
+	Refs     protocol.References
+	Record   *Record
+	Events   *event.Writer
+	Clock    clock.Clock
+	Random   io.Reader // crypto/rand outside of tests
+	Plan     schedule.Plan
+	Deadline time.Duration // of one answer; a challenge with every probe gets FullFactor of it
+	Posture  string        // of the Pi: "none" where no root of trust is set up
+}
+
+// FullFactor is how much more time than Deadline a challenge has that asks
+// everything or takes references: it comes while the PC is still booting.
+const FullFactor = 3
+
+// maxShaking bounds how many connections may be between accept and claim.
+const maxShaking = 4
+
+// Server is attestd without its process.
+type Server struct {
+	o       Options
+	gateway *channel.Gateway
+	events  chan func(*core)
+	done    chan struct{} // closed when core has ended
+	status  status
+	enforce *enforcer
+	pace    *rate.Limiter // of accepting: bounds what a hostile PC can have logged
+	refused *rate.Limiter // of events about refused callers
+}
+
+// New checks the options.
+func New(o Options) (*Server, error) {
+	if o.Boot == nil || o.Gateway == nil || o.Images == nil || o.Refs == nil || o.Record == nil ||
+		o.Clock == nil || o.Random == nil || o.Deadline <= 0 || o.Plan.Cap() <= 0 || o.Posture == "" {
+		return nil, errors.New("attestd: options are incomplete")
+	}
+	g, err := channel.NewGateway(o.Key)
+	if err != nil {
+		return nil, fmt.Errorf("attestd: %w", err)
+	}
+	s := &Server{o: o, gateway: g, events: make(chan func(*core)), done: make(chan struct{}),
+		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20)}
+	s.status.o = &s.o
+	s.status.set(newCore(s).view())
+	return s, nil
+}
+
+// Run serves agents on l until ctx ends or the record cannot be kept. It closes l.
+func (s *Server) Run(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var group sync.WaitGroup
+	var broken error // why no more agents come in; read after group.Wait
+	group.Go(func() { s.enforce.run(ctx) })
+	group.Go(func() { s.watch(ctx) })
+	group.Go(func() {
+		broken = s.accept(ctx, l)
+		cancel()
+	})
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	err := newCore(s).run(ctx)
+	cancel()
+	close(s.done)
+	group.Wait()
+	return errors.Join(err, broken)
+}
+
+// post hands f to the goroutine that owns the verdict. It returns false when
+// that has ended.
+func (s *Server) post(f func(*core)) bool {
+	select {
+	case s.events <- f:
+		return true
+	case <-s.done:
+		return false
+	}
+}
+
+// accept takes connections up to their claim.
+func (s *Server) accept(ctx context.Context, l net.Listener) error {
+	var group sync.WaitGroup
+	defer group.Wait()
+	shaking := make(chan struct{}, maxShaking)
+	for {
+		if err := s.pace.Wait(ctx); err != nil {
+			return nil
+		}
+		raw, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("attestd: accept: %w", err)
+		}
+		select {
+		case shaking <- struct{}{}:
+			group.Go(func() {
+				defer func() { <-shaking }()
+				s.welcome(ctx, raw)
+			})
+		default:
+			s.refusal(raw.RemoteAddr(), reasonBusy, "too many callers without a claim")
+			raw.Close()
+		}
+	}
+}
+
+const reasonBusy = "channel-busy"
+
+// refusal reports a caller that got nowhere. A hostile PC can cause as many of
+// them as it likes, so they are limited and counted.
+func (s *Server) refusal(remote net.Addr, reason, detail string) {
+	s.status.refused.Add(1)
+	if s.refused.Allow() {
+		s.o.Events.Emit("agent.refused", event.Fields{"remote": remote.String(), "reason": reason, "detail": detail,
+			"total": s.status.refused.Load()})
+	}
+}

@@ -1,0 +1,81 @@
+package server
+
+import (
+	"context"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"connectrpc.com/connect"
+
+	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/verdict"
+)
+
+// view is what the core shows of itself.
+type view struct {
+	verdict verdict.Verdict
+	image   *openImage
+}
+
+func (c *core) view() *view { return &view{c.machine.Verdict(), c.image} }
+
+// status answers for the core without waiting for it.
+type status struct {
+	o       *Options
+	now     atomic.Pointer[view]
+	refused atomic.Uint64
+}
+
+func (s *status) set(v *view) { s.now.Store(v) }
+
+// Handler serves the Attest service.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(portcullisv1connect.NewAttestHandler(&s.status))
+	return mux
+}
+
+// GetVerdict returns what is believed now. A verdict past its time is never
+// shown as trusted, whatever became of the goroutine that should have ended it.
+func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVerdictRequest]) (*connect.Response[portcullisv1.GetVerdictResponse], error) {
+	w := s.now.Load()
+	v := w.verdict
+	if v.State == verdict.Trusted && !s.o.Clock.Now().Before(v.NotAfter) {
+		v.State, v.NotAfter = verdict.Unknown, time.Time{}
+	}
+	r := &portcullisv1.GetVerdictResponse{
+		Session: v.Session, State: apiState(v.State), Tier: verdict.Tier, Posture: s.o.Posture,
+		Challenges: v.Challenges, Failures: v.Failures, EvidenceDigest: v.Evidence[:], Warnings: v.Warnings,
+	}
+	if !v.NotAfter.IsZero() {
+		r.NotAfterMs = v.NotAfter.UnixMilli()
+	}
+	if w.image != nil {
+		m := w.image.Manifest
+		r.Image, r.ImageVersion, r.LabImage = m.Image, m.Version, m.LabChannel
+		r.KtextMaskedBytes, r.KtextTotalBytes = uint64(max(m.Mask.Bytes, 0)), uint64(max(m.Mask.Total, 0))
+	}
+	for _, f := range v.Findings {
+		r.Findings = append(r.Findings, &portcullisv1.Finding{TimeMs: f.Time.UnixMilli(), Sequence: f.Sequence,
+			Probe: f.Probe, Reason: f.Reason, Detail: f.Detail})
+	}
+	return connect.NewResponse(r), nil
+}
+
+func apiState(s verdict.State) portcullisv1.TrustState {
+	switch s {
+	case verdict.Unknown:
+		return portcullisv1.TrustState_TRUST_STATE_UNKNOWN
+	case verdict.Enrolling:
+		return portcullisv1.TrustState_TRUST_STATE_ENROLLING
+	case verdict.Trusted:
+		return portcullisv1.TrustState_TRUST_STATE_TRUSTED
+	case verdict.Suspect:
+		return portcullisv1.TrustState_TRUST_STATE_SUSPECT
+	case verdict.Quarantined:
+		return portcullisv1.TrustState_TRUST_STATE_QUARANTINED
+	}
+	return portcullisv1.TrustState_TRUST_STATE_UNSPECIFIED
+}
