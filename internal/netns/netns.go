@@ -113,3 +113,6 @@ func (h *Host) Close() error {
 	})
 	return h.err
 }
+
+// FD is the open namespace, for libraries that take one; it is valid until Close.
+func (h *Host) FD() int { return int(h.handle) }

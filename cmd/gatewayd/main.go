@@ -1,0 +1,118 @@
+// Command gatewayd owns the PC's port: default deny, boot phases, grants, bans.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/gateway/link"
+	"portcullis/gateway/nft"
+	"portcullis/gateway/policy"
+	"portcullis/gateway/server"
+	"portcullis/gateway/violation"
+	"portcullis/internal/clock"
+	"portcullis/internal/config"
+	"portcullis/internal/event"
+	"portcullis/internal/rpc"
+)
+
+func main() {
+	file := flag.String("config", config.DefaultPath, "configuration file")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, *file)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "gatewayd:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, file string) error {
+	c, err := config.Load(file)
+	if err != nil {
+		return err
+	}
+	port, err := policy.NewPort(c)
+	if err != nil {
+		return err
+	}
+	events := event.NewJSON(os.Stdout, "gatewayd", time.Now)
+	kernel, err := nft.Open(nft.Options{})
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	// Invariant 1: New returns with default deny in force; only then is anything listened on.
+	g, err := server.New(server.Options{Port: port, StateDir: filepath.Join(c.StateDir, "gatewayd"), Kernel: kernel,
+		Wire: server.NewWire(port), Clock: clock.Real{}, Events: events})
+	if err != nil {
+		return err
+	}
+	l, err := rpc.Listen(filepath.Join(c.RunDir, rpc.GatewaySocket), c.Gateway.AllowedUIDs)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	mux := http.NewServeMux()
+	mux.Handle(portcullisv1connect.NewGatewayHandler(server.NewService(g)))
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	evidence := violation.NewReader(violation.Options{Group: port.LogGroup, Now: time.Now})
+	bound, seen := make(chan struct{}), make(chan struct{})
+	var first sync.Once
+	parts := []func() error{
+		func() error { return g.Run(ctx) },
+		func() error { return rpc.Serve(ctx, l, mux) },
+		func() error { return evidence.Run(ctx, func() { close(bound) }, g.Violation) },
+		func() error { return kernel.Watch(ctx, func(e nft.Editor) { report(events, g.Changed(ctx, e)) }) },
+		func() error {
+			return link.Watch(ctx, port.Interface, func(s link.State) {
+				report(events, g.Link(ctx, s))
+				first.Do(func() { close(seen) })
+			})
+		},
+	}
+	ended := make(chan error, len(parts))
+	for _, part := range parts {
+		go func() {
+			err := part()
+			if err != nil {
+				cancel(err)
+			}
+			ended <- err
+		}()
+	}
+	go func() {
+		for _, c := range []chan struct{}{bound, seen} {
+			select {
+			case <-c:
+			case <-ctx.Done():
+				return
+			}
+		}
+		events.Emit("ready", event.Fields{"owned": kernel.Owned(), "interface": port.Interface})
+	}()
+	for range parts {
+		err = errors.Join(err, <-ended)
+	}
+	return err
+}
+
+// report tells of a step that failed; the next event or restart tries again.
+func report(events *event.Writer, err error) {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		events.Emit("gateway.failed", event.Fields{"reason": "kernel-refused", "detail": err.Error()})
+	}
+}

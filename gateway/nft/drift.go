@@ -1,0 +1,201 @@
+package nft
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"os"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"portcullis/gateway/ruleset"
+)
+
+// Editor is the process that made a generation of the ruleset.
+type Editor struct {
+	PID  uint32
+	Comm string
+}
+
+// Restore compares what the kernel shows of our tables with what it showed after
+// our own last transaction. When somebody changed it, the ruleset is applied again.
+func (k *Kernel) Restore() (drifted bool, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.want == nil {
+		return false, nil
+	}
+	now, err := k.snapshot()
+	if err != nil {
+		return false, err
+	}
+	if now == k.digest {
+		return false, nil
+	}
+	if err := k.apply(k.want, k.missed == nil); err != nil {
+		return true, err
+	}
+	return true, k.remember()
+}
+
+func (k *Kernel) remember() error {
+	d, err := k.snapshot()
+	if err != nil {
+		return err
+	}
+	k.digest = d
+	return nil
+}
+
+// snapshot hashes tables, chains, rules and sets (not their elements) as the kernel
+// lists them, without the handles, which change at every refill.
+func (k *Kernel) snapshot() ([32]byte, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.opt.NetNS})
+	if err != nil {
+		return [32]byte{}, fmt.Errorf("nft: connect: %w", err)
+	}
+	defer c.Close()
+	h := sha256.New()
+	for _, t := range []struct {
+		family nftables.TableFamily
+		name   string
+	}{{nftables.TableFamilyINet, ruleset.IPTable}, {nftables.TableFamilyNetdev, ruleset.LinkTable}} {
+		name := append([]byte(t.name), 0)
+		for _, list := range []struct {
+			get   uint16
+			table uint16   // attribute that names the table, in request and answer
+			skip  []uint16 // attributes that say nothing about the rules
+		}{
+			{unix.NFT_MSG_GETTABLE, unix.NFTA_TABLE_NAME, []uint16{nftaTableHandle, nftaTableOwner}},
+			{unix.NFT_MSG_GETCHAIN, unix.NFTA_CHAIN_TABLE, []uint16{unix.NFTA_CHAIN_HANDLE, unix.NFTA_CHAIN_COUNTERS, nftaChainID}},
+			{unix.NFT_MSG_GETRULE, unix.NFTA_RULE_TABLE, []uint16{unix.NFTA_RULE_HANDLE, unix.NFTA_RULE_POSITION}},
+			{unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, []uint16{nftaSetHandle, unix.NFTA_SET_ID, nftaSetCount}},
+		} {
+			if err := dumpInto(h, c, t.family, list.get, list.table, name, list.skip); err != nil {
+				return [32]byte{}, err
+			}
+		}
+	}
+	return [32]byte(h.Sum(nil)), nil
+}
+
+// Attributes that golang.org/x/sys does not name, from linux/netfilter/nf_tables.h.
+const (
+	nftaTableHandle = 4
+	nftaTableOwner  = 7
+	nftaChainID     = 11
+	nftaSetHandle   = 16
+	nftaSetCount    = 19
+)
+
+func dumpInto(h hash.Hash, c *netlink.Conn, family nftables.TableFamily, get, tableAttr uint16, name []byte, skip []uint16) error {
+	attrs, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: tableAttr, Data: name}})
+	if err != nil {
+		return err
+	}
+	msgs, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | get), Flags: netlink.Request | netlink.Dump},
+		Data:   append([]byte{byte(family), unix.NFNETLINK_V0, 0, 0}, attrs...),
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("nft: read back: %w", err)
+	}
+	skipped := map[uint16]bool{}
+	for _, s := range skip {
+		skipped[s] = true
+	}
+	for _, m := range msgs {
+		if len(m.Data) < 4 {
+			continue
+		}
+		list, err := netlink.UnmarshalAttributes(m.Data[4:])
+		if err != nil {
+			return fmt.Errorf("nft: read back: %w", err)
+		}
+		mine := false
+		for _, a := range list {
+			mine = mine || a.Type&^unix.NLA_F_NESTED == tableAttr && string(a.Data) == string(name)
+		}
+		if !mine {
+			continue
+		}
+		binary.Write(h, binary.BigEndian, get)
+		for _, a := range list {
+			if t := a.Type &^ uint16(unix.NLA_F_NESTED); !skipped[t] {
+				binary.Write(h, binary.BigEndian, [2]uint32{uint32(t), uint32(len(a.Data))})
+				h.Write(a.Data)
+			}
+		}
+	}
+	return nil
+}
+
+// Watch calls changed for each new generation of any ruleset that another process
+// made, until ctx ends. A burst beyond the socket's buffer is
+// reported as one change by an unknown editor.
+func (k *Kernel) Watch(ctx context.Context, changed func(Editor)) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.opt.NetNS})
+	if err != nil {
+		return fmt.Errorf("nft: watch: %w", err)
+	}
+	defer c.Close()
+	if err := c.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return fmt.Errorf("nft: watch: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	for {
+		msgs, err := c.Receive()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			changed(Editor{})
+			continue
+		case err != nil:
+			return fmt.Errorf("nft: watch: %w", err)
+		}
+		for _, m := range msgs {
+			if m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+				if e := editorOf(m.Data); !ourThread(e.PID) {
+					changed(e)
+				}
+			}
+		}
+	}
+}
+
+// ourThread: the kernel names the thread that made the change.
+func ourThread(tid uint32) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", tid))
+	return tid != 0 && err == nil
+}
+
+func editorOf(data []byte) Editor {
+	var e Editor
+	if len(data) < 4 {
+		return e
+	}
+	ad, err := netlink.NewAttributeDecoder(data[4:])
+	if err != nil {
+		return e
+	}
+	ad.ByteOrder = binary.BigEndian
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_GEN_PROC_PID:
+			e.PID = ad.Uint32()
+		case unix.NFTA_GEN_PROC_NAME:
+			e.Comm = ad.String()
+		}
+	}
+	return e
+}

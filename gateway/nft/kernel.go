@@ -1,0 +1,234 @@
+// Package nft carries a ruleset into the kernel over netlink, keeps it there,
+// and reads it back. Only gatewayd may call it: it owns the tables.
+//
+// Where the kernel knows it (6.9), the tables are owned by our socket and
+// persistent: no other process can edit them, and they outlive our death. A
+// Kernel made later adopts them as they are. Base chains are never deleted, since
+// replacing one lets packets through; every swap is one transaction that empties and refills.
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"portcullis/gateway/ruleset"
+)
+
+// Options of Open.
+type Options struct {
+	NetNS   int  // file descriptor of a network namespace; 0 = the caller's
+	Unowned bool // leave the owner flag out even where the kernel has it
+}
+
+// Kernel is the connection that owns the tables.
+type Kernel struct {
+	mu     sync.Mutex
+	opt    Options
+	owner  *nftables.Conn // lasting: the owner of the tables is this socket
+	reader *nftables.Conn
+	flags  nftables.TableFlags
+	want   *ruleset.Ruleset
+	digest [32]byte // of what the kernel showed after our last transaction
+	missed error    // why the link table is absent, nil when it is there
+}
+
+// Open connects. Nothing is changed before Apply.
+func Open(opt Options) (*Kernel, error) {
+	owner, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(opt.NetNS))
+	if err != nil {
+		return nil, fmt.Errorf("nft: connect: %w", err)
+	}
+	reader, err := nftables.New(nftables.AsLasting(), nftables.WithNetNSFd(opt.NetNS))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("nft: connect: %w", err), owner.CloseLasting())
+	}
+	k := &Kernel{opt: opt, owner: owner, reader: reader, flags: nftables.TableFlagOwner | nftables.TableFlagPersist}
+	if opt.Unowned {
+		k.flags = 0
+	}
+	return k, nil
+}
+
+// Close lets go of the tables; they stay in the kernel.
+func (k *Kernel) Close() error {
+	return errors.Join(k.owner.CloseLasting(), k.reader.CloseLasting())
+}
+
+// Owned tells whether the tables are protected from other processes.
+func (k *Kernel) Owned() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.flags != 0
+}
+
+// Apply makes the kernel enforce rs, in one transaction, and returns when it
+// does. Elements of kept sets (bans, strikes) and the counters stay. A port
+// that does not exist yet gets its link table at the next Apply; LinkBound tells.
+func (k *Kernel) Apply(rs *ruleset.Ruleset) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	err := k.apply(rs, true)
+	k.missed = nil
+	if errors.Is(err, unix.ENOENT) {
+		// Before Linux 6.16 a chain cannot wait for its device. The IP tables can.
+		k.missed = err
+		err = k.apply(rs, false)
+	}
+	if err != nil {
+		return err
+	}
+	k.want = rs
+	return k.remember()
+}
+
+// LinkBound is nil when the link table sits on the port, else the reason why not.
+func (k *Kernel) LinkBound() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.missed
+}
+
+func (k *Kernel) apply(rs *ruleset.Ruleset, link bool) error {
+	err := k.transact(rs, link)
+	if k.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) && !k.anyOwned(rs) {
+		// The kernel is older than the persist flag; without it an owned table would die with us and open the door.
+		k.flags = 0
+		err = k.transact(rs, link)
+	}
+	return err
+}
+
+func (k *Kernel) transact(rs *ruleset.Ruleset, link bool) error {
+	live, err := k.inventory()
+	if err != nil {
+		return err
+	}
+	for _, t := range rs.Tables {
+		if t.Family == "netdev" && !link {
+			continue
+		}
+		if err := k.queueTable(t, live); err != nil {
+			k.owner.Flush() // an incomplete queue is thrown away by its own error
+			return err
+		}
+	}
+	// The static deny of the boot ends in the same transaction that replaces it.
+	if live.has("inet", ruleset.DenyTable) {
+		k.owner.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: ruleset.DenyTable})
+	}
+	if err := k.owner.Flush(); err != nil {
+		return fmt.Errorf("nft: transaction: %w", err)
+	}
+	return nil
+}
+
+// queueTable empties and refills one table, leaving its base chains and kept sets in place.
+func (k *Kernel) queueTable(want *ruleset.Table, live *inventory) error {
+	fam, err := family(want.Family)
+	if err != nil {
+		return err
+	}
+	t := k.owner.AddTable(&nftables.Table{Family: fam, Name: want.Name, Flags: k.flags})
+	have := live.tables[key(want.Family, want.Name)]
+	if have != nil {
+		k.owner.FlushTable(t)
+	}
+	for _, name := range want.Counters {
+		if have == nil || !have.counters[name] {
+			k.owner.AddObj(&nftables.NamedObj{Table: t, Name: name, Type: nftables.ObjTypeCounter, Obj: &expr.Counter{}})
+		}
+	}
+	if err := k.queueSets(t, want, have); err != nil {
+		return err
+	}
+	return k.queueChains(t, want, have)
+}
+
+func (k *Kernel) queueSets(t *nftables.Table, want *ruleset.Table, have *liveTable) error {
+	wanted := map[string]bool{}
+	for _, s := range want.Sets {
+		wanted[s.Name] = true
+		set, err := setOf(t, s)
+		if err != nil {
+			return err
+		}
+		var old *nftables.Set
+		if have != nil {
+			old = have.sets[s.Name]
+		}
+		if old != nil && !sameSet(old, set) {
+			k.owner.DelSet(old)
+			old = nil
+		}
+		switch {
+		case old == nil:
+			if err := k.owner.AddSet(set, nil); err != nil {
+				return fmt.Errorf("nft: set %s: %w", s.Name, err)
+			}
+		case !s.Kept:
+			k.owner.FlushSet(set)
+		}
+		if err := k.owner.SetAddElements(set, elements(s.Elements)); err != nil {
+			return fmt.Errorf("nft: set %s: %w", s.Name, err)
+		}
+	}
+	if have != nil {
+		for name, s := range have.sets {
+			if !wanted[name] {
+				k.owner.DelSet(s)
+			}
+		}
+	}
+	return nil
+}
+
+func sameSet(a, b *nftables.Set) bool {
+	return a.Size == b.Size && a.Dynamic == b.Dynamic && a.HasTimeout == b.HasTimeout && a.KeyType.Bytes == b.KeyType.Bytes && a.IsMap == b.IsMap
+}
+
+func elements(in []ruleset.Element) []nftables.SetElement {
+	var out []nftables.SetElement
+	for _, e := range in {
+		out = append(out, nftables.SetElement{Key: e.Key, Timeout: max(e.Timeout, time.Millisecond)})
+	}
+	return out
+}
+
+func (k *Kernel) queueChains(t *nftables.Table, want *ruleset.Table, have *liveTable) error {
+	wanted := map[string]bool{}
+	for _, c := range want.Chains {
+		wanted[c.Name] = true
+		chain, err := baseChain(t, c)
+		if err != nil {
+			return err
+		}
+		if have == nil || have.chains[c.Name] == nil {
+			k.owner.AddChain(chain)
+		}
+	}
+	if have != nil {
+		for name, c := range have.chains {
+			if !wanted[name] {
+				k.owner.DelChain(c)
+			}
+		}
+	}
+	for _, c := range want.Chains {
+		for _, r := range c.Rules {
+			exprs, err := compile(r)
+			if err != nil {
+				return err
+			}
+			k.owner.AddRule(&nftables.Rule{Table: t, Chain: &nftables.Chain{Table: t, Name: c.Name}, Exprs: exprs})
+		}
+	}
+	return nil
+}
+
+func native32(v uint32) []byte { return nativeOrder.AppendUint32(nil, v) }

@@ -1,0 +1,272 @@
+// Package server is gatewayd's state machine and its Connect service: it moves
+// the policy of the PC's port, makes the kernel enforce each step before it
+// answers, and keeps what must survive a restart. cmd/gatewayd runs it.
+package server
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"portcullis/gateway/policy"
+	"portcullis/gateway/ruleset"
+	"portcullis/gateway/violation"
+	"portcullis/internal/clock"
+	"portcullis/internal/event"
+)
+
+// Kernel enforces; package nft is the real one.
+type Kernel interface {
+	// Apply returns when rs is in force, whole and at once, bans and counters kept.
+	Apply(rs *ruleset.Ruleset) error
+	// SetRun renews the time of the run only; SetGrants replaces the granted targets only.
+	SetRun(rs *ruleset.Ruleset) error
+	SetGrants(rs *ruleset.Ruleset) error
+	Counters() (map[string]uint64, error)
+	BanLeft() (time.Duration, error)
+	// Grants reads the granted targets with the time the kernel leaves them.
+	Grants() (left map[policy.Target]time.Duration, found bool, err error)
+	// Restore puts back what somebody else changed.
+	Restore() (drifted bool, err error)
+}
+
+// Wire is the rest of what the machine must do around the tables.
+type Wire interface {
+	// Cut forgets every tracked flow of the PC's address.
+	Cut(pc netip.Addr) error
+	// Route lets granted packets through the routing, or stops it.
+	Route(on bool) error
+}
+
+// Options of New.
+type Options struct {
+	Port     policy.Port
+	StateDir string // gatewayd's own, made when missing
+	Kernel   Kernel
+	Wire     Wire
+	Clock    clock.Clock
+	Events   *event.Writer
+}
+
+// Gateway owns the policy. One goroutine, Run, moves it; everybody else asks.
+type Gateway struct {
+	opt    Options
+	path   string
+	do     chan func()
+	done   chan struct{}
+	policy policy.Policy
+	runEnd time.Time
+	index  int // of the port's interface when last seen; 0 = none
+	ring   violation.Ring
+}
+
+// New reads the state that a former life left, and puts the kernel under it:
+// default deny is in force when it returns. A run comes back as attest; a state file that
+// cannot be read costs an event and begins at idle.
+func New(opt Options) (*Gateway, error) {
+	if err := os.MkdirAll(opt.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("server: state directory: %w", err)
+	}
+	g := &Gateway{opt: opt, path: filepath.Join(opt.StateDir, "state.json"), do: make(chan func()), done: make(chan struct{})}
+	p, found, err := loadState(g.path, opt.Port)
+	if err != nil {
+		opt.Events.Emit("state.refused", event.Fields{"reason": "state-unreadable", "detail": err.Error()})
+	}
+	g.policy = p
+	if found {
+		if err := g.adoptGrants(); err != nil {
+			return nil, err
+		}
+	}
+	if err := g.enforce(g.policy); err != nil {
+		return nil, err
+	}
+	if err := opt.Wire.Route(false); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// adoptGrants gives each stored grant the time it really has left. Where the
+// kernel still counts one down, its count is right even if the clock was set meanwhile.
+func (g *Gateway) adoptGrants() error {
+	left, tables, err := g.opt.Kernel.Grants()
+	if err != nil {
+		return err
+	}
+	now := g.opt.Clock.Now()
+	var kept []policy.Grant
+	for _, x := range g.policy.Grants {
+		x.Left = min(x.NotAfter.Sub(now), policy.MaxGrant)
+		if inKernel, ok := left[x.Target]; tables {
+			if !ok {
+				inKernel = 0
+			}
+			x.Left = min(x.Left, inKernel)
+		}
+		if x.Left <= 0 {
+			g.grantEnded(x, "expired")
+			continue
+		}
+		x.NotAfter = now.Add(x.Left)
+		kept = append(kept, x)
+	}
+	g.policy.Grants = kept
+	return nil
+}
+
+// Run moves the policy until ctx ends: calls, the end of a run, the ends of grants.
+// On the way out a run falls back, so that nothing passes without an owner.
+func (g *Gateway) Run(ctx context.Context) error {
+	defer close(g.done)
+	for {
+		select {
+		case <-ctx.Done():
+			if g.policy.Phase == policy.Run {
+				return g.move(g.policy.Fallback(), "shutdown")
+			}
+			return nil
+		case f := <-g.do:
+			f()
+		case <-g.nextEnd():
+			g.endOfTime()
+		}
+	}
+}
+
+// ask runs f in the owner's goroutine.
+func (g *Gateway) ask(ctx context.Context, f func()) error {
+	finished := make(chan struct{})
+	select {
+	case g.do <- func() { defer close(finished); f() }:
+		<-finished
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-g.done:
+		return errStopped
+	}
+}
+
+// nextEnd waits for the nearest end; the kernel cuts at the same moment by itself.
+func (g *Gateway) nextEnd() <-chan time.Time {
+	var end time.Time
+	if g.policy.Phase == policy.Run {
+		end = g.runEnd
+	}
+	for _, x := range g.policy.Grants {
+		if end.IsZero() || x.NotAfter.Before(end) {
+			end = x.NotAfter
+		}
+	}
+	if end.IsZero() {
+		return nil
+	}
+	return g.opt.Clock.After(max(end.Sub(g.opt.Clock.Now()), 0))
+}
+
+func (g *Gateway) endOfTime() {
+	now := g.opt.Clock.Now()
+	if g.policy.Phase == policy.Run && !g.runEnd.After(now) {
+		if err := g.move(g.policy.Fallback(), "run-not-renewed"); err != nil {
+			g.failed(err)
+		}
+	}
+	next := g.policy
+	next.Grants = nil
+	var ended []policy.Grant
+	for _, x := range g.policy.Grants {
+		if x.NotAfter.After(now) {
+			next.Grants = append(next.Grants, x)
+		} else {
+			ended = append(ended, x)
+		}
+	}
+	if len(ended) == 0 {
+		return
+	}
+	if err := g.setGrants(next); err != nil {
+		g.failed(err)
+	}
+	g.policy = next // whatever the disk says, their time is over
+	for _, x := range ended {
+		g.grantEnded(x, "expired")
+	}
+}
+
+// move makes next the policy: first the kernel, then the file, then the event.
+// Routing is opened last and closed first.
+func (g *Gateway) move(next policy.Policy, reason string) error {
+	before := g.policy
+	if next.Phase != policy.Run && before.Phase == policy.Run {
+		if err := g.opt.Wire.Route(false); err != nil {
+			g.failed(err) // the tables drop what routing would still carry
+		}
+	}
+	end := g.opt.Clock.Now().Add(next.RunFor)
+	if err := g.enforce(next); err != nil {
+		return err
+	}
+	g.policy, g.runEnd = next, end
+	if next.Session != before.Session {
+		if err := g.opt.Wire.Cut(next.Address); err != nil {
+			return err
+		}
+	}
+	if err := saveState(g.path, next); err != nil {
+		return err
+	}
+	if next.Phase == policy.Run {
+		if err := g.opt.Wire.Route(true); err != nil {
+			return err
+		}
+	}
+	if next.Phase != before.Phase || next.Session != before.Session {
+		g.opt.Events.Emit("phase", event.Fields{"phase": string(next.Phase), "session": next.Session, "reason": reason})
+	}
+	return nil
+}
+
+func (g *Gateway) enforce(p policy.Policy) error {
+	return g.opt.Kernel.Apply(ruleset.Build(g.timed(p)))
+}
+
+// timed fills in what each grant has left now.
+func (g *Gateway) timed(p policy.Policy) policy.Policy {
+	now := g.opt.Clock.Now()
+	list := append([]policy.Grant(nil), p.Grants...)
+	for i := range list {
+		list[i].Left = list[i].NotAfter.Sub(now)
+	}
+	p.Grants = list
+	return p
+}
+
+// setGrants makes the grants of next the granted ones, in the kernel and on disk.
+func (g *Gateway) setGrants(next policy.Policy) error {
+	rs := ruleset.Build(g.timed(g.remaining(next)))
+	if err := g.opt.Kernel.SetGrants(rs); err != nil {
+		return err
+	}
+	g.policy = next
+	return saveState(g.path, next)
+}
+
+// remaining tells the run how long it still has.
+func (g *Gateway) remaining(p policy.Policy) policy.Policy {
+	if p.Phase == policy.Run {
+		p.RunFor = max(g.runEnd.Sub(g.opt.Clock.Now()), time.Millisecond)
+	}
+	return p
+}
+
+func (g *Gateway) grantEnded(x policy.Grant, reason string) {
+	g.opt.Events.Emit("grant.ended", event.Fields{"grant": x.ID, "task": x.Task, "reason": reason})
+}
+
+func (g *Gateway) failed(err error) {
+	g.opt.Events.Emit("gateway.failed", event.Fields{"reason": "kernel-refused", "detail": err.Error()})
+}

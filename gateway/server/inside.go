@@ -1,0 +1,123 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"portcullis/gateway/link"
+	"portcullis/gateway/nft"
+	"portcullis/gateway/policy"
+	"portcullis/gateway/ruleset"
+	"portcullis/gateway/violation"
+	"portcullis/internal/event"
+)
+
+var errStopped = errors.New("server: gatewayd is stopping")
+
+// openBoot: the answer means that the kernel enforces the boot phase.
+func (g *Gateway) openBoot(session, mac, address string) error {
+	next, err := g.policy.OpenBoot(session, mac, address)
+	if err != nil {
+		return err
+	}
+	if next.Session == g.policy.Session {
+		return nil
+	}
+	return g.move(next, "boot-request")
+}
+
+func (g *Gateway) setPhase(session string, to policy.Phase, ttl time.Duration, reason string) error {
+	next, err := g.policy.SetPhase(session, to, ttl)
+	if err != nil {
+		return err
+	}
+	if to == g.policy.Phase {
+		if to != policy.Run {
+			return nil
+		}
+		end := g.opt.Clock.Now().Add(ttl)
+		if err := g.opt.Kernel.SetRun(ruleset.Build(g.timed(next))); err != nil {
+			return err
+		}
+		g.policy, g.runEnd = next, end
+		return nil
+	}
+	return g.move(next, reason)
+}
+
+func (g *Gateway) addGrant(task string, t policy.Target, d time.Duration) (policy.Grant, error) {
+	next, x, err := g.policy.AddGrant(task, t, d, g.opt.Clock.Now())
+	if err != nil {
+		return policy.Grant{}, err
+	}
+	before := g.policy
+	if err := g.setGrants(next); err != nil {
+		// Not on disk is not granted: take it back out of the kernel.
+		return policy.Grant{}, errors.Join(err, g.setGrants(before))
+	}
+	g.opt.Events.Emit("grant.added", event.Fields{"grant": x.ID, "task": x.Task, "target": t.String(), "seconds": d.Seconds()})
+	return x, nil
+}
+
+func (g *Gateway) revokeGrant(id string) (bool, error) {
+	next, x, ok := g.policy.RemoveGrant(id)
+	if !ok {
+		return false, nil
+	}
+	if err := g.setGrants(next); err != nil {
+		return true, err
+	}
+	g.grantEnded(x, "revoked")
+	return true, nil
+}
+
+// Violation takes one piece of evidence: it is remembered and told. The packet
+// that brings a ban is told as the ban.
+func (g *Gateway) Violation(v violation.Violation) {
+	if v.Reason == ruleset.BanReason {
+		g.opt.Events.Emit("ban", event.Fields{"mac": g.opt.Port.MAC.String(), "seconds": g.opt.Port.BanFor.Seconds()})
+		return
+	}
+	g.ring.Add(v)
+	g.opt.Events.Emit("violation", event.Fields{"direction": v.Direction, "protocol": v.Protocol, "source": v.Source,
+		"destination": v.Destination, "port": int(v.Port), "reason": v.Reason})
+}
+
+// Changed is called for each new generation of the machine's rulesets: when ours
+// is not what it was, it is put back and the editor named.
+func (g *Gateway) Changed(ctx context.Context, e nft.Editor) error {
+	var failed error
+	err := g.ask(ctx, func() {
+		drifted, err := g.opt.Kernel.Restore()
+		if drifted {
+			g.opt.Events.Emit("drift", event.Fields{"pid": int(e.PID), "comm": e.Comm, "restored": err == nil})
+			// The elements' time went on meanwhile: what is left now is what counts.
+			err = errors.Join(err, g.enforce(g.remaining(g.policy)))
+		}
+		failed = err
+	})
+	return errors.Join(err, failed)
+}
+
+// Link takes a change of the port. A port that was made anew gets its table
+// again; without a carrier nobody can say that the same machine is behind the
+// cable, so a run ends and has to be shown again.
+func (g *Gateway) Link(ctx context.Context, s link.State) error {
+	var failed error
+	err := g.ask(ctx, func() {
+		g.opt.Events.Emit("link", event.Fields{"present": s.Index != 0, "carrier": s.Carrier})
+		if s.Index != 0 && s.Index != g.index {
+			failed = errors.Join(link.Harden(g.opt.Port.Interface), g.enforce(g.remaining(g.policy)))
+		}
+		g.index = s.Index
+		if s.Master != 0 {
+			g.opt.Events.Emit("drift", event.Fields{"reason": "port-enslaved", "restored": true})
+			failed = errors.Join(failed, link.Release(g.opt.Port.Interface))
+		}
+		if !s.Carrier && g.policy.Phase == policy.Run {
+			failed = errors.Join(failed, g.move(g.policy.Fallback(), "link-lost"))
+		}
+	})
+	return errors.Join(err, failed)
+}

@@ -1,0 +1,53 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"portcullis/gateway/link"
+	"portcullis/gateway/policy"
+)
+
+// NewWire is the machine's own conntrack and routing.
+func NewWire(p policy.Port) Wire { return machine{p} }
+
+type machine struct{ port policy.Port }
+
+// Cut forgets the flows of the PC, so that a new boot that happens to use an old
+// port number is not taken for the old flow. Their marks shut them out already.
+func (m machine) Cut(pc netip.Addr) error {
+	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, ofPC(pc)); err != nil {
+		return fmt.Errorf("server: cut flows of %s: %w", pc, err)
+	}
+	return nil
+}
+
+type ofPC netip.Addr
+
+// MatchConntrackFlow takes every flow that the PC or the Pi began between them.
+func (a ofPC) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	for _, ip := range [][]byte{f.Forward.SrcIP, f.Forward.DstIP} {
+		if x, ok := netip.AddrFromSlice(ip); ok && x.Unmap() == netip.Addr(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Route switches the routing of the PC's port, and the uplink's for the answers.
+// The uplink is left as it is on the way back: others may route through it.
+func (m machine) Route(on bool) error {
+	err := link.Forward(m.port.Interface, on && m.port.Uplink != "")
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil // no port, nothing to route
+	}
+	if on && m.port.Uplink != "" {
+		err = errors.Join(err, link.Forward(m.port.Uplink, true))
+	}
+	return err
+}
