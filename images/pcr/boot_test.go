@@ -3,8 +3,6 @@ package pcr_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -99,10 +97,41 @@ func TestPredictionEqualsTheTPMAfterAUEFIPXEBoot(t *testing.T) {
 	}
 }
 
+// The PC's owner adds to the signed command line by the firmware's SMBIOS table.
+// The kernel obeys, and registers 9 and 12 show it; 11, the image, is unchanged.
+func TestAttackCommandLineAddedThroughSMBIOSShowsInPCR12(t *testing.T) {
+	dir := t.TempDir()
+	image := testImage(t, dir)
+	plain, err := pcr.Predict(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const added = "init=/attack"
+	out := boot(t, dir, image, "-smbios", "type=11,value=io.systemd.stub.kernel-cmdline-extra="+added)
+	if !strings.Contains(out, "PCRTEST cmdline "+cmdline+" "+added) {
+		t.Fatal("the stub did not take the addition: this test no longer attacks anything")
+	}
+	log := eventLog(t, out)
+	if got := log.replay(11); got != plain.PCR11 {
+		t.Errorf("PCR 11 changed to %s", got)
+	}
+	if log.replay(9) == plain.PCR9 {
+		t.Error("PCR 9 does not show the addition")
+	}
+	var utf16 []byte
+	for _, c := range added + "\x00" {
+		utf16 = append(utf16, byte(c), 0)
+	}
+	if want := (pcr.Value{}).Measure(utf16); log.replay(12) != want || plain.PCR12 == want {
+		t.Errorf("PCR 12 is %s, the addition gives %s", log.replay(12), want)
+	}
+}
+
 var endLine = regexp.MustCompile(`PCRTEST end`)
 
-// boot runs the PC until its init has told everything and returns the serial console.
-func boot(t *testing.T, dir string, image []byte) string {
+// boot runs the PC until its init has told everything and returns the serial
+// console; extra are further arguments of QEMU.
+func boot(t *testing.T, dir string, image []byte, extra ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
@@ -131,7 +160,7 @@ func boot(t *testing.T, dir string, image []byte) string {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	pc := start(t, "qemu-system-x86", "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+	pc := start(t, "qemu-system-x86", "qemu-system-x86_64", append(extra, "-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-no-reboot",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+code,
 		"-drive", "if=pflash,format=raw,unit=1,file="+vars,
@@ -140,7 +169,7 @@ func boot(t *testing.T, dir string, image []byte) string {
 		"-device", "virtio-net-pci,netdev=net0,bootindex=1,romfile=",
 		"-device", "virtio-rng-pci",
 		"-chardev", "socket,id=tpm0,path="+socket, "-tpmdev", "emulator,id=tpm0,chardev=tpm0", "-device", "tpm-tis,tpmdev=tpm0",
-		"-serial", "file:"+serial)
+		"-serial", "file:"+serial)...)
 	for {
 		out, _ := os.ReadFile(serial)
 		if endLine.Match(out) {
@@ -201,85 +230,3 @@ func firmware(t *testing.T) (code string, vars []byte) {
 	t.Fatal("OVMF is missing: install ovmf")
 	return "", nil
 }
-
-// events is the firmware's log, digests of the SHA-256 bank only.
-type events []event
-
-type event struct {
-	pcr    int
-	kind   uint32
-	digest [sha256.Size]byte
-	data   []byte
-}
-
-func (l events) of(i int) string {
-	var b strings.Builder
-	for _, e := range l {
-		if e.pcr == i {
-			fmt.Fprintf(&b, "  %#x %x %.80q\n", e.kind, e.digest, e.data)
-		}
-	}
-	return b.String()
-}
-
-func (l events) replay(i int) pcr.Value {
-	var v pcr.Value
-	for _, e := range l {
-		if e.pcr == i && e.kind != 3 { // EV_NO_ACTION extends nothing
-			v = v.Extend(e.digest)
-		}
-	}
-	return v
-}
-
-// eventLog reads the TCG2 crypto-agile log (TCG PC Client Platform Firmware
-// Profile, chapter 10) that the init printed.
-func eventLog(t *testing.T, out string) events {
-	t.Helper()
-	var text strings.Builder
-	for _, line := range strings.Split(out, "\n") {
-		if _, part, ok := strings.Cut(line, "PCRTEST log "); ok {
-			text.WriteString(strings.TrimSpace(part))
-		}
-	}
-	raw, err := base64.StdEncoding.DecodeString(text.String())
-	if err != nil || len(raw) < 32 {
-		t.Fatalf("no event log: %v\n%s", err, out)
-	}
-	r := reader{t: t, b: raw}
-	// The first event has the old form and names the digests of the others.
-	r.take(4 + 4 + 20)
-	r.take(int(r.u32()))
-	sizes := map[uint16]int{4: 20, 0xb: 32, 0xc: 48, 0xd: 64, 0x12: 32}
-	var log events
-	for len(r.b) > 0 {
-		e := event{pcr: int(r.u32()), kind: r.u32()}
-		for range r.u32() {
-			alg := r.u16()
-			if digest := r.take(sizes[alg]); alg == 0xb {
-				e.digest = [32]byte(digest)
-			}
-		}
-		e.data = r.take(int(r.u32()))
-		log = append(log, e)
-	}
-	return log
-}
-
-type reader struct {
-	t *testing.T
-	b []byte
-}
-
-func (r *reader) take(n int) []byte {
-	r.t.Helper()
-	if n < 0 || n > len(r.b) {
-		r.t.Fatalf("the event log is cut off: %d bytes wanted, %d left", n, len(r.b))
-	}
-	out := r.b[:n]
-	r.b = r.b[n:]
-	return out
-}
-
-func (r *reader) u16() uint16 { b := r.take(2); return uint16(b[0]) | uint16(b[1])<<8 }
-func (r *reader) u32() uint32 { lo := uint32(r.u16()); return lo | uint32(r.u16())<<16 }

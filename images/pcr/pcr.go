@@ -15,7 +15,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"strings"
-	"unicode/utf16"
 
 	"portcullis/images/uki"
 )
@@ -74,17 +73,23 @@ func Predict(image []byte) (Prediction, error) {
 			return Prediction{}, fmt.Errorf("pcr: the image has no section %s", name)
 		}
 	}
+	// The stub turns such bytes into spaces; images of ours have none.
+	for i, c := range content[uki.Cmdline] {
+		if c < 0x20 || c > 0x7e {
+			return Prediction{}, fmt.Errorf("pcr: byte %d of the command line is not printable ASCII", i)
+		}
+	}
 	p.PCR9 = p.PCR9.Measure(loadOptions(content[uki.Cmdline])).
 		Extend(sha256.Sum256(handedInitrd(content[uki.Initrd], content[uki.OSRelease])))
 	return p, nil
 }
 
 // loadOptions is the command line as the stub gives it to the kernel: without
-// white space at its ends, in UTF-16LE with the final NUL.
+// spaces at its ends, in UTF-16LE with the final NUL. It is ASCII.
 func loadOptions(cmdline []byte) []byte {
 	var b []byte
-	for _, c := range append(utf16.Encode([]rune(strings.Trim(string(cmdline), " "))), 0) {
-		b = append(b, byte(c), byte(c>>8))
+	for _, c := range strings.Trim(string(cmdline), " ") + "\x00" {
+		b = append(b, byte(c), 0)
 	}
 	return b
 }
