@@ -92,7 +92,7 @@ func (i *Image) Chunks(name string, offset, length int64, send func(piece []byte
 	}
 	defer r.Close()
 	for {
-		piece, err := r.piece(manifest.ChunkSize)
+		piece, err := r.Next(manifest.ChunkSize)
 		if err == io.EOF {
 			return nil
 		}

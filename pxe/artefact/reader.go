@@ -39,7 +39,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	piece, err := r.piece(len(p))
+	piece, err := r.Next(len(p))
 	if err != nil {
 		return 0, err
 	}
@@ -58,8 +58,9 @@ func (r *Reader) Close() {
 	}
 }
 
-// piece returns at most limit bytes, never across a chunk's end. They are valid until the next call.
-func (r *Reader) piece(limit int) ([]byte, error) {
+// Next returns at most limit bytes, never across a chunk's end, and io.EOF at
+// the end of the range. They are valid until the next call.
+func (r *Reader) Next(limit int) ([]byte, error) {
 	if r.offset >= r.end {
 		return nil, io.EOF
 	}

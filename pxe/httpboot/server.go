@@ -20,6 +20,7 @@ import (
 	"portcullis/internal/event"
 	"portcullis/pxe/artefact"
 	"portcullis/pxe/ledger"
+	"portcullis/pxe/refusal"
 	"portcullis/pxe/session"
 )
 
@@ -31,10 +32,9 @@ const (
 	idleTimeout   = 60 * time.Second
 	// pieceTimeout is how long the PC may take for one piece of at most 1 MiB.
 	// The slowest firmware that was seen, an emulated one, needs half a second.
-	pieceTimeout  = 30 * time.Second
-	requestRate   = 50 // requests a second
-	requestBurst  = 512
-	refusedEvents = 1 // refusals reported a second; the rest is only answered
+	pieceTimeout = 30 * time.Second
+	requestRate  = 50 // requests a second
+	requestBurst = 512
 )
 
 // Reasons of this package.
@@ -66,12 +66,12 @@ type Config struct {
 type Server struct {
 	cfg     Config
 	limit   *rate.Limiter
-	refused *rate.Limiter
+	refused *refusal.Log
 }
 
 // New makes a server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, limit: rate.NewLimiter(requestRate, requestBurst), refused: rate.NewLimiter(refusedEvents, 16)}
+	return &Server{cfg: cfg, limit: rate.NewLimiter(requestRate, requestBurst), refused: refusal.New(cfg.Events, cfg.Now)}
 }
 
 // Serve serves on l until ctx ends, and closes l.
@@ -115,7 +115,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	img, current, err := s.cfg.Sessions.Allow(sid, name)
 	if err != nil {
-		s.refuse(w, http.StatusNotFound, sid, name, err.Error())
+		s.refuse(w, http.StatusNotFound, sid, name, reasonOf(err))
 		return
 	}
 	if name == session.Script {
@@ -169,9 +169,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, img *artefact.Im
 
 // refuse answers without a body: no byte of ours is in it.
 func (s *Server) refuse(w http.ResponseWriter, status int, sid, name, reason string) {
-	if s.refused.AllowN(s.cfg.Now(), 1) {
-		s.cfg.Events.Emit("artefact.refused", event.Fields{"session": sid, "artefact": name, "transport": ledger.HTTP, "reason": reason})
-	}
+	s.refused.Note("artefact.refused", reason, event.Fields{"session": sid, "artefact": name, "transport": ledger.HTTP})
 	h := w.Header()
 	h.Del("ETag")
 	h.Del("Content-Type")
@@ -179,4 +177,3 @@ func (s *Server) refuse(w http.ResponseWriter, status int, sid, name, reason str
 	h.Set("Connection", "close")
 	w.WriteHeader(status)
 }
-

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
+	"time"
 
 	"portcullis/images/manifest"
 	"portcullis/internal/event"
@@ -49,7 +50,7 @@ func (t *transfer) piece(b []byte) error {
 	if err := t.entry.Piece(b); err != nil {
 		return &session.Refusal{Reason: session.ReasonLedger, Err: err}
 	}
-	if err := t.control.SetWriteDeadline(t.server.cfg.Now().Add(pieceTimeout)); err != nil {
+	if err := t.control.SetWriteDeadline(time.Now().Add(pieceTimeout)); err != nil {
 		return errPeer
 	}
 	n, err := t.out.Write(b)

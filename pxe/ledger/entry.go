@@ -39,8 +39,8 @@ type Entry struct {
 	Client    string `json:"client"`    // ip:port
 	Offset    int64  `json:"offset"`    // bytes
 	// Length is the number of bytes: of a piece those that may be sent, of a
-	// response those that the kernel took. Of an interrupted response it is the
-	// sum of its pieces, so an upper bound.
+	// response those that the kernel took, or over TFTP that were acknowledged.
+	// Of an interrupted response it is the sum of its pieces, an upper bound.
 	Length int64 `json:"length"`
 	// SHA256 is of those bytes, in hex. An interrupted response has none; its pieces do.
 	SHA256  string `json:"sha256,omitempty"`

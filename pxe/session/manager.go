@@ -23,6 +23,8 @@ type Gateway interface {
 	OpenBoot(ctx context.Context, session, mac string, address netip.Addr) error
 	// CloseBoot returns once the boot services of the session are closed to the PC.
 	CloseBoot(ctx context.Context, session string) error
+	// Session returns the session that gatewayd takes for the current one, "" for none.
+	Session(ctx context.Context) (string, error)
 }
 
 // Limits of time and rate.
