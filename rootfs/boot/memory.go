@@ -44,12 +44,15 @@ func NewImage(name string, size int64) (*Image, error) {
 		f.Close()
 		return nil, Failf(ReasonMemoryImage, "grow to %d bytes: %w", size, err)
 	}
+	// Before the mapping: the kernel aligns it for huge pages only if they are allowed by then.
+	restore := hugeShmem()
 	b, err := unix.Mmap(fd, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
+		restore()
 		f.Close()
 		return nil, Failf(ReasonMemoryImage, "map %d bytes: %w", size, err)
 	}
-	m := &Image{File: f, Bytes: b, restore: hugeShmem()}
+	m := &Image{File: f, Bytes: b, restore: restore}
 	unix.Madvise(b, unix.MADV_HUGEPAGE) // fewer faults where the kernel allows it; nothing depends on it
 	return m, nil
 }
