@@ -1,0 +1,106 @@
+package probe
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"portcullis/attestserver/protocol"
+)
+
+// Boot tells what was booted: command line, kernel release and the kernel's ELF
+// notes (its build id), lockdown, taint, whether a kexec kernel waits, and which
+// kernel functions have a tracer on them.
+//
+// It finds another image or another command line, a kernel that was replaced by
+// kexec (the notes and the boot id change), lockdown that is off, forced or
+// unsigned modules (taint), kprobes, uprobes and ftrace users.
+//
+// It cannot see a kernel that lies about these files, nor a hypervisor below.
+type Boot struct{ Host }
+
+// Name implements protocol.Probe.
+func (*Boot) Name() string { return protocol.OpBoot }
+
+// Run implements protocol.Probe.
+func (p *Boot) Run(_ context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
+	if err := protocol.CheckNone(params); err != nil {
+		return protocol.Output{}, err
+	}
+	var d protocol.BootData
+	for _, f := range []struct {
+		to   *string
+		name string
+	}{
+		{&d.Cmdline, "cmdline"}, {&d.Release, "sys/kernel/osrelease"}, {&d.BootID, "sys/kernel/random/boot_id"},
+	} {
+		s, err := line(p.Proc, f.name)
+		if err != nil {
+			return protocol.Output{}, err
+		}
+		*f.to = s
+	}
+	notes, err := read(p.Sys, "kernel/notes")
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	sum := sha256.Sum256(notes)
+	d.Notes = hex.EncodeToString(sum[:])
+	if d.Tainted, err = number(p.Proc, "sys/kernel/tainted"); err != nil {
+		return protocol.Output{}, err
+	}
+	kexec, err := number(p.Sys, "kernel/kexec_loaded")
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without kexec has no such file
+		return protocol.Output{}, err
+	}
+	d.KexecLoaded = kexec != 0
+	if d.Lockdown, err = p.lockdown(); err != nil {
+		return protocol.Output{}, err
+	}
+	d.Traced = p.traced()
+	d.UptimeMs = p.Uptime().Milliseconds()
+	return answer(key, p.Name(), params, d)
+}
+
+// lockdown returns the chosen word of "none [integrity] confidentiality".
+func (p *Boot) lockdown() (string, error) {
+	b, err := p.Special("securityfs", "lockdown")
+	if err != nil {
+		return "", err
+	}
+	_, rest, ok := strings.Cut(string(b), "[")
+	word, _, ok2 := strings.Cut(rest, "]")
+	if !ok || !ok2 {
+		return "", fmt.Errorf("lockdown: no choice in %.64q", b)
+	}
+	return word, nil
+}
+
+// traced lists what is hooked to the kernel's functions by its own means. A
+// kernel without a tracer has none of these files.
+func (p *Boot) traced() []string {
+	var out []string
+	for _, f := range []struct{ fstype, name, prefix string }{
+		{"tracefs", "enabled_functions", "ftrace: "},
+		{"tracefs", "kprobe_events", "kprobe: "},
+		{"tracefs", "uprobe_events", "uprobe: "},
+		{"debugfs", "kprobes/list", "kprobe: "},
+	} {
+		b, err := p.Special(f.fstype, f.name)
+		if err != nil {
+			continue
+		}
+		for l := range bytes.Lines(b) {
+			if l = bytes.TrimSpace(l); len(l) == 0 || len(out) == protocol.MaxTraced {
+				continue
+			}
+			out = append(out, f.prefix+strings.ToValidUTF8(string(l[:min(len(l), 160)]), "?"))
+		}
+	}
+	return out
+}

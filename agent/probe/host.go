@@ -1,0 +1,130 @@
+// Package probe reads the machine that the agent runs on: one file an op, each
+// the twin of a file in attestserver/expect. The agent's runner is the only one
+// that may call it. Probes read and never write; what they cannot see is in the
+// doc comment of each.
+package probe
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"portcullis/attestserver/protocol"
+)
+
+// Host is the machine as probes see it. The zero value is the real one; tests
+// put a tree of recorded files in its place.
+type Host struct {
+	Proc string // /proc
+	Sys  string // /sys
+	Dev  string // /dev
+	Mask string // /usr/lib/portcullis/ktext.mask
+
+	// Links lists the network interfaces; nil asks the kernel by netlink.
+	Links func() ([]protocol.Link, error)
+	// Verity reads the live table of a device-mapper device; nil asks the kernel.
+	Verity func(device string) (protocol.Verity, error)
+	// Special reads a file of a kernel file system (securityfs, tracefs, debugfs)
+	// wherever it is mounted, even nowhere; nil mounts it privately.
+	Special func(fstype, name string) ([]byte, error)
+	// Uptime is the time since the kernel started; nil asks the kernel.
+	Uptime func() time.Duration
+}
+
+func (h Host) withDefaults() Host {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&h.Proc, "/proc")
+	def(&h.Sys, "/sys")
+	def(&h.Dev, "/dev")
+	def(&h.Mask, "/usr/lib/portcullis/ktext.mask")
+	if h.Links == nil {
+		h.Links = netlinkLinks
+	}
+	if h.Verity == nil {
+		h.Verity = h.verityTable
+	}
+	if h.Special == nil {
+		h.Special = special
+	}
+	if h.Uptime == nil {
+		h.Uptime = bootTime
+	}
+	return h
+}
+
+// All returns every probe, each on the same machine.
+func All(h Host) []protocol.Probe {
+	h = h.withDefaults()
+	return []protocol.Probe{
+		&Boot{h}, &Block{h}, &Procs{h}, &Pmem{h}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h},
+	}
+}
+
+// maxFile bounds what is read of one file of /proc or /sys.
+const maxFile = 16 << 20
+
+// read returns a file of the machine, at most maxFile bytes.
+func read(parts ...string) ([]byte, error) {
+	f, err := os.Open(filepath.Join(parts...))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxFile {
+		return nil, fmt.Errorf("%s: more than %d bytes", f.Name(), maxFile)
+	}
+	return b, nil
+}
+
+// line returns a file of one line, without the line's end.
+func line(parts ...string) (string, error) {
+	b, err := read(parts...)
+	return strings.TrimRight(string(b), "\n"), err
+}
+
+// optional is line for a file that may be missing; strings in it are trimmed.
+func optional(parts ...string) string {
+	s, err := line(parts...)
+	if err != nil || len(s) > protocol.MaxString {
+		return ""
+	}
+	return strings.TrimSpace(strings.ToValidUTF8(s, "?"))
+}
+
+func number(parts ...string) (uint64, error) {
+	s, err := line(parts...)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(s), 10, 64)
+}
+
+// answer encodes data and keys a digest over it, so that the data cannot have
+// been prepared before the challenge came.
+func answer(key protocol.OpKey, name string, params []byte, data any) (protocol.Output, error) {
+	b, err := protocol.EncodeOp(data)
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	return protocol.Output{Digest: key.Digest(name, params, b), Data: b}, nil
+}
+
+func alive(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("the deadline has passed: %w", err)
+	}
+	return nil
+}

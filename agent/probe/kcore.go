@@ -1,0 +1,75 @@
+package probe
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"portcullis/attestserver/protocol"
+)
+
+// parseKernelCode finds "Kernel code" in /proc/iomem: physical addresses, both
+// ends included. Without CAP_SYS_ADMIN the kernel shows zeros.
+func parseKernelCode(iomem []byte) (start, end uint64, err error) {
+	for l := range strings.Lines(string(iomem)) {
+		span, name, ok := strings.Cut(strings.TrimSpace(l), " : ")
+		if !ok || name != "Kernel code" {
+			continue
+		}
+		from, to, _ := strings.Cut(span, "-")
+		if start, err = strconv.ParseUint(from, 16, 64); err != nil {
+			return 0, 0, fmt.Errorf("iomem: %w", err)
+		}
+		if end, err = strconv.ParseUint(to, 16, 64); err != nil {
+			return 0, 0, fmt.Errorf("iomem: %w", err)
+		}
+		if end <= start || end-start >= protocol.MaxKernelText {
+			return 0, 0, fmt.Errorf("iomem: kernel code at %#x-%#x", start, end)
+		}
+		return start, end, nil
+	}
+	return 0, 0, errors.New("iomem: no line for the kernel's code")
+}
+
+// Sizes and offsets of the 64-bit ELF head and its program headers (elf(5)).
+const (
+	elfHeadSize = 64
+	elfPhdrSize = 56
+	maxPhdrs    = 1024
+	// kernelMap is where x86-64 maps the kernel image (Documentation/arch/x86/x86_64/mm.rst).
+	kernelMap = 0xffffffff80000000
+)
+
+// locate finds where /proc/kcore has the mapping of the kernel image that holds
+// the physical range: the same memory shows a second time in the direct map,
+// which is not what the CPU runs.
+func locate(kcore io.ReaderAt, physical, size uint64) (*kernelText, error) {
+	var head [elfHeadSize]byte
+	if _, err := kcore.ReadAt(head[:], 0); err != nil {
+		return nil, fmt.Errorf("kcore: %w", err)
+	}
+	le := binary.LittleEndian
+	if string(head[:5]) != "\x7fELF\x02" || le.Uint16(head[54:]) != elfPhdrSize {
+		return nil, errors.New("kcore: not a 64-bit ELF file")
+	}
+	n := int(le.Uint16(head[56:]))
+	if n > maxPhdrs {
+		return nil, fmt.Errorf("kcore: %d program headers", n)
+	}
+	table := make([]byte, n*elfPhdrSize)
+	if _, err := kcore.ReadAt(table, int64(le.Uint64(head[32:]))); err != nil {
+		return nil, fmt.Errorf("kcore: program headers: %w", err)
+	}
+	for ; len(table) > 0; table = table[elfPhdrSize:] {
+		offset, vaddr, paddr, length := le.Uint64(table[8:]), le.Uint64(table[16:]), le.Uint64(table[24:]), le.Uint64(table[32:])
+		if le.Uint32(table) != 1 || vaddr < kernelMap || physical < paddr || physical-paddr > length || length-(physical-paddr) < size {
+			continue
+		}
+		in := physical - paddr
+		return &kernelText{base: vaddr + in, size: size, offset: int64(offset + in)}, nil
+	}
+	return nil, errors.New("kcore: the kernel image is not in it")
+}

@@ -1,0 +1,239 @@
+package probe
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/attestserver/protocol"
+)
+
+// scan is one walk over all processes.
+type scan struct {
+	processes []protocol.Process
+	kernel    int
+	files     []*mappedFile // sorted by path, device and inode
+	anonymous []protocol.Anonymous
+	vanished  int
+
+	index map[fileKey]*mappedFile
+}
+
+type fileKey struct {
+	path, dev string
+	inode     uint64
+	deleted   bool
+}
+
+type mappedFile struct {
+	protocol.File
+	holders []holder
+}
+
+// holder is where a process has a segment in its memory.
+type holder struct {
+	pid     int
+	dir     string // below /proc, where its maps were read
+	start   uint64 // of the process
+	address uint64 // of the mapping
+	end     uint64
+	segment protocol.Segment
+}
+
+// maxHolders bounds the holders that are kept of one file.
+const maxHolders = 256
+
+const deletedSuffix = " (deleted)"
+
+// walk reads every process once. A process that ends meanwhile, or whose id is
+// given to another, is counted and is no finding.
+func (h Host) walk(ctx context.Context) (*scan, error) {
+	entries, err := os.ReadDir(h.Proc)
+	if err != nil {
+		return nil, err
+	}
+	s := &scan{index: map[fileKey]*mappedFile{}}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid <= 0 {
+			continue
+		}
+		if err := alive(ctx); err != nil {
+			return nil, err
+		}
+		if err := s.add(h, pid); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(s.files, func(a, b *mappedFile) int {
+		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.Dev, b.Dev), cmp.Compare(a.Inode, b.Inode))
+	})
+	return s, nil
+}
+
+func (h Host) stat(pid int) (procStat, error) {
+	b, err := read(h.Proc, strconv.Itoa(pid), "stat")
+	if err != nil {
+		return procStat{}, err
+	}
+	return parseStat(string(b))
+}
+
+// add reads one process. Only limits that are passed are errors.
+func (s *scan) add(h Host, pid int) error {
+	st, err := h.stat(pid)
+	if err != nil {
+		s.vanished++
+		return nil
+	}
+	if st.kernel {
+		s.kernel++
+		return nil
+	}
+	maps, dir, err := h.maps(pid, st)
+	if err != nil {
+		s.vanished++
+		return nil
+	}
+	exe, err := os.Readlink(filepath.Join(h.Proc, dir, "exe"))
+	if err != nil {
+		exe = ""
+	}
+	if again, err := h.stat(pid); err != nil || again.start != st.start || again.state == 'X' || (maps == "" && dead(again)) {
+		s.vanished++
+		return nil
+	}
+	mappings, err := executableMappings(maps)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	if len(s.processes) == protocol.MaxProcesses {
+		return fmt.Errorf("more than %d processes", protocol.MaxProcesses)
+	}
+	s.processes = append(s.processes, protocol.Process{PID: pid, PPID: st.ppid, Start: st.start,
+		Comm: clean(st.comm), Exe: clean(exe)})
+	for _, m := range mappings {
+		if err := s.mapping(h, pid, dir, st.start, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func dead(st procStat) bool { return st.state == 'Z' || st.state == 'X' }
+
+// maps reads the mappings of a process. The first thread of a process may have
+// ended while others run on: then one of those is read.
+func (h Host) maps(pid int, st procStat) (maps, dir string, err error) {
+	dir = strconv.Itoa(pid)
+	if dead(st) {
+		threads, err := os.ReadDir(filepath.Join(h.Proc, dir, "task"))
+		if err != nil {
+			return "", "", err
+		}
+		for _, t := range threads {
+			b, err := read(h.Proc, dir, "task", t.Name(), "maps")
+			if err == nil && len(b) > 0 {
+				return string(b), filepath.Join(dir, "task", t.Name()), nil
+			}
+		}
+		return "", dir, nil
+	}
+	b, err := read(h.Proc, dir, "maps")
+	return string(b), dir, err
+}
+
+func (s *scan) mapping(h Host, pid int, dir string, start uint64, m mapping) error {
+	if m.inode == 0 && (m.path == "[vdso]" || m.path == "[vsyscall]") {
+		return nil // code that the kernel itself puts there
+	}
+	if m.inode == 0 && !strings.HasPrefix(m.path, "/") {
+		if len(s.anonymous) == protocol.MaxFiles {
+			return fmt.Errorf("more than %d executable anonymous mappings", protocol.MaxFiles)
+		}
+		s.anonymous = append(s.anonymous, protocol.Anonymous{PID: pid, Start: m.start, Length: m.end - m.start, Label: clean(m.path)})
+		return nil
+	}
+	f, err := s.file(h, dir, m)
+	if err != nil {
+		return err
+	}
+	f.Writable = f.Writable || m.writable()
+	seg := protocol.Segment{Offset: m.offset, Length: m.end - m.start}
+	// What lies behind the file's end cannot be read from memory either.
+	if pages := roundUp(f.Size); f.Size > 0 && seg.Offset < pages {
+		seg.Length = min(seg.Length, pages-seg.Offset)
+	}
+	if !slices.Contains(f.Segments, seg) {
+		if len(f.Segments) == protocol.MaxSegments {
+			return fmt.Errorf("%s: more than %d executable segments", f.Path, protocol.MaxSegments)
+		}
+		f.Segments = append(f.Segments, seg)
+	}
+	if len(f.PIDs) < protocol.MaxFilePIDs && !slices.Contains(f.PIDs, pid) {
+		f.PIDs = append(f.PIDs, pid)
+	}
+	if len(f.holders) < maxHolders {
+		f.holders = append(f.holders, holder{pid, dir, start, m.start, m.end, seg})
+	}
+	return nil
+}
+
+func roundUp(size int64) uint64 {
+	return (uint64(max(size, 0)) + protocol.PageSize - 1) &^ (protocol.PageSize - 1)
+}
+
+func (s *scan) file(h Host, dir string, m mapping) (*mappedFile, error) {
+	k := fileKey{dev: m.dev, inode: m.inode}
+	k.path, k.deleted = strings.CutSuffix(m.path, deletedSuffix)
+	if f := s.index[k]; f != nil {
+		return f, nil
+	}
+	if len(s.files) == protocol.MaxFiles {
+		return nil, fmt.Errorf("more than %d executable files are mapped", protocol.MaxFiles)
+	}
+	f := &mappedFile{File: protocol.File{Path: clean(k.path), Deleted: k.deleted, Dev: k.dev, Inode: k.inode}}
+	// map_files leads to the very file that is mapped, whatever lies at its path now.
+	link := filepath.Join(h.Proc, dir, "map_files", fmt.Sprintf("%x-%x", m.start, m.end))
+	var st unix.Stat_t
+	if unix.Stat(link, &st) == nil {
+		f.StatDev, f.Size = st.Dev, st.Size
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs(link, &fs) == nil {
+		f.FSType = fsName(int64(fs.Type))
+	}
+	s.index[k] = f
+	s.files = append(s.files, f)
+	return f, nil
+}
+
+// fsName names a file system by its magic number (statfs(2)).
+func fsName(magic int64) string {
+	switch magic {
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "overlay"
+	case unix.SQUASHFS_MAGIC:
+		return "squashfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	case unix.PROC_SUPER_MAGIC:
+		return "proc"
+	case unix.RAMFS_MAGIC:
+		return "ramfs"
+	}
+	return fmt.Sprintf("0x%x", uint64(magic))
+}
+
+// clean makes a name fit for JSON and for a log.
+func clean(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	return s[:min(len(s), protocol.MaxString-16)]
+}

@@ -1,0 +1,76 @@
+package expect
+
+import (
+	"encoding/hex"
+	"io"
+
+	"portcullis/attestserver/protocol"
+)
+
+// Pmem is the twin of probe.Pmem.
+type Pmem struct{ user }
+
+// extraPages are asked for beside one page of every segment.
+const extraPages = 32
+
+// Name implements protocol.Expectation.
+func (*Pmem) Name() string { return protocol.OpPmem }
+
+// Params implements protocol.Expectation.
+func (*Pmem) Params(r io.Reader, _ *protocol.ImageState) ([]byte, error) {
+	seed, err := draw(r, 32)
+	if err != nil {
+		return nil, err
+	}
+	return protocol.EncodeOp(protocol.PmemParams{Seed: hex.EncodeToString(seed), Extra: extraPages})
+}
+
+// Judge implements protocol.Expectation.
+func (e *Pmem) Judge(in protocol.JudgeInput) []protocol.Finding {
+	j := &judge{op: e.Name()}
+	var p protocol.PmemParams
+	if err := protocol.DecodeOp(in.Params, protocol.MaxParams, &p); err != nil {
+		j.unjudged(err)
+		return j.list
+	}
+	var d protocol.PmemData
+	if !j.read(in, &d) {
+		return j.list
+	}
+	if len(d.Pages) == 0 {
+		j.fatal(ReasonNoPages, "no page was read, %d were given up", d.Vanished)
+	}
+	for _, page := range d.Pages {
+		if err := e.page(j, in.Key, p.Seed, page); err != nil {
+			j.unjudged(err)
+			break
+		}
+	}
+	return j.list
+}
+
+func (e *Pmem) page(j *judge, key protocol.OpKey, seed string, p protocol.Page) error {
+	f, found, err := e.inImage(p.Path)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !found:
+		j.fatal(ReasonUnknownCode, "process %d has mapped %s", p.PID, p.Path)
+		return nil
+	case key.PickPage(seed, p.Path, p.Segment, p.Pick) != p.Offset:
+		j.fatal(ReasonPick, "%s: page at %#x was not asked for", p.Path, p.Offset)
+		return nil
+	case p.Offset >= uint64(f.Size()):
+		j.fatal(ReasonChangedCode, "process %d: %s is mapped at %#x, the image's file ends before", p.PID, p.Path, p.Offset)
+		return nil
+	}
+	want, err := readPage(f, p.Offset)
+	if err != nil {
+		return err
+	}
+	if key.PageMAC(p.Path, p.Offset, want) != p.MAC {
+		j.fatal(ReasonChangedCode, "process %d: the page at %#x of %s is not the image's", p.PID, p.Offset, p.Path)
+	}
+	return nil
+}

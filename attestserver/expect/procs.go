@@ -1,0 +1,168 @@
+package expect
+
+import (
+	"fmt"
+	"io"
+	"path"
+	"strings"
+
+	"portcullis/attestserver/protocol"
+)
+
+// Procs is the twin of probe.Procs.
+type Procs struct{ user }
+
+// Name implements protocol.Expectation.
+func (*Procs) Name() string { return protocol.OpProcs }
+
+// Params implements protocol.Expectation.
+func (*Procs) Params(io.Reader, *protocol.ImageState) ([]byte, error) { return protocol.None, nil }
+
+// Judge implements protocol.Expectation.
+func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
+	j := &judge{op: e.Name()}
+	var d protocol.ProcsData
+	if !j.read(in, &d) {
+		return j.list
+	}
+	names := map[int]string{}
+	for _, p := range d.Processes {
+		names[p.PID] = p.Comm
+	}
+	blamed := map[string]bool{}
+	lower, err := e.lowerDevice(&d)
+	if err != nil {
+		j.unjudged(err)
+		return j.list
+	}
+	for i := range d.Files {
+		if err := e.file(j, &d.Files[i], names, lower, blamed); err != nil {
+			j.unjudged(err)
+			return j.list
+		}
+	}
+	for _, a := range d.Anonymous {
+		j.fatal(ReasonAnonymousCode, "process %d (%s): %d bytes at %#x %s", a.PID, names[a.PID], a.Length, a.Start, a.Label)
+	}
+	if err := e.processes(j, &d, blamed); err != nil {
+		j.unjudged(err)
+		return j.list
+	}
+	if err := e.mounts(j, d.Mounts); err != nil {
+		j.unjudged(err)
+	}
+	if d.Vanished > len(d.Processes)+16 {
+		j.add(protocol.Soft, ReasonVanished, "%d of %d processes ended while they were read", d.Vanished, d.Vanished+len(d.Processes))
+	}
+	return j.list
+}
+
+// file judges one file that is mapped executable.
+func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, lower uint64, blamed map[string]bool) error {
+	who := owners(f.PIDs, names)
+	img, found, err := e.inImage(f.Path)
+	if err != nil {
+		return err
+	}
+	reason := ""
+	switch {
+	case f.Deleted:
+		reason = ReasonDeletedExecutable
+	case !found:
+		reason = ReasonUnknownExecutable
+	case f.FSType != "overlay" && f.FSType != "squashfs":
+		reason = ReasonForeignFilesystem
+	case f.Size != img.Size(), f.StatDev != lower:
+		reason = ReasonChangedFile
+	case f.Writable:
+		reason = ReasonWritableExecutable
+	default:
+		return nil
+	}
+	blamed[f.Path] = true
+	j.fatal(reason, "%s on %s, run by %s", f.Path, f.FSType, who)
+	return nil
+}
+
+// lowerDevice is the device number that files of the overlay's lower layer, the
+// verity image, have. A copied-up file has another one. Process 1 was started
+// from the image by hpc-init, before anything else could run.
+func (e *Procs) lowerDevice(d *protocol.ProcsData) (uint64, error) {
+	for _, f := range d.Files {
+		for _, pid := range f.PIDs {
+			if pid == 1 && f.FSType == "overlay" {
+				return f.StatDev, nil
+			}
+		}
+	}
+	return 0, nil
+}
+
+// processes judges the programs of processes that were not blamed already.
+func (e *Procs) processes(j *judge, d *protocol.ProcsData, blamed map[string]bool) error {
+	if len(d.Processes) == 0 {
+		j.fatal(ReasonUnknownProcess, "no process at all was listed, not even process 1")
+	}
+	for _, p := range d.Processes {
+		exe := strings.TrimSuffix(p.Exe, " (deleted)")
+		if blamed[exe] {
+			continue
+		}
+		_, found, err := e.inImage(p.Exe)
+		if err != nil {
+			return err
+		}
+		if !found {
+			j.fatal(ReasonUnknownProcess, "process %d (%s), child of %d, runs %q", p.PID, p.Comm, p.PPID, p.Exe)
+		}
+	}
+	return nil
+}
+
+// code are the directories below which no mount may lie.
+var code = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/boot"}
+
+// mayCover are files of the image that systemd itself covers where it needs to.
+var mayCover = map[string]bool{"/etc/machine-id": true}
+
+// mounts judges what process 1 sees: the root must be the overlay, and nothing
+// may cover a file of the image or a directory of code.
+func (e *Procs) mounts(j *judge, mounts []protocol.Mount) error {
+	root := ""
+	for _, m := range mounts {
+		point := path.Clean(m.Point)
+		if point == "/" {
+			root = m.FS
+			continue
+		}
+		covered, err := e.covers(point)
+		if err != nil {
+			return err
+		}
+		if covered {
+			j.fatal(ReasonMount, "%s of device %s is mounted on %s", m.FS, m.Dev, point)
+		}
+	}
+	if root != "overlay" {
+		j.fatal(ReasonNoRoot, "the root is of type %q, want overlay", root)
+	}
+	return nil
+}
+
+func (e *Procs) covers(point string) (bool, error) {
+	for _, dir := range code {
+		if point == dir || strings.HasPrefix(point, dir+"/") {
+			return true, nil
+		}
+	}
+	_, isFile, err := e.inImage(point)
+	return isFile && !mayCover[point], err
+}
+
+func owners(pids []int, names map[int]string) string {
+	var s []string
+	for _, p := range pids {
+		s = append(s, fmt.Sprintf("process %d (%s)", p, names[p]))
+	}
+	return strings.Join(s, ", ")
+}

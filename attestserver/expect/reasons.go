@@ -1,0 +1,60 @@
+package expect
+
+// Reasons of findings, as they stand in logs and in docs/threat-model.md.
+const (
+	ReasonDigest    = "op-digest"    // the keyed digest is wrong: of other bytes, or of another question
+	ReasonMalformed = "op-malformed" // the answer does not decode or passes a limit
+	ReasonMore      = "op-more"      // there were more findings than are listed
+
+	ReasonCmdline     = "boot-cmdline"      // not the signed command line
+	ReasonKernel      = "boot-kernel"       // not the signed kernel: release or build notes differ
+	ReasonLockdown    = "boot-lockdown"     // not integrity
+	ReasonTainted     = "boot-tainted"      // a module was forced, unsigned or from outside
+	ReasonTaintedInfo = "boot-tainted-info" // the kernel met a fault of the hardware or its own
+	ReasonKexec       = "boot-kexec"        // another kernel is loaded
+	ReasonBootID      = "boot-id-changed"   // another boot answers within the session
+	ReasonUptime      = "boot-uptime"       // the kernel's clock ran backwards
+	ReasonTraced      = "boot-traced"       // a tracer or probe is on a kernel function
+
+	ReasonBlock  = "block-changed" // blocks of the root device are not the image's
+	ReasonVerity = "block-verity"  // the verity table is not the signed one
+
+	ReasonUnknownExecutable  = "procs-unknown-executable"  // code of a file that the image has not
+	ReasonDeletedExecutable  = "procs-deleted-executable"  // code of a file that was deleted, or of a memfd
+	ReasonForeignFilesystem  = "procs-foreign-filesystem"  // an image path, but on another file system: a mount covers it
+	ReasonChangedFile        = "procs-changed-file"        // an image path, but copied up or of another size
+	ReasonWritableExecutable = "procs-writable-executable" // a file's code can be written
+	ReasonAnonymousCode      = "procs-anonymous-code"      // executable memory without a file
+	ReasonUnknownProcess     = "procs-unknown-process"     // a process whose program the image has not
+	ReasonMount              = "procs-mount-over-image"    // a mount covers files of the image
+	ReasonNoRoot             = "procs-root"                // the root is not the overlay on the image
+	ReasonVanished           = "procs-vanished"            // too many processes ended while they were read
+
+	ReasonChangedCode = "pmem-changed-code" // memory differs from the file in the image
+	ReasonUnknownCode = "pmem-unknown-code" // memory of a file that the image has not
+	ReasonPick        = "pmem-pick"         // another page than the one asked for
+	ReasonNoPages     = "pmem-missing"      // fewer pages than there must be
+
+	ReasonModule        = "modules-unexpected" // loaded, and not in the image's list
+	ReasonModuleChanged = "modules-changed"    // another build than the image's
+	ReasonModuleTaint   = "modules-taint"      // forced, unsigned or from outside
+	ReasonModuleHidden  = "modules-hidden"     // the kernel's two views disagree
+
+	ReasonSecondInterface = "net-second-interface"     // network hardware beside the boot interface
+	ReasonInterface       = "net-unexpected-interface" // a virtual interface of a kind that is not allowed
+	ReasonNoInterface     = "net-boot-interface"       // the boot interface is gone
+	ReasonMAC             = "net-mac-changed"          // its address is not the burnt-in one
+	ReasonEnslaved        = "net-boot-enslaved"        // it was put into a bridge or bond
+	ReasonIdleInterface   = "net-idle-interface"       // enrolled network hardware, down
+
+	ReasonHwAdded   = "hw-added"   // a part that was not there at enrolment
+	ReasonHwRemoved = "hw-removed" // a part that was there at enrolment
+	ReasonHwChanged = "hw-changed" // another part in its place
+	ReasonHwMemory  = "hw-memory"  // another size of memory
+	ReasonHwLearned = "hw-learned" // found late in the enrolling boot and added
+
+	ReasonKtext      = "ktext-changed"   // kernel text differs from the reference
+	ReasonKtextImage = "ktext-not-image" // at enrolment: kernel text differs from the signed kernel
+	ReasonKtextPlace = "ktext-place"     // not at the address or of the size of the signed kernel
+	ReasonKtextMask  = "ktext-mask"      // another mask was applied
+)
