@@ -81,11 +81,11 @@ type packet struct {
 // serve answers until the interface is another one, or ctx ends.
 func (s *Service) serve(ctx context.Context, index int, links <-chan netlink.LinkUpdate, ready func()) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var conns []*ipv4.PacketConn
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer func() {
+		cancel()
 		for _, c := range conns {
 			c.Close()
 		}
@@ -100,6 +100,7 @@ func (s *Service) serve(ctx context.Context, index int, links <-chan netlink.Lin
 		wg.Go(func() { s.receive(ctx, c, port, index, queue) })
 	}
 	wg.Go(func() { s.work(ctx, queue) })
+	s.cfg.Events.Emit("dhcp.bound", event.Fields{"interface": s.cfg.Interface})
 	ready()
 	t := time.NewTicker(retryEvery)
 	defer t.Stop()
