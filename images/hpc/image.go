@@ -31,11 +31,12 @@ func publicKey(s crypto.Signer) ed25519.PublicKey { return s.Public().(ed25519.P
 
 // cmdline puts the verity words in front of the recipe's.
 func (b *builder) cmdline(v manifest.Verity) string {
-	words := []string{
-		"roothash=" + v.RootHash,
-		fmt.Sprintf("portcullis.verity=%s,%d,%d", v.Salt, v.DataBlocks, v.HashStart),
-	}
-	return strings.Join(append(words, b.recipe.Cmdline...), " ")
+	return strings.Join(append(verityWords(v), b.recipe.Cmdline...), " ")
+}
+
+// verityWords tell hpc-init which root to open.
+func verityWords(v manifest.Verity) []string {
+	return []string{"roothash=" + v.RootHash, fmt.Sprintf("portcullis.verity=%s,%d,%d", v.Salt, v.DataBlocks, v.HashStart)}
 }
 
 // image builds everything but root.img into the cache.

@@ -1,0 +1,152 @@
+package hpc
+
+import (
+	"encoding/hex"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Summary is a build's result for machines.
+type Summary struct {
+	Dir        string            `json:"dir"`
+	Image      string            `json:"image"`
+	Version    uint64            `json:"version"`
+	Profile    string            `json:"profile"`
+	LabChannel bool              `json:"lab_channel"`
+	NotAfter   string            `json:"not_after"`
+	RootHash   string            `json:"root_hash"`
+	Digest     string            `json:"manifest_sha256"`
+	Sizes      map[string]int64  `json:"bytes"`
+	PCR        map[string]string `json:"pcr"`
+	Packages   int               `json:"packages"`
+	Cached     bool              `json:"cached"`
+	Seconds    float64           `json:"seconds"`
+}
+
+// Summary returns the result for machines.
+func (r *Result) Summary() Summary {
+	m := r.Manifest
+	s := Summary{
+		Dir: r.Dir, Image: m.Image, Version: m.Version, Profile: m.Profile, LabChannel: m.LabChannel,
+		NotAfter: m.NotAfter.Format(time.RFC3339), RootHash: m.Verity.RootHash, Digest: hex.EncodeToString(r.Digest[:]),
+		Sizes: map[string]int64{}, PCR: m.PCR, Packages: len(m.Packages), Cached: r.Cached, Seconds: r.Took.Seconds(),
+	}
+	for _, a := range m.Artefacts {
+		s.Sizes[a.Name] = a.Size
+	}
+	return s
+}
+
+const (
+	red   = "\x1b[31;1m"
+	green = "\x1b[32m"
+	plain = "\x1b[0m"
+)
+
+func paint(colour bool, code, s string) string {
+	if !colour {
+		return s
+	}
+	return code + s + plain
+}
+
+// Print writes the result for people.
+func (r *Result) Print(w io.Writer, colour bool) {
+	m := r.Manifest
+	fmt.Fprintf(w, "%s version %d in %s\n", m.Image, m.Version, r.Dir)
+	for _, a := range m.Artefacts {
+		fmt.Fprintf(w, "  %-10s %7.1f MB  sha256 %s\n", a.Name, float64(a.Size)/1e6, short(a.SHA256))
+	}
+	fmt.Fprintf(w, "  %-10s kernel %s, %d packages, valid until %s\n", "contents", m.UKI.KernelVersion, len(m.Packages), m.NotAfter.Format("2006-01-02"))
+	fmt.Fprintf(w, "  %-10s %s\n", "root hash", m.Verity.RootHash)
+	if m.LabChannel {
+		fmt.Fprintln(w, paint(colour, red, "  LAB IMAGE  it has a root command channel: never boot a real PC with it"))
+	}
+}
+
+// Print writes the report for people.
+func (r *Report) Print(w io.Writer, colour bool) {
+	for _, c := range r.Checks {
+		mark := paint(colour, green, "ok  ")
+		if !c.OK {
+			mark = paint(colour, red, "FAIL")
+		}
+		fmt.Fprintf(w, "%s  %-26s %s\n", mark, c.Name, c.Detail)
+	}
+	switch {
+	case !r.OK:
+		fmt.Fprintf(w, "%s: %s\n", paint(colour, red, "not the signed image"), r.Reason)
+	case r.OwnTrust:
+		fmt.Fprintln(w, "whole, by the trust file that came with it; --trust says who made it")
+	default:
+		fmt.Fprintln(w, paint(colour, green, "whole and signed"))
+	}
+	if r.LabChannel {
+		fmt.Fprintln(w, paint(colour, red, "LAB IMAGE: it has a root command channel"))
+	}
+}
+
+// reporter shows progress: a bar on a terminal, a line a stage elsewhere.
+type reporter struct {
+	mu       sync.Mutex
+	w        io.Writer
+	terminal bool
+	name     string
+	detail   string
+	begin    time.Time
+	last     time.Time
+}
+
+// quietStage is how long a stage may take before it is worth a line.
+const quietStage = 300 * time.Millisecond
+
+// barEvery bounds how often the bar is drawn, lineEvery how often a line is written.
+const (
+	barEvery  = 100 * time.Millisecond
+	lineEvery = 2 * time.Second
+)
+
+// NewReporter returns progress for people on w.
+func NewReporter(w io.Writer, terminal bool) Progress { return &reporter{w: w, terminal: terminal} }
+
+func (r *reporter) Stage(name, detail string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.name, r.detail, r.begin, r.last = name, detail, time.Now(), time.Now()
+}
+
+func (r *reporter) Step(done, total int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	every := lineEvery
+	if r.terminal {
+		every = barEvery
+	}
+	if total <= 0 || time.Since(r.last) < every {
+		return
+	}
+	r.last = time.Now()
+	done = min(done, total)
+	if !r.terminal {
+		fmt.Fprintf(r.w, "%-9s %3d %%  %.0f of %.0f MB\n", r.name, done*100/total, float64(done)/1e6, float64(total)/1e6)
+		return
+	}
+	const width = 30
+	full := int(done * width / total)
+	fmt.Fprintf(r.w, "\r%-9s [%s%s] %3d %% \x1b[K", r.name, strings.Repeat("#", full), strings.Repeat(".", width-full), done*100/total)
+}
+
+func (r *reporter) Done(cached bool, took time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.terminal {
+		fmt.Fprint(r.w, "\r\x1b[K")
+	}
+	if cached || took < quietStage {
+		return
+	}
+	fmt.Fprintf(r.w, "%-9s %s %.1f s\n", r.name, r.detail, took.Seconds())
+}
