@@ -64,18 +64,20 @@ func findFlash() (flash, error) {
 // romPaths lists where the package ipxe-qemu keeps the option ROMs.
 var romPaths = []string{"/usr/lib/ipxe/qemu", "/usr/share/qemu"}
 
-// findROM returns the iPXE option ROM of a virtio network card.
-func findROM(f Firmware) (string, error) {
-	name := "efi-virtio.rom"
-	if f == BIOS {
-		name = "pxe-virtio.rom"
-	}
+// romName is the iPXE option ROM that QEMU gives a virtio network card by itself;
+// it holds a BIOS and a UEFI image. It must not be named on the command line: only
+// of its default ROM does QEMU set the PCI ids to the card's, and SeaBIOS does not
+// run a ROM whose ids are another's.
+const romName = "efi-virtio.rom"
+
+// findROM fails where QEMU would not find romName.
+func findROM() error {
 	for _, dir := range romPaths {
-		if p := filepath.Join(dir, name); exists(p) {
-			return p, nil
+		if p := filepath.Join(dir, romName); exists(p) {
+			return nil
 		}
 	}
-	return "", fmt.Errorf("qemu: no option ROM %s found; install the package ipxe-qemu", name)
+	return fmt.Errorf("qemu: no option ROM %s found; install the package ipxe-qemu", romName)
 }
 
 // firmwareArgs is the part of the command line that differs between the four
@@ -104,17 +106,13 @@ func firmwareArgs(f Firmware, vars string) ([]string, error) {
 	return args, nil
 }
 
-// romOption is the romfile of the card. The empty one keeps QEMU from putting
-// iPXE in the place of OVMF's own network stack.
+// romOption is what follows the card's address: an empty romfile keeps QEMU from
+// putting iPXE in the place of OVMF's own network stack.
 func romOption(f Firmware) (string, error) {
 	if f == UEFIHTTP || f == UEFIPXE {
-		return "romfile=", nil
+		return ",romfile=", nil
 	}
-	rom, err := findROM(f)
-	if err != nil {
-		return "", err
-	}
-	return "romfile=" + escape(rom), nil
+	return "", findROM()
 }
 
 // escape doubles commas as QEMU's option lists want it.

@@ -66,7 +66,7 @@ func Args(cfg Config) ([]string, error) {
 		"-machine", "q35", "-accel", "tcg,thread=multi",
 		"-cpu", "max", "-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMB),
 		"-netdev", "tap,id=net0,script=no,downscript=no,ifname=" + escape(cfg.Tap),
-		"-device", "virtio-net-pci,netdev=net0,bootindex=1,mac=" + cfg.MAC + "," + rom,
+		"-device", "virtio-net-pci,netdev=net0,bootindex=1,mac=" + cfg.MAC + rom,
 		"-device", "virtio-rng-pci",
 		"-device", "pcie-root-port,chassis=1,id=" + HotplugBus,
 		"-chardev", "file,id=serial0,append=on,path=" + escape(SerialLog(cfg.Dir)), "-serial", "chardev:serial0",

@@ -1,0 +1,152 @@
+package lab
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+	"time"
+
+	"portcullis/attestserver/identity"
+	"portcullis/images/hpc"
+	"portcullis/images/manifest"
+)
+
+// Builder builds programs and the lab image once for all labs that share it.
+type Builder struct {
+	Repository string // "" = the checkout around the working directory
+
+	mu    sync.Mutex
+	built *Built
+}
+
+// Built is what a lab needs from a build.
+type Built struct {
+	Repository    string
+	Bin           string // programs
+	Image         string // directory of the lab image
+	ReleaseKey    string // base64 public key that signed it
+	ReleaseSecret string // file of its secret half: tests sign bad manifests with it
+	GatewayKey    string // file of the gateway's identity
+}
+
+// keptImages is how many lab images stay in the build directory.
+const keptImages = 6
+
+// Build builds, or returns what it built before. say is told what is being done.
+func (b *Builder) Build(ctx context.Context, say func(what string)) (*Built, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.built != nil {
+		return b.built, nil
+	}
+	start := b.Repository
+	if start == "" {
+		start = "."
+	}
+	repo, err := FindRepository(start)
+	if err != nil {
+		return nil, err
+	}
+	say("programs")
+	bin, err := buildPrograms(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	built := &Built{Repository: repo, Bin: bin}
+	unlock, err := buildLock(ctx, repo, "image")
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := built.image(ctx, say); err != nil {
+		return nil, err
+	}
+	b.built = built
+	return built, nil
+}
+
+// image makes the keys of this checkout's labs where there are none yet, and the
+// lab image signed by them. The keys stay the same so that the image stays cached.
+func (b *Built) image(ctx context.Context, say func(string)) error {
+	dir := filepath.Join(b.Repository, "build", "lab")
+	b.GatewayKey = filepath.Join(dir, "gateway.key")
+	gateway, err := identity.LoadOrCreate(b.GatewayKey)
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	b.ReleaseSecret = filepath.Join(dir, "release.key")
+	if _, err := os.Stat(b.ReleaseSecret); errors.Is(err, fs.ErrNotExist) {
+		if _, err := manifest.GenerateKey(b.ReleaseSecret); err != nil {
+			return fmt.Errorf("lab: release key: %w", err)
+		}
+	}
+	release, err := manifest.LoadKey(b.ReleaseSecret)
+	if err != nil {
+		return fmt.Errorf("lab: release key: %w", err)
+	}
+	b.ReleaseKey = base64.StdEncoding.EncodeToString(identity.PublicKey(release))
+	out, err := os.MkdirTemp(dir, ".image-")
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	defer os.RemoveAll(out)
+	_, err = hpc.Build(ctx, hpc.Options{
+		Profile: manifest.ProfileLab, Signers: []crypto.Signer{release}, GatewayKey: identity.PublicKey(gateway),
+		OutDir: out, CacheDir: filepath.Join(b.Repository, "build", "cache"), Progress: &progress{say: say},
+		Binaries: hpc.Binaries{
+			Init: filepath.Join(b.Bin, "hpc-init"), Agent: filepath.Join(b.Bin, "hpc-agent"), Lab: filepath.Join(b.Bin, "hpc-lab"),
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("lab: building the lab image: %w", err)
+	}
+	// Each image has a directory of its own: a lab that is running keeps its image
+	// when the next one is built.
+	envelope, err := os.ReadFile(filepath.Join(out, manifest.Envelope))
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	digest := sha256.Sum256(envelope)
+	b.Image = filepath.Join(dir, "image-"+hex.EncodeToString(digest[:8]))
+	now := time.Now()
+	if exists(b.Image) {
+		os.Chtimes(b.Image, now, now)
+	} else if err := os.Rename(out, b.Image); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	prune(dir)
+	return nil
+}
+
+// prune removes the oldest images beyond keptImages.
+func prune(dir string) {
+	found, _ := filepath.Glob(filepath.Join(dir, "image-*"))
+	sort.Slice(found, func(i, j int) bool { return modified(found[i]).After(modified(found[j])) })
+	for _, old := range found[min(keptImages, len(found)):] {
+		os.RemoveAll(old)
+	}
+}
+
+func modified(p string) time.Time {
+	st, err := os.Stat(p)
+	if err != nil {
+		return time.Time{}
+	}
+	return st.ModTime()
+}
+
+// progress tells the stages of an image build.
+type progress struct{ say func(string) }
+
+func (p *progress) Stage(name, detail string) { p.say(name + " " + detail) }
+func (p *progress) Step(int64, int64)         {}
+func (p *progress) Done(bool, time.Duration)  {}

@@ -1,0 +1,85 @@
+package lab
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strings"
+	"text/template"
+	"time"
+
+	"portcullis/lab/wire"
+)
+
+// Settings are the values of the Pi's configuration that a scenario may want to
+// be other than the lab's.
+type Settings struct {
+	ImageDir    string
+	ReleaseKey  string // base64 Ed25519 public key
+	MinVersion  uint64
+	ClaimWindow time.Duration
+	AllowBIOS   bool
+	AllowLab    bool
+	BanAfter    int
+	BanFor      time.Duration
+	MeanGap     time.Duration
+	Deadline    time.Duration
+}
+
+// defaultSettings keeps the product's defaults where a lab can live with them.
+// Asking is quicker than the default 5 s so that a lab shows something.
+func defaultSettings() Settings {
+	return Settings{
+		ClaimWindow: 2 * time.Minute, AllowBIOS: true, AllowLab: true,
+		BanAfter: 5, BanFor: 20 * time.Second, MeanGap: 2 * time.Second, Deadline: 10 * time.Second,
+	}
+}
+
+var configTemplate = template.Must(template.New("portcullis.yaml").Parse(`run_dir: {{.Run}}
+state_dir: {{.State}}
+link:
+  interface: {{.Port}}
+  address: {{.Address}}
+  pc_address: {{.PCAddress}}
+  pc_mac: "{{.MAC}}"
+gateway:
+  uplink: {{.Uplink}}
+  ban_after: {{.BanAfter}}
+  ban_window: 1m
+  ban_for: {{.BanFor}}
+  nflog_group: 77
+  allowed_uids: []
+pxe:
+  image_dir: {{.ImageDir}}
+  release_keys:
+    - {{.ReleaseKey}}
+  threshold: 1
+  min_version: {{.MinVersion}}
+  http_port: 80
+  claim_window: {{.ClaimWindow}}
+  allow_bios: {{.AllowBIOS}}
+  allow_lab_image: {{.AllowLab}}
+  allowed_uids: []
+attest:
+  port: 7443
+  key_file: {{.KeyFile}}
+  mean_gap: {{.MeanGap}}
+  min_gap: 200ms
+  deadline: {{.Deadline}}
+  allowed_uids: []
+`))
+
+// configFile renders the Pi's configuration for the lab at p.
+func configFile(p place, s Settings, mac, keyFile string) (string, error) {
+	var b strings.Builder
+	err := configTemplate.Execute(&b, struct {
+		Settings
+		Run, State, Port, Address, PCAddress, MAC, Uplink, KeyFile string
+	}{s, p.run(), p.file("state"), wire.PCPort, wire.PCLink.String(), wire.PCAddress.String(), mac, wire.Uplink, keyFile})
+	return b.String(), err
+}
+
+// macOf gives each lab name its own locally administered address in QEMU's range.
+func macOf(name string) string {
+	h := sha256.Sum256([]byte("portcullis-lab-mac\x00" + name))
+	return fmt.Sprintf("52:54:00:%02x:%02x:%02x", h[0], h[1], h[2])
+}
