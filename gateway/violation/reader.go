@@ -2,12 +2,13 @@ package violation
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
-	"github.com/florianl/go-nflog/v2"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,7 +19,8 @@ type Options struct {
 	Now   func() time.Time
 }
 
-// Reader receives evidence.
+// Reader receives evidence. The libraries that exist take the four bytes in front
+// of a netdev packet's message for attributes and lose it; so it is read here.
 type Reader struct {
 	opt  Options
 	lost atomic.Uint64
@@ -30,82 +32,81 @@ func NewReader(opt Options) *Reader { return &Reader{opt: opt} }
 // Lost counts the times the kernel had to throw evidence away.
 func (r *Reader) Lost() uint64 { return r.lost.Load() }
 
-const socketBuffer = 4 << 20
+// Messages and attributes of the configuration: linux/netfilter/nfnetlink_log.h.
+const (
+	subsystem = 4
+	msgPacket = subsystem<<8 | 0
+	msgConfig = subsystem<<8 | 1
 
-// Run calls got for each packet until ctx ends. got must not block for long:
-// meanwhile the kernel keeps at most a few thousand packets.
+	cfgCommand   = 1
+	cfgMode      = 2
+	cfgTimeout   = 4 // hundredths of a second
+	cfgThreshold = 5 // messages that wake us
+	commandBind  = 1
+	copyPacket   = 2
+
+	snapLength   = 256
+	socketBuffer = 4 << 20
+)
+
+// Run binds the group, calls bound, and then got for each packet until ctx ends. got
+// must not block for long: meanwhile the kernel keeps at most a few thousand packets.
 func (r *Reader) Run(ctx context.Context, bound func(), got func(Violation)) error {
-	nf, err := nflog.Open(&nflog.Config{NetNS: r.opt.NetNS, Group: r.opt.Group, Copymode: nflog.CopyPacket, QThresh: 1, Timeout: 1})
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: r.opt.NetNS})
 	if err != nil {
 		return fmt.Errorf("violation: open NFLOG: %w", err)
 	}
-	defer nf.Close()
-	nf.Con.SetReadBuffer(socketBuffer) // best effort: it needs CAP_NET_ADMIN over the host
-	failed := make(chan error, 1)
-	err = nf.RegisterWithErrorFunc(ctx, func(a nflog.Attribute) int {
-		if v, ok := fromAttribute(a, r.opt.Now()); ok {
-			got(v)
-		}
-		return 0
-	}, func(err error) int {
-		if errors.Is(err, unix.ENOBUFS) {
-			r.lost.Add(1)
-			return 0
-		}
-		var timeout interface{ Timeout() bool }
-		if errors.As(err, &timeout) && timeout.Timeout() {
-			return 0
-		}
-		select {
-		case failed <- err:
-		default:
-		}
-		return 1
-	})
-	if err != nil {
+	defer c.Close()
+	c.SetReadBuffer(socketBuffer) // more than the default where the host allows it
+	if err := r.bind(c); err != nil {
 		return fmt.Errorf("violation: bind NFLOG group %d: %w", r.opt.Group, err)
 	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
 	bound()
-	select {
-	case <-ctx.Done():
-		return nil
-	case err := <-failed:
-		if ctx.Err() != nil {
+	for {
+		msgs, err := c.Receive()
+		switch {
+		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, unix.ENOBUFS):
+			r.lost.Add(1)
+			continue
+		case err != nil:
+			return fmt.Errorf("violation: read NFLOG: %w", err)
 		}
-		return fmt.Errorf("violation: read NFLOG: %w", err)
+		for _, m := range msgs {
+			if m.Header.Type != msgPacket {
+				continue
+			}
+			if v, ok := DecodeMessage(m.Data, r.opt.Now()); ok {
+				got(v)
+			}
+		}
 	}
 }
 
-func fromAttribute(a nflog.Attribute, now time.Time) (Violation, bool) {
-	if a.Prefix == nil {
-		return Violation{}, false
+func (r *Reader) bind(c *netlink.Conn) error {
+	mode := binary.BigEndian.AppendUint32(nil, snapLength)
+	mode = append(mode, copyPacket, 0)
+	for _, a := range []netlink.Attribute{
+		{Type: cfgCommand, Data: []byte{commandBind}},
+		{Type: cfgMode, Data: mode},
+		{Type: cfgTimeout, Data: binary.BigEndian.AppendUint32(nil, 1)},
+		{Type: cfgThreshold, Data: binary.BigEndian.AppendUint32(nil, 1)},
+	} {
+		attrs, err := netlink.MarshalAttributes([]netlink.Attribute{a})
+		if err != nil {
+			return err
+		}
+		head := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}
+		head = binary.BigEndian.AppendUint16(head, r.opt.Group)
+		if _, err := c.Execute(netlink.Message{
+			Header: netlink.Header{Type: msgConfig, Flags: netlink.Request | netlink.Acknowledge},
+			Data:   append(head, attrs...),
+		}); err != nil {
+			return err
+		}
 	}
-	direction, reason, ok := ParsePrefix(*a.Prefix)
-	if !ok {
-		return Violation{}, false
-	}
-	v := Violation{Time: now, Direction: direction, Reason: reason}
-	var payload, header []byte
-	if a.Payload != nil {
-		payload = *a.Payload
-	}
-	if a.HwHeader != nil {
-		header = *a.HwHeader
-	}
-	etherType := uint16(0x0800)
-	if a.HwProtocol != nil {
-		etherType = *a.HwProtocol
-	}
-	p := Decode(etherType, payload)
-	if reason == "vlan" {
-		p.Protocol = "vlan"
-	}
-	v.Protocol, v.Port = p.Protocol, p.Port
-	if p.Source.IsValid() {
-		v.Source, v.Destination = p.Source.String(), p.Destination.String()
-	} else {
-		v.Source = sourceMAC(header)
-	}
-	return v, true
+	return nil
 }
