@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -81,6 +82,15 @@ func TestArchiveIsTheSameEveryTime(t *testing.T) {
 	a := archive(t)
 	if len(a)%4 != 0 {
 		t.Errorf("%d bytes: a second archive behind it would not be aligned", len(a))
+	}
+	// Two entries of one inode would be unpacked as hard links.
+	inodes := map[string]bool{}
+	headers := regexp.MustCompile(`070701([0-9a-f]{8})[0-9a-f]{96}`).FindAllSubmatch(a, -1)
+	for _, h := range headers {
+		inodes[string(h[1])] = true
+	}
+	if len(headers) != 8 || len(inodes) != 8 {
+		t.Errorf("%d entries have %d inodes", len(headers), len(inodes))
 	}
 	if !bytes.Equal(a, archive(t)) {
 		t.Error("two archives of the same entries differ")

@@ -93,7 +93,7 @@ func TestSignAtOnceEqualsCosigning(t *testing.T) {
 }
 
 // Every row is an image somebody could try to bring in; none may be accepted.
-func TestOpenRefuses(t *testing.T) {
+func TestInvariant11_OpenRefusesWithATypedReason(t *testing.T) {
 	a, b, c, stranger := manifesttest.Key("a"), manifesttest.Key("b"), manifesttest.Key("c"), manifesttest.Key("stranger")
 	m := manifesttest.Manifest()
 	now := m.NotBefore.Add(time.Hour)

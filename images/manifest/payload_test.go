@@ -24,12 +24,16 @@ func sample() Manifest {
 		PCR:   map[string]string{"9": d("9"), "11": d("11"), "12": d("12")},
 		Agent: d("agent"), Mask: KernelTextMask{Sites: 1, Bytes: 5, Total: 10, SHA256: d("m")}, Packages: []string{"a1=1", "b2=2"},
 	}
-	m.Cmdline = fmt.Sprintf("quiet roothash=%s portcullis.verity=%s,2,2", m.Verity.RootHash, m.Verity.Salt)
+	m.Cmdline = cmdline(m.Verity)
 	for _, name := range []string{UKI, Kernel, Initrd, Root} {
 		a, _ := Describe(name, bytes.NewReader(make([]byte, 3*4096)))
 		m.Artefacts = append(m.Artefacts, a)
 	}
 	return m
+}
+
+func cmdline(v Verity) string {
+	return fmt.Sprintf("quiet roothash=%s portcullis.verity=%s,%d,%d", v.RootHash, v.Salt, v.DataBlocks, v.HashStart)
 }
 
 // signRaw signs any payload, also one that Sign would refuse.
@@ -115,6 +119,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"artefact with a path as its name", func(m *Manifest) { m.Artefacts[0].Name = "../hpc.efi" }, ReasonMalformed},
 		{"artefact missing", func(m *Manifest) { m.Artefacts = m.Artefacts[1:] }, ReasonMalformed},
 		{"artefact twice", func(m *Manifest) { m.Artefacts[1] = m.Artefacts[0] }, ReasonMalformed},
+		{"artefact added that is there already", func(m *Manifest) { m.Artefacts = append(m.Artefacts, m.Artefacts[0]) }, ReasonMalformed},
 		{"artefact of no bytes", func(m *Manifest) { m.Artefacts[0].Size = 0 }, ReasonMalformed},
 		{"artefact of negative size", func(m *Manifest) { m.Artefacts[0].Size = -1; m.Artefacts[0].Chunks = nil }, ReasonMalformed},
 		{"artefact over its cap", func(m *Manifest) { m.Artefacts[0].Size = MaxBootArtefact + 1 }, ReasonSize},
@@ -122,11 +127,11 @@ func TestValidateRefuses(t *testing.T) {
 		{"chunk too many", func(m *Manifest) { m.Artefacts[0].Chunks = append(m.Artefacts[0].Chunks, m.Artefacts[0].SHA256) }, ReasonMalformed},
 		{"chunk in upper case", func(m *Manifest) { m.Artefacts[0].Chunks = []string{upper(m.Artefacts[0].Chunks[0])} }, ReasonMalformed},
 		{"digest too short", func(m *Manifest) { m.Artefacts[0].SHA256 = m.Artefacts[0].SHA256[2:] }, ReasonMalformed},
-		{"root hash", func(m *Manifest) { m.Verity.RootHash = "" }, ReasonMalformed},
-		{"salt of half a byte", func(m *Manifest) { m.Verity.Salt += "a" }, ReasonMalformed},
-		{"tree inside the data", func(m *Manifest) { m.Verity.HashStart = 1 }, ReasonMalformed},
-		{"tree behind the end", func(m *Manifest) { m.Verity.HashStart = 3 }, ReasonMalformed},
-		{"no data", func(m *Manifest) { m.Verity.DataBlocks = 0 }, ReasonMalformed},
+		{"root hash", func(m *Manifest) { m.Verity.RootHash = ""; m.Cmdline = cmdline(m.Verity) }, ReasonMalformed},
+		{"salt of half a byte", func(m *Manifest) { m.Verity.Salt += "a"; m.Cmdline = cmdline(m.Verity) }, ReasonMalformed},
+		{"tree inside the data", func(m *Manifest) { m.Verity.HashStart = 1; m.Cmdline = cmdline(m.Verity) }, ReasonMalformed},
+		{"tree behind the end", func(m *Manifest) { m.Verity.HashStart = 3; m.Cmdline = cmdline(m.Verity) }, ReasonMalformed},
+		{"no data", func(m *Manifest) { m.Verity.DataBlocks = 0; m.Cmdline = cmdline(m.Verity) }, ReasonMalformed},
 		{"command line names another root hash", func(m *Manifest) { m.Cmdline = strings.Replace(m.Cmdline, "roothash=", "roothash=0", 1) }, ReasonMalformed},
 		{"command line names a second root hash", func(m *Manifest) { m.Cmdline += " roothash=" + m.Verity.RootHash }, ReasonMalformed},
 		{"command line without verity", func(m *Manifest) { m.Cmdline = "roothash=" + m.Verity.RootHash }, ReasonMalformed},

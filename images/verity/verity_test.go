@@ -99,6 +99,11 @@ func TestVerifyBlockFindsEveryChange(t *testing.T) {
 			t.Errorf("a changed byte %d of the tree passes", at)
 		}
 	}
+	other := tree.RootHash
+	other[31] ^= 1
+	if verity.VerifyBlock(other, salt, tree.Hashes, blocks, 0, block(0)) == nil {
+		t.Error("another root hash passes")
+	}
 	for _, i := range []uint64{blocks, 1 << 63} {
 		if verity.VerifyBlock(tree.RootHash, salt, tree.Hashes, blocks, i, block(0)) == nil {
 			t.Errorf("block %d exists", i)
