@@ -2,8 +2,6 @@ package ledger
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
 )
 
 // Kinds of entries.
@@ -49,16 +47,21 @@ type Entry struct {
 	EndMS   int64  `json:"t1,omitempty"`     // of a response
 }
 
+// EntryError is a record of the chain that is no entry of a ledger.
+type EntryError struct{ Detail string }
+
+func (e *EntryError) Error() string { return "ledger entry: " + e.Detail }
+
 func decode(payload []byte) (Entry, error) {
 	var e Entry
 	if err := json.Unmarshal(payload, &e); err != nil {
-		return e, fmt.Errorf("ledger entry: %w", err)
+		return e, &EntryError{err.Error()}
 	}
 	switch {
 	case e.Kind != KindPiece && e.Kind != KindResponse:
-		return e, fmt.Errorf("ledger entry: kind %.20q is not known", e.Kind)
+		return e, &EntryError{"of no known kind"}
 	case e.Offset < 0 || e.Length < 0 || e.Offset+e.Length < 0:
-		return e, errors.New("ledger entry: impossible range")
+		return e, &EntryError{"with an impossible range"}
 	}
 	return e, nil
 }
