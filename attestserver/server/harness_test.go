@@ -22,10 +22,10 @@ import (
 
 	"connectrpc.com/connect"
 
-	portcullisv1 "portcullis/api/portcullis/v1"
-	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/agent/claim"
 	"portcullis/agent/run"
+	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/reference"
 	"portcullis/attestserver/schedule"
