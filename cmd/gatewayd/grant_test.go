@@ -1,0 +1,326 @@
+package main
+
+import (
+	"net"
+	"sort"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	v1 "portcullis/api/portcullis/v1"
+)
+
+func TestGrantOpensExactlyOneThing(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	for _, a := range []string{":80", ":81"} {
+		r.listen(r.up, upIP+a)
+	}
+	r.run(time.Minute, addrPort(upIP+":80"))
+	c, err := r.dial(upIP+":80", 2*time.Second)
+	if err != nil {
+		t.Fatalf("the granted connection does not open: %v", err)
+	}
+	defer c.Close()
+	if !r.passes(c) {
+		t.Error("the granted connection carries nothing")
+	}
+	out := r.capture(r.up, "eth0")
+	if other, err := r.dial(upIP+":81", 300*time.Millisecond); err == nil {
+		other.Close()
+		t.Error("the next port is open too")
+	}
+	r.sender().send(udpTo(upIP, 1, 80, "x"))
+	r.sender().send(echoTo(upIP))
+	r.eventually("counted", func() bool { s := r.status(); return s.Dropped["forward-udp"] == 1 && s.Dropped["forward-icmp"] == 1 })
+	for _, f := range out.frames() {
+		if f[14+9] != 6 || f[14+20+2] != 0 || f[14+20+3] != 80 {
+			t.Errorf("came out beside the grant: % x", f)
+		}
+	}
+	if host, _, _ := net.SplitHostPort(c.LocalAddr().String()); host != pcIP {
+		t.Errorf("the PC's end is %s", host)
+	}
+}
+
+// The machine outside cannot begin a flow to the PC, not even from the granted address and port.
+func TestNobodyOutsideReachesThePC(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.listen(r.up, upIP+":80")
+	r.run(time.Minute, addrPort(upIP+":80"))
+	c, err := r.dial(upIP+":80", 2*time.Second)
+	r.must(err)
+	defer c.Close()
+	in := r.capture(r.pc, "eth0")
+	from, err := r.up.ListenPacket("udp4", upIP+":80")
+	r.must(err)
+	defer from.Close()
+	for range 10 {
+		if _, err := from.WriteTo([]byte("hello"), &net.UDPAddr{IP: net.ParseIP(pcIP), Port: 9}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c, err := r.up.Dial(r.ctx(), "tcp4", pcIP+":9"); err == nil {
+		c.Close()
+		t.Error("TCP from outside reaches the PC")
+	}
+	r.eventually("counted", func() bool { return r.status().Dropped["inbound"] >= 11 })
+	if n := len(in.frames()); n != 0 {
+		t.Errorf("%d frames reached the PC", n)
+	}
+}
+
+// stream writes a byte every millisecond and keeps when the last came back.
+type stream struct {
+	conn net.Conn
+	last atomic.Int64
+}
+
+func (r *rig) stream(to string) *stream {
+	r.t.Helper()
+	c, err := r.dial(to, 2*time.Second)
+	r.must(err)
+	s := &stream{conn: c}
+	r.t.Cleanup(func() { c.Close() })
+	go func() {
+		for b := make([]byte, 1); ; {
+			if _, err := c.Read(b); err != nil {
+				return
+			}
+			s.last.Store(time.Now().UnixNano())
+		}
+	}()
+	go func() {
+		for range time.Tick(time.Millisecond) {
+			if _, err := c.Write([]byte{1}); err != nil {
+				return
+			}
+		}
+	}()
+	r.eventually("the stream runs", func() bool { return s.last.Load() != 0 })
+	return s
+}
+
+// cutAfter waits until nothing comes any more and tells how long after t that was.
+func (s *stream) cutAfter(t time.Time) time.Duration {
+	for {
+		last := s.last.Load()
+		time.Sleep(200 * time.Millisecond)
+		if s.last.Load() == last {
+			return max(time.Unix(0, last).Sub(t), 0)
+		}
+	}
+}
+
+const cutLimit = 50 * time.Millisecond
+
+func TestEstablishedFlowIsCut(t *testing.T) {
+	cases := []struct {
+		name string
+		cut  func(r *rig, g *v1.Grant) error
+	}{
+		{"by quarantine", func(r *rig, _ *v1.Grant) error { return r.phase(first, v1.Phase_PHASE_QUARANTINE, 0) }},
+		{"by attest", func(r *rig, _ *v1.Grant) error { return r.phase(first, v1.Phase_PHASE_ATTEST, 0) }},
+		{"by revoke", func(r *rig, g *v1.Grant) error {
+			_, err := r.client.RevokeGrant(r.ctx(), connect.NewRequest(&v1.RevokeGrantRequest{Id: g.Id}))
+			return err
+		}},
+		{"TestInvariant04 by a boot request", func(r *rig, _ *v1.Grant) error {
+			_, err := r.client.OpenBoot(r.ctx(), connect.NewRequest(&v1.OpenBootRequest{Session: second, Mac: pcMAC, Address: pcIP}))
+			return err
+		}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			r := newRig(t)
+			r.start()
+			r.listen(r.up, upIP+":80")
+			r.run(time.Minute)
+			g := r.grant("tcp", addrPort(upIP+":80"), time.Minute)
+			s := r.stream(upIP + ":80")
+			asked := time.Now()
+			r.must(c.cut(r, g))
+			answered := time.Now()
+			r.routing()
+			took := s.cutAfter(asked)
+			t.Logf("asked, answered after %s, last byte %s after asking", answered.Sub(asked), took)
+			if took > cutLimit {
+				t.Errorf("the flow lived %s, want at most %s", took, cutLimit)
+			}
+			if s.last.Load() > answered.Add(5*time.Millisecond).UnixNano() {
+				t.Errorf("bytes passed after the answer")
+			}
+		})
+	}
+}
+
+// TestInvariant04_OpenBootEndsRunBeforeItAnswers: a second boot request opens a new
+// session; nothing of the old one, not even its agent channel, is known any more.
+func TestInvariant04_OpenBootEndsTheOldSession(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.listen(r.gw, gwIP+":7443")
+	r.run(time.Minute)
+	agent, err := r.dial(gwIP+":7443", 2*time.Second)
+	r.must(err)
+	defer agent.Close()
+	if !r.passes(agent) {
+		t.Fatal("no agent channel")
+	}
+	r.openBoot(second)
+	if r.passes(agent) {
+		t.Error("the old session's agent channel goes on")
+	}
+	if err := r.phase(first, v1.Phase_PHASE_RUN, time.Minute); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("the old session's run was not refused: %v", err)
+	}
+	r.openBoot(second) // a retransmitted request
+	if s := r.status(); s.Session != second || s.Phase != v1.Phase_PHASE_BOOT {
+		t.Errorf("session %s phase %s", s.Session, s.Phase)
+	}
+	fresh, err := r.dial(gwIP+":7443", 2*time.Second)
+	if err != nil {
+		t.Fatalf("the new session's agent cannot connect: %v", err)
+	}
+	fresh.Close()
+}
+
+func TestGrantEndsByItselfAndCutsItsFlow(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.listen(r.up, upIP+":80")
+	r.run(time.Minute)
+	g := r.grant("tcp", addrPort(upIP+":80"), 1500*time.Millisecond)
+	end := time.UnixMilli(g.NotAfterMs)
+	s := r.stream(upIP + ":80")
+	took := s.cutAfter(end)
+	t.Logf("last byte %s after the end", took)
+	if took > cutLimit {
+		t.Errorf("the flow outlived its grant by %s", took)
+	}
+	r.wait("grant.ended", map[string]any{"grant": g.Id, "reason": "expired"})
+	if l := r.status().Grants; len(l) != 0 {
+		t.Errorf("still listed: %v", l)
+	}
+}
+
+// A grant does not outlive its end because gatewayd was dead at that moment, nor
+// does it live longer because of the restart.
+func TestGrantEndsWhileTheDaemonIsDead(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.listen(r.up, upIP+":80")
+	r.run(time.Minute)
+	short := r.grant("tcp", addrPort(upIP+":80"), 1500*time.Millisecond)
+	long := r.grant("tcp", addrPort(upIP+":81"), time.Minute)
+	s := r.stream(upIP + ":80")
+	r.kill(syscall.SIGKILL)
+	if took := s.cutAfter(time.UnixMilli(short.NotAfterMs)); took > cutLimit {
+		t.Errorf("the flow outlived its grant by %s", took)
+	}
+	r.start()
+	l := r.status().Grants
+	if len(l) != 1 || l[0].Id != long.Id {
+		t.Fatalf("grants after the restart: %v", l)
+	}
+	if d := l[0].NotAfterMs - long.NotAfterMs; d > 50 || d < -1000 {
+		t.Errorf("the end moved by %d ms over the restart", d)
+	}
+}
+
+// A grant works in the run phase only, and knocking at it in another phase does not ban.
+func TestGrantPassesInRunOnly(t *testing.T) {
+	r := newRig(t)
+	r.banAfter = 1
+	r.start()
+	r.listen(r.up, upIP+":80")
+	r.openBoot(first)
+	r.grant("tcp", addrPort(upIP+":80"), time.Minute)
+	for _, p := range []v1.Phase{v1.Phase_PHASE_BOOT, v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_QUARANTINE, v1.Phase_PHASE_IDLE} {
+		r.must(r.phase(first, p, 0))
+		r.routing()
+		if c, err := r.dial(upIP+":80", 100*time.Millisecond); err == nil {
+			c.Close()
+			t.Errorf("the grant passes in %s", p)
+		}
+	}
+	if s := r.status(); s.Dropped["grant-closed"] < 4 || len(s.Bans) != 0 {
+		t.Errorf("counters %v bans %v", s.Dropped, s.Bans)
+	}
+}
+
+func TestRunThatIsNotRenewedFallsBack(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.listen(r.up, upIP+":80")
+	r.run(400*time.Millisecond, addrPort(upIP+":80"))
+	s := r.stream(upIP + ":80")
+	for range 5 { // renewed, it lives on
+		time.Sleep(150 * time.Millisecond)
+		r.must(r.phase(first, v1.Phase_PHASE_RUN, 400*time.Millisecond))
+	}
+	if time.Since(time.Unix(0, s.last.Load())) > 100*time.Millisecond {
+		t.Error("the flow did not live while the run was renewed")
+	}
+	end := time.Now().Add(400 * time.Millisecond)
+	if took := s.cutAfter(end); took > cutLimit {
+		t.Errorf("the flow outlived the run by %s", took)
+	}
+	r.wait("phase", map[string]any{"phase": "attest", "reason": "run-not-renewed"})
+	if p := r.status().Phase; p != v1.Phase_PHASE_ATTEST {
+		t.Errorf("phase %s", p)
+	}
+}
+
+// Swaps of the whole ruleset under a flood of forbidden packets let none through.
+func TestSwapsUnderFloodLeakNothing(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.run(time.Minute, addrPort(upIP+":80"))
+	out, send := r.capture(r.up, "eth0"), r.sender()
+	stop, sent := make(chan struct{}), make(chan int)
+	go func() {
+		frames := [][]byte{udpTo(upIP, 9, 9, "flood"), tcpTo(upIP, 9, 9, 2), echoTo(upIP)}
+		n := 0
+		for {
+			select {
+			case <-stop:
+				sent <- n
+				return
+			default:
+				send.send(frames[n%3])
+				n++
+			}
+		}
+	}()
+	const swaps = 150
+	var took []time.Duration
+	for i := range swaps {
+		to := v1.Phase_PHASE_RUN
+		if i%2 == 0 {
+			to = v1.Phase_PHASE_QUARANTINE
+		}
+		began := time.Now()
+		r.must(r.phase(first, to, time.Minute))
+		took = append(took, time.Since(began))
+		r.must(r.gw.Sysctl("net.ipv4.conf.pc0.forwarding", "1"))
+	}
+	close(stop)
+	n := <-sent
+	leaked := 0
+	for range out.frames() {
+		leaked++
+	}
+	sort.Slice(took, func(i, j int) bool { return took[i] < took[j] })
+	t.Logf("%d swaps under %d packets: %d leaked; a swap took %s (median), %s (longest)", swaps, n, leaked, took[swaps/2], took[swaps-1])
+	if leaked != 0 {
+		t.Errorf("%d frames leaked", leaked)
+	}
+	if n < 10*swaps {
+		t.Errorf("only %d packets were sent: no flood", n)
+	}
+}
