@@ -1,7 +1,7 @@
 // Package verity computes dm-verity hash trees (format 1, SHA-256, blocks of
 // 4096 bytes, no superblock; Documentation/admin-guide/device-mapper/verity.rst)
-// and writes the kernel's table line for them. The image builders, the checks of
-// images and hpc-init call it.
+// over the data of an image. The image builders and the checks of images call it;
+// the kernel's side of it, the table line, is in rootfs/boot.
 package verity
 
 import (
@@ -11,17 +11,13 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"strings"
 	"sync"
 )
 
 // BlockSize is the size in bytes of data blocks and of hash blocks.
 const BlockSize = 4096
 
-const (
-	digestSize = sha256.Size
-	perBlock   = BlockSize / digestSize // digests in one hash block
-)
+const digestSize = sha256.Size
 
 // MaxSalt is the longest salt in bytes that the kernel accepts.
 const MaxSalt = 256
@@ -67,16 +63,6 @@ func Build(data io.ReaderAt, size int64, salt []byte) (*Tree, error) {
 		t.Hashes = append(t.Hashes, levels[i]...)
 	}
 	return t, nil
-}
-
-// TreeBlocks returns how many hash blocks the tree over dataBlocks blocks has.
-func TreeBlocks(dataBlocks uint64) uint64 {
-	var sum uint64
-	for n := dataBlocks; n > 1; {
-		n = (n + perBlock - 1) / perBlock
-		sum += n
-	}
-	return sum
 }
 
 // hashData returns the digests of all blocks, padded with zeros to a hash block.
@@ -133,52 +119,3 @@ func padded(n int64) int64 { return (n + BlockSize - 1) / BlockSize * BlockSize 
 
 // Root returns the root hash as hex.
 func (t *Tree) Root() string { return hex.EncodeToString(t.RootHash[:]) }
-
-// VerifyBlock says whether block is data block index of the tree with that
-// root hash and these hashes; it follows one path only, so it can be asked of
-// a few blocks of a large image.
-func VerifyBlock(root [32]byte, salt, hashes []byte, dataBlocks, index uint64, block []byte) error {
-	if index >= dataBlocks || len(block) != BlockSize {
-		return fmt.Errorf("verity: there is no data block %d of %d bytes", index, len(block))
-	}
-	if uint64(len(hashes)) != TreeBlocks(dataBlocks)*BlockSize {
-		return fmt.Errorf("verity: a tree over %d blocks has %d hash blocks, these are %d bytes", dataBlocks, TreeBlocks(dataBlocks), len(hashes))
-	}
-	var sum [digestSize]byte
-	hashBlock(sum[:0], salt, block)
-	// The lowest level lies last.
-	end := uint64(len(hashes))
-	for n := dataBlocks; n > 1; {
-		n = (n + perBlock - 1) / perBlock
-		start := end - n*BlockSize
-		at := start + index*digestSize
-		if [digestSize]byte(hashes[at:at+digestSize]) != sum {
-			return fmt.Errorf("verity: digest at byte %d of the tree differs", at)
-		}
-		index /= perBlock
-		hashBlock(sum[:0], salt, hashes[start+index*BlockSize:start+(index+1)*BlockSize])
-		end = start
-	}
-	if sum != root {
-		return errors.New("verity: the tree does not lead to the root hash")
-	}
-	return nil
-}
-
-// Table is the parameters of the kernel's "verity" target for data and hashes
-// on the devices given as major:minor or path. hashStart is the first block of
-// the tree on the hash device; the target has dataBlocks*8 sectors of 512 bytes.
-// Without an option a wrong block is an I/O error for its reader;
-// "panic_on_corruption" stops the machine instead.
-func Table(dataDevice, hashDevice string, dataBlocks, hashStart uint64, root [32]byte, salt []byte, options ...string) string {
-	s := "-"
-	if len(salt) > 0 {
-		s = hex.EncodeToString(salt)
-	}
-	table := fmt.Sprintf("1 %s %s %d %d %d %d sha256 %x %s",
-		dataDevice, hashDevice, BlockSize, BlockSize, dataBlocks, hashStart, root, s)
-	if len(options) > 0 {
-		table += fmt.Sprintf(" %d %s", len(options), strings.Join(options, " "))
-	}
-	return table
-}
