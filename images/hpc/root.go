@@ -14,8 +14,8 @@ import (
 	"sort"
 	"strings"
 
-	"portcullis/images/ktextmask"
 	"portcullis/images/manifest"
+	"portcullis/images/modlist"
 	"portcullis/images/recipe"
 	"portcullis/images/squash"
 	"portcullis/images/verity"
@@ -64,7 +64,7 @@ func (b *builder) root(ctx context.Context, k *kernel) (*rootInfo, error) {
 // recipeKey is everything of the recipe that the root image depends on.
 func recipeKey(r *recipe.Recipe) string {
 	c := *r
-	c.Cmdline, c.Kernel.Initrd, c.Packages, c.Components = nil, nil, nil, nil
+	c.Cmdline, c.Packages, c.Components = nil, nil, nil
 	b, err := json.Marshal(c)
 	if err != nil {
 		panic(err) // strings, numbers and bytes only
@@ -180,20 +180,15 @@ func (b *builder) ownFiles(k *kernel, t *squash.Tree, info *rootInfo) error {
 			return err
 		}
 	}
-	image, err := os.ReadFile(k.image())
+	about, err := b.aboutKernel(k)
 	if err != nil {
 		return err
 	}
-	m, err := ktextmask.Build(image)
-	if err != nil {
-		return fmt.Errorf("mask of kernel text: %w", err)
+	info.Mask = about.Mask
+	if err := t.WriteFile(modlist.Path, 0o644, about.allow); err != nil {
+		return err
 	}
-	data, err := m.Encode()
-	if err != nil {
-		return fmt.Errorf("mask of kernel text: %w", err)
-	}
-	info.Mask = m.Summary(data)
-	return t.WriteFile(MaskPath, 0o644, data)
+	return t.WriteFile(MaskPath, 0o644, about.mask)
 }
 
 // rootModules puts the chosen kernel modules, their index and firmware in place.

@@ -84,10 +84,12 @@ func (d *document) kernel(n *yaml.Node, r *Recipe) error {
 			err = d.strings(v, &r.Kernel.Initrd, "a module name", validModule)
 		case "root_modules":
 			err = d.strings(v, &r.Kernel.Root, "a module name or a path glob", func(s string) bool { return validModule(s) || validModuleGlob(s) })
+		case "unlisted_modules":
+			err = d.strings(v, &r.Kernel.Unlisted, "a module name", validModule)
 		case "firmware":
 			err = d.strings(v, &r.Kernel.Firmware, "a package name", deb.ValidName)
 		default:
-			return unknown(at, "kernel."+key, "kernel.package", "kernel.stub", "kernel.initrd_modules", "kernel.root_modules", "kernel.firmware")
+			return unknown(at, "kernel."+key, "kernel.package", "kernel.stub", "kernel.initrd_modules", "kernel.root_modules", "kernel.unlisted_modules", "kernel.firmware")
 		}
 		return err
 	})

@@ -32,6 +32,9 @@ type Kernel struct {
 	Stub    string   // package with the UEFI stub
 	Initrd  []string // module names for the initrd, in load order
 	Root    []string // module names or path globs for the root image
+	// Unlisted modules are in the root image but not on the list of those that a
+	// trusted PC may have loaded: tests load one and must be found out.
+	Unlisted []string
 	// Firmware packages: of their files only those that an included module names are taken.
 	Firmware []string
 }

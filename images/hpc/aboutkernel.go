@@ -1,0 +1,101 @@
+package hpc
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"portcullis/images/ktextmask"
+	"portcullis/images/manifest"
+	"portcullis/images/modlist"
+)
+
+// aboutKernel is what the agent and attestd know of a kernel beforehand.
+type aboutKernel struct {
+	Mask  manifest.KernelTextMask `json:"mask"`
+	mask  []byte                  // the mask file
+	allow []byte                  // which modules may be loaded
+}
+
+// aboutKernel computes the mask of the kernel's text and the list of modules:
+// everything that initrd and root carry but the unlisted ones. Both follow from
+// the kernel package and the recipe's module lists alone, and are kept.
+func (b *builder) aboutKernel(k *kernel) (*aboutKernel, error) {
+	initrd, err := k.modules.order(b.recipe.Kernel.Initrd)
+	if err != nil {
+		return nil, err
+	}
+	root, err := k.modules.choose(b.recipe.Kernel.Root)
+	if err != nil {
+		return nil, err
+	}
+	paths := slices.Concat(initrd, root)
+	slices.Sort(paths)
+	paths = slices.Compact(paths)
+	paths = slices.DeleteFunc(paths, func(p string) bool {
+		return slices.ContainsFunc(b.recipe.Kernel.Unlisted, func(u string) bool { return modlist.Name(u) == moduleName(p) })
+	})
+	key := newKey("about kernel").add("kernel", filepath.Base(k.dir)).add("modules", strings.Join(paths, "\n"))
+	done := b.begin("kernel", "mask of its text, list of modules")
+	dir, cached, err := b.stage("about", key, func(dir string) error { return describeKernel(k, paths, dir, b.Progress.Step) })
+	if err != nil {
+		return nil, err
+	}
+	out := new(aboutKernel)
+	if out.mask, err = os.ReadFile(filepath.Join(dir, "mask")); err != nil {
+		return nil, err
+	}
+	if out.allow, err = os.ReadFile(filepath.Join(dir, "allow")); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "about.json"))
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return nil, &Error{ReasonCacheBroken, "cached kernel description " + dir, err}
+	}
+	done(cached)
+	return out, nil
+}
+
+func describeKernel(k *kernel, paths []string, dir string, step func(done, total int64)) error {
+	image, err := os.ReadFile(k.image())
+	if err != nil {
+		return err
+	}
+	m, err := ktextmask.Build(image)
+	if err != nil {
+		return fmt.Errorf("mask of kernel text: %w", err)
+	}
+	mask, err := m.Encode()
+	if err != nil {
+		return fmt.Errorf("mask of kernel text: %w", err)
+	}
+	sources := make([]modlist.Source, 0, len(paths))
+	for i, p := range paths {
+		ko, err := k.modules.load(p)
+		if err != nil {
+			return err
+		}
+		sources = append(sources, modlist.Source{Name: moduleName(p), KO: ko})
+		step(int64(i+1), int64(len(paths)))
+	}
+	allow, err := modlist.Build(sources)
+	if err != nil {
+		return fmt.Errorf("list of kernel modules: %w", err)
+	}
+	text, err := json.Marshal(aboutKernel{Mask: m.Summary(mask)})
+	if err != nil {
+		return err
+	}
+	for name, data := range map[string][]byte{"mask": mask, "allow": allow, "about.json": text} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
