@@ -32,6 +32,8 @@ type Host struct {
 	// Special reads a file of a kernel file system (securityfs, tracefs, debugfs)
 	// wherever it is mounted, even nowhere; nil mounts it privately.
 	Special func(fstype, name string) ([]byte, error)
+	// Stat describes the file that a link below /proc leads to; nil asks the kernel.
+	Stat func(link string) (FileStat, error)
 	// Uptime is the time since the kernel started; nil asks the kernel.
 	Uptime func() time.Duration
 }
@@ -55,10 +57,20 @@ func (h Host) withDefaults() Host {
 	if h.Special == nil {
 		h.Special = special
 	}
+	if h.Stat == nil {
+		h.Stat = statFile
+	}
 	if h.Uptime == nil {
 		h.Uptime = bootTime
 	}
 	return h
+}
+
+// FileStat is what is wanted of stat(2) and statfs(2).
+type FileStat struct {
+	Size, CTime int64 // bytes, nanoseconds
+	Inode       uint64
+	FSType      string
 }
 
 // All returns every probe, each on the same machine.

@@ -76,10 +76,15 @@ type procStat struct {
 	state  byte
 	ppid   int
 	kernel bool // a kernel thread: PF_KTHREAD
+	ending bool // on its way out, its memory may be gone: PF_EXITING
 	start  uint64
 }
 
-const pfKthread = 0x00200000 // include/linux/sched.h
+// Process flags, include/linux/sched.h.
+const (
+	pfExiting = 0x00000004
+	pfKthread = 0x00200000
+)
 
 // parseStat reads /proc/PID/stat. The name stands in brackets and may hold
 // brackets and spaces itself, so that the last bracket ends it.
@@ -101,7 +106,7 @@ func parseStat(s string) (p procStat, err error) {
 	if err != nil {
 		return p, fmt.Errorf("stat: flags: %w", err)
 	}
-	p.kernel = flags&pfKthread != 0
+	p.kernel, p.ending = flags&pfKthread != 0, flags&pfExiting != 0
 	if p.start, err = strconv.ParseUint(f[19], 10, 64); err != nil {
 		return p, fmt.Errorf("stat: start time: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,10 +69,11 @@ func (h Host) walk(ctx context.Context) (*scan, error) {
 		if err := alive(ctx); err != nil {
 			return nil, err
 		}
-		if err := s.add(h, pid); err != nil {
+		if err := s.add(ctx, h, pid); err != nil {
 			return nil, err
 		}
 	}
+	s.files = slices.DeleteFunc(s.files, func(f *mappedFile) bool { return f.FSType == "" && !h.stillHeld(f) })
 	slices.SortFunc(s.files, func(a, b *mappedFile) int {
 		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.Dev, b.Dev), cmp.Compare(a.Inode, b.Inode))
 	})
@@ -87,7 +89,7 @@ func (h Host) stat(pid int) (procStat, error) {
 }
 
 // add reads one process. Only limits that are passed are errors.
-func (s *scan) add(h Host, pid int) error {
+func (s *scan) add(ctx context.Context, h Host, pid int) error {
 	st, err := h.stat(pid)
 	if err != nil {
 		s.vanished++
@@ -97,16 +99,8 @@ func (s *scan) add(h Host, pid int) error {
 		s.kernel++
 		return nil
 	}
-	maps, dir, err := h.maps(pid, st)
-	if err != nil {
-		s.vanished++
-		return nil
-	}
-	exe, err := os.Readlink(filepath.Join(h.Proc, dir, "exe"))
-	if err != nil {
-		exe = ""
-	}
-	if again, err := h.stat(pid); err != nil || again.start != st.start || again.state == 'X' || (maps == "" && dead(again)) {
+	maps, dir, exe, ok := h.program(ctx, pid, st)
+	if !ok {
 		s.vanished++
 		return nil
 	}
@@ -127,7 +121,40 @@ func (s *scan) add(h Host, pid int) error {
 	return nil
 }
 
-func dead(st procStat) bool { return st.state == 'Z' || st.state == 'X' }
+// A helper that the kernel starts (modprobe) is a process without memory until
+// it executes its program: it is given that much time.
+const (
+	programTries = 5
+	programWait  = 10 * time.Millisecond
+)
+
+// program reads what a process runs. ok is false where it ended meanwhile.
+func (h Host) program(ctx context.Context, pid int, st procStat) (maps, dir, exe string, ok bool) {
+	for try := range programTries {
+		if try > 0 {
+			select {
+			case <-ctx.Done():
+				return "", "", "", false
+			case <-time.After(programWait):
+			}
+		}
+		var err error
+		if maps, dir, err = h.maps(pid, st); err != nil {
+			return "", "", "", false
+		}
+		exe, _ = os.Readlink(filepath.Join(h.Proc, dir, "exe")) // empty: it has no program yet
+		again, err := h.stat(pid)
+		if err != nil || again.start != st.start || (maps == "" && dead(again)) {
+			return "", "", "", false
+		}
+		if maps != "" && exe != "" {
+			break
+		}
+	}
+	return maps, dir, exe, true
+}
+
+func dead(st procStat) bool { return st.ending || st.state == 'Z' || st.state == 'X' }
 
 // maps reads the mappings of a process. The first thread of a process may have
 // ended while others run on: then one of those is read.
@@ -190,29 +217,46 @@ func roundUp(size int64) uint64 {
 	return (uint64(max(size, 0)) + protocol.PageSize - 1) &^ (protocol.PageSize - 1)
 }
 
+// file describes the file of a mapping. A process that ends meanwhile leaves a
+// description without a file system, which the next one that maps it completes.
 func (s *scan) file(h Host, dir string, m mapping) (*mappedFile, error) {
 	k := fileKey{dev: m.dev, inode: m.inode}
 	k.path, k.deleted = strings.CutSuffix(m.path, deletedSuffix)
-	if f := s.index[k]; f != nil {
+	f := s.index[k]
+	if f != nil && f.FSType != "" {
 		return f, nil
 	}
-	if len(s.files) == protocol.MaxFiles {
-		return nil, fmt.Errorf("more than %d executable files are mapped", protocol.MaxFiles)
+	if f == nil {
+		if len(s.files) == protocol.MaxFiles {
+			return nil, fmt.Errorf("more than %d executable files are mapped", protocol.MaxFiles)
+		}
+		f = &mappedFile{File: protocol.File{Path: clean(k.path), Deleted: k.deleted, Dev: k.dev, Inode: k.inode}}
+		s.index[k] = f
+		s.files = append(s.files, f)
 	}
-	f := &mappedFile{File: protocol.File{Path: clean(k.path), Deleted: k.deleted, Dev: k.dev, Inode: k.inode}}
 	// map_files leads to the very file that is mapped, whatever lies at its path now.
 	link := filepath.Join(h.Proc, dir, "map_files", fmt.Sprintf("%x-%x", m.start, m.end))
+	if st, err := h.Stat(link); err == nil {
+		f.Inode, f.Size, f.CTime, f.FSType = st.Inode, st.Size, st.CTime, st.FSType
+	}
+	return f, nil
+}
+
+// stillHeld tells whether a process of the walk has the file mapped even now.
+func (h Host) stillHeld(f *mappedFile) bool {
+	return slices.ContainsFunc(f.holders, func(at holder) bool { return h.holds(at, f) })
+}
+
+func statFile(link string) (FileStat, error) {
 	var st unix.Stat_t
-	if unix.Stat(link, &st) == nil {
-		f.StatDev, f.Size = st.Dev, st.Size
+	if err := unix.Stat(link, &st); err != nil {
+		return FileStat{}, err
 	}
 	var fs unix.Statfs_t
-	if unix.Statfs(link, &fs) == nil {
-		f.FSType = fsName(int64(fs.Type))
+	if err := unix.Statfs(link, &fs); err != nil {
+		return FileStat{}, err
 	}
-	s.index[k] = f
-	s.files = append(s.files, f)
-	return f, nil
+	return FileStat{Size: st.Size, CTime: st.Ctim.Nano(), Inode: st.Ino, FSType: fsName(int64(fs.Type))}, nil
 }
 
 // fsName names a file system by its magic number (statfs(2)).

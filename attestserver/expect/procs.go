@@ -30,13 +30,8 @@ func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
 		names[p.PID] = p.Comm
 	}
 	blamed := map[string]bool{}
-	lower, err := e.lowerDevice(&d)
-	if err != nil {
-		j.unjudged(err)
-		return j.list
-	}
 	for i := range d.Files {
-		if err := e.file(j, &d.Files[i], names, lower, blamed); err != nil {
+		if err := e.file(j, &d.Files[i], names, blamed); err != nil {
 			j.unjudged(err)
 			return j.list
 		}
@@ -57,8 +52,12 @@ func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
 	return j.list
 }
 
-// file judges one file that is mapped executable.
-func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, lower uint64, blamed map[string]bool) error {
+// file judges one file that is mapped executable. overlayfs shows a file of its
+// lower layer with the inode number and the times of the image. A file that was
+// written to was copied up: it keeps its number, but its change time is that of
+// the copy, which no call can set. A file that a bind mount put in an image
+// file's place has another number.
+func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, blamed map[string]bool) error {
 	who := owners(f.PIDs, names)
 	img, found, err := e.inImage(f.Path)
 	if err != nil {
@@ -72,7 +71,7 @@ func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, lower uin
 		reason = ReasonUnknownExecutable
 	case f.FSType != "overlay" && f.FSType != "squashfs":
 		reason = ReasonForeignFilesystem
-	case f.Size != img.Size(), f.StatDev != lower:
+	case f.Size != img.Size(), f.CTime != img.Time(), uint32(f.Inode) != img.Number():
 		reason = ReasonChangedFile
 	case f.Writable:
 		reason = ReasonWritableExecutable
@@ -82,20 +81,6 @@ func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, lower uin
 	blamed[f.Path] = true
 	j.fatal(reason, "%s on %s, run by %s", f.Path, f.FSType, who)
 	return nil
-}
-
-// lowerDevice is the device number that files of the overlay's lower layer, the
-// verity image, have. A copied-up file has another one. Process 1 was started
-// from the image by hpc-init, before anything else could run.
-func (e *Procs) lowerDevice(d *protocol.ProcsData) (uint64, error) {
-	for _, f := range d.Files {
-		for _, pid := range f.PIDs {
-			if pid == 1 && f.FSType == "overlay" {
-				return f.StatDev, nil
-			}
-		}
-	}
-	return 0, nil
 }
 
 // processes judges the programs of processes that were not blamed already.

@@ -15,9 +15,9 @@ type File struct {
 	Writable bool      `json:"writable"` // some mapping can be written and executed
 	Dev      string    `json:"dev"`      // of the mapping, major:minor
 	Inode    uint64    `json:"inode"`
-	StatDev  uint64    `json:"stat_dev"` // of the file: on overlayfs it tells the layers apart
-	FSType   string    `json:"fs"`       // overlay, squashfs, tmpfs … or a hex magic
+	FSType   string    `json:"fs"` // overlay, squashfs, tmpfs … or a hex magic
 	Size     int64     `json:"size"`
+	CTime    int64     `json:"ctime"` // nanoseconds: of the image where the file was never written to
 	Segments []Segment `json:"segments"`
 	PIDs     []int     `json:"pids"` // the first MaxFilePIDs that map it
 }

@@ -16,6 +16,13 @@ type File struct {
 // Size returns the file's size in bytes.
 func (f *File) Size() int64 { return int64(f.inode.size) }
 
+// Time returns when the file was made, in nanoseconds since 1970: squashfs keeps
+// whole seconds and shows them as every time of the file.
+func (f *File) Time() int64 { return int64(f.inode.mtime) * 1e9 }
+
+// Number returns the file's inode number.
+func (f *File) Number() uint32 { return f.inode.number }
+
 // ReadAt implements io.ReaderAt.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {

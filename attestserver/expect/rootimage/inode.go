@@ -19,6 +19,8 @@ type inode struct {
 	size      uint64
 	dirBlock  uint32
 	dirOffset uint16
+	mtime     uint32 // seconds since 1970
+	number    uint32
 
 	start      uint64
 	fragment   uint32
@@ -41,7 +43,7 @@ func (f *FS) inode(ref uint64) (*inode, error) {
 		return nil, fmt.Errorf("root image: inode: %w", err)
 	}
 	le := binary.LittleEndian
-	in := &inode{}
+	in := &inode{mtime: le.Uint32(head[8:]), number: le.Uint32(head[12:])}
 	var err error
 	switch le.Uint16(head[:]) {
 	case typeDir:
