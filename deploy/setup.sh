@@ -6,7 +6,7 @@ set -eu
 
 packages="make git ca-certificates curl xz-utils zstd squashfs-tools mmdebstrap dpkg-dev
   qemu-system-x86 qemu-utils ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
-  systemd cryptsetup-bin debian-archive-keyring kmod erofs-utils procps"
+  systemd cpio cryptsetup-bin debian-archive-keyring kmod erofs-utils procps"
 
 . /etc/os-release
 case "${VERSION_CODENAME:-}" in
