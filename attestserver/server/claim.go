@@ -44,6 +44,13 @@ func (s *Server) welcome(ctx context.Context, raw net.Conn) {
 	}
 }
 
+// prepare opens the image that a PC is about to claim.
+func (s *Server) prepare(now time.Time) {
+	if err := s.o.Images.prepare(now); err != nil {
+		s.o.Events.Emit("image.unreadable", event.Fields{"detail": err.Error()})
+	}
+}
+
 // grant is a claim that pxed granted, now or before.
 type grant struct {
 	conn    *channel.Conn
@@ -56,8 +63,6 @@ type grant struct {
 // the image is the signed one, and that the same key may come again: after a
 // restart of attestd or a broken connection.
 func (s *Server) decide(ctx context.Context, conn *channel.Conn) (g *grant, reason, detail string) {
-	ctx, cancel := context.WithTimeout(ctx, decideTime)
-	defer cancel()
 	c := conn.Claim
 	image, err := s.o.Images.open([32]byte(c.ManifestDigest), s.o.Clock.Now())
 	if err != nil {
@@ -66,6 +71,8 @@ func (s *Server) decide(ctx context.Context, conn *channel.Conn) (g *grant, reas
 	if hex.EncodeToString(c.RootHash) != image.Manifest.Verity.RootHash {
 		return nil, protocol.ClaimImage, "another verity root than the manifest's is mounted"
 	}
+	ctx, cancel := context.WithTimeout(ctx, decideTime)
+	defer cancel()
 	known, err := s.o.Boot.GetSession(ctx, connect.NewRequest(&portcullisv1.GetSessionRequest{Id: c.Session}))
 	switch {
 	case connect.CodeOf(err) == connect.CodeNotFound:

@@ -35,8 +35,7 @@ type core struct {
 	// failures is in every record, each of them is not.
 	quarantineLog *rate.Limiter
 
-	retired []*openImage // to be released when nothing is judged any more
-	failure error        // ends the core
+	failure error // ends the core
 }
 
 // verdictLife is how long a good answer is worth something: 2 × the longest
@@ -94,9 +93,8 @@ func (c *core) tick(now time.Time) {
 		return
 	}
 	c.changed(now, 0, c.machine.Tick(now))
-	for !c.judging && len(c.retired) > 0 {
-		c.o.Images.release(c.retired[0])
-		c.retired = c.retired[1:]
+	if !c.judging {
+		c.o.Images.prune(c.image, now)
 	}
 	if c.open != nil && !now.Before(c.asked.Add(c.deadline())) {
 		c.link.remember(c.open.ID(), expired)
@@ -164,9 +162,6 @@ func (c *core) claimed(g *grant) {
 		c.lost(now, c.link, "the agent connected anew")
 	}
 	if c.image != g.image || c.state == nil {
-		if c.image != nil && c.image != g.image {
-			c.retired = append(c.retired, c.image)
-		}
 		c.image = g.image
 		c.state = &protocol.ImageState{Image: g.image.Image, Session: g.session.Id, MAC: g.session.Mac,
 			Address: g.session.Address, Notes: make(map[string][]byte)}
@@ -202,6 +197,7 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 	c.disconnect()
 	c.opened, c.state, c.enrol = s.OpenedMs, nil, nil
 	c.chooser = new(challenge.Chooser)
+	go c.prepare(now) // the PC is booting meanwhile
 	c.changed(now, 0, c.machine.NewSession(s.Id, reason))
 	if c.o.Record.wasQuarantined(s.Id) {
 		c.changed(now, 0, c.machine.Quarantine(verdict.ReasonRestored))

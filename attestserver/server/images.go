@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
@@ -9,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,13 +24,15 @@ type Images struct {
 	build func(*protocol.Image) ([]protocol.Expectation, error)
 
 	mu      sync.Mutex
-	current *openImage
+	current *openImage // the one in the directory when it was looked at last
+	known   []*openImage
 }
 
 // openImage is an image with what is expected of a PC that runs it.
 type openImage struct {
 	*protocol.Image
 	expectations []protocol.Expectation
+	used         time.Time // when it was asked for last
 }
 
 // NewImages reads images in dir signed by threshold of keys (base64 Ed25519),
@@ -47,50 +49,91 @@ func NewImages(dir string, keys []string, threshold int, floor uint64, build fun
 	return &Images{dir: dir, trust: trust, floor: floor, build: build}, nil
 }
 
-// open returns the image whose manifest payload has the given digest. It reads
-// the directory anew when the image there is not that one.
+// open returns the image whose manifest payload has the given digest: one that
+// is open, or the one in the directory now.
 func (i *Images) open(digest [32]byte, now time.Time) (*openImage, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.current != nil && i.current.Digest == digest {
-		if now.After(i.current.Manifest.NotAfter) {
-			return nil, fmt.Errorf("image %s version %d is past its date", i.current.Manifest.Image, i.current.Manifest.Version)
+	image := i.find(digest)
+	if image == nil {
+		if err := i.load(now); err != nil {
+			return nil, err
 		}
-		return i.current, nil
+		image = i.current
 	}
+	if image.Digest != digest {
+		return nil, errors.New("the claim names another manifest than the one that is served")
+	}
+	if now.After(image.Manifest.NotAfter) {
+		return nil, fmt.Errorf("image %s version %d is past its date", image.Manifest.Image, image.Manifest.Version)
+	}
+	image.used = now
+	return image, nil
+}
+
+// prepare opens the image in the directory, so that it is ready when the PC
+// that boots it claims.
+func (i *Images) prepare(now time.Time) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.load(now)
+}
+
+func (i *Images) find(digest [32]byte) *openImage {
+	for _, k := range i.known {
+		if k.Digest == digest {
+			return k
+		}
+	}
+	return nil
+}
+
+// load is called with mu held.
+func (i *Images) load(now time.Time) error {
 	envelope, err := readEnvelope(filepath.Join(i.dir, manifest.Envelope))
 	if err != nil {
-		return nil, fmt.Errorf("read image: %w", err)
+		return fmt.Errorf("read image: %w", err)
 	}
 	m, err := manifest.Open(envelope, i.trust, now, i.floor)
 	if err != nil {
-		return nil, fmt.Errorf("open image: %w", err)
+		return fmt.Errorf("open image: %w", err)
 	}
-	if !bytes.Equal(m.Digest[:], digest[:]) {
-		return nil, errors.New("the claim names another manifest than the one that is served")
+	if k := i.find(m.Digest); k != nil {
+		i.current = k
+		return nil
 	}
 	image := &protocol.Image{Dir: i.dir, Manifest: &m.Manifest, Digest: m.Digest}
 	expectations, err := i.build(image)
 	if err != nil {
-		return nil, fmt.Errorf("open image: %w", err)
+		return fmt.Errorf("open image: %w", err)
 	}
-	i.current = &openImage{image, expectations}
-	return i.current, nil
+	i.current = &openImage{Image: image, expectations: expectations, used: now}
+	i.known = append(i.known, i.current)
+	return nil
 }
 
-// release closes what the Expectations of an image hold open, unless it is the
-// current one. The core calls it when it uses image no more.
-func (i *Images) release(image *openImage) {
-	i.mu.Lock()
+// keepImage is how long an image stays open that nobody uses: a claim may be on
+// its way to the core.
+const keepImage = time.Minute
+
+// prune closes what is neither current, nor in use, nor was asked for lately.
+// The core calls it while nothing is judged.
+func (i *Images) prune(inUse *openImage, now time.Time) {
+	if !i.mu.TryLock() {
+		return // an image is being opened, which takes a while: next time
+	}
 	defer i.mu.Unlock()
-	if image == nil || image == i.current {
-		return
-	}
-	for _, e := range image.expectations {
-		if c, ok := e.(io.Closer); ok {
-			c.Close()
+	i.known = slices.DeleteFunc(i.known, func(k *openImage) bool {
+		if k == i.current || k == inUse || now.Sub(k.used) < keepImage {
+			return false
 		}
-	}
+		for _, e := range k.expectations {
+			if c, ok := e.(io.Closer); ok {
+				c.Close()
+			}
+		}
+		return true
+	})
 }
 
 func readEnvelope(path string) ([]byte, error) {
