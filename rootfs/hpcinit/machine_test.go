@@ -248,7 +248,8 @@ func (im *testImage) boot(t testing.TB, trust []byte, files map[string][]byte) s
 	if err := gw.Address("pc0", netip.MustParsePrefix("10.77.0.1/24")); err != nil {
 		t.Fatal(err)
 	}
-	(&fakeGateway{t: t}).serveDHCP(gw, "pc0")
+	g := &fakeGateway{t: t}
+	g.serveDHCP(gw, "pc0")
 	serveFiles(t, gw, files)
 
 	dir := t.TempDir()
@@ -271,6 +272,9 @@ func (im *testImage) boot(t testing.TB, trust []byte, files map[string][]byte) s
 	text := strings.ReplaceAll(console.String(), "\r", "")
 	if err != nil {
 		t.Fatalf("the machine: %v\n%s", err, text)
+	}
+	if got := fmt.Sprint(g.requests()); got != "[DISCOVER REQUEST]" {
+		t.Errorf("the gateway saw %s: a packet was lost, which costs time", got)
 	}
 	return text
 }
