@@ -74,7 +74,11 @@ func newRig(t testing.TB) *rig {
 		t.Fatal("run the tests as root: they make network namespaces")
 	}
 	hosts := netns.ForTest(t, "pc", "gw", "up")
-	r := &rig{t: t, pc: hosts[0], gw: hosts[1], up: hosts[2], dir: t.TempDir(), banAfter: 1000, banFor: "10m"}
+	r := &rig{t: t, pc: hosts[0], gw: hosts[1], up: hosts[2], banAfter: 1000, banFor: "10m"}
+	var err error
+	r.dir, err = os.MkdirTemp("", "gw") // short: the path of a unix socket has 107 bytes
+	r.must(err)
+	t.Cleanup(func() { os.RemoveAll(r.dir) })
 	r.must(netns.Veth(r.pc, "eth0", r.gw, "pc0"))
 	r.must(netns.Veth(r.gw, "up0", r.up, "eth0"))
 	for _, h := range []*netns.Host{r.gw, r.up} {
@@ -120,6 +124,13 @@ pxe:
 // start runs gatewayd inside gw and waits until it is ready.
 func (r *rig) start() {
 	r.t.Helper()
+	r.spawn()
+	// Routing is open for the worst case: the tables alone have to hold.
+	r.routing()
+}
+
+func (r *rig) spawn() {
+	r.t.Helper()
 	file := filepath.Join(r.dir, "portcullis.yaml")
 	r.must(os.WriteFile(file, fmt.Appendf(nil, configText, r.dir, r.banAfter, r.banFor), 0o600))
 	r.child = exec.Command(program, "--config", file)
@@ -131,8 +142,6 @@ func (r *rig) start() {
 	go readEvents(out, r.events)
 	r.client = portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(r.dir, "run", rpc.GatewaySocket)), rpc.BaseURL)
 	r.wait("ready", nil)
-	// Routing is open for the worst case: the tables alone have to hold.
-	r.routing()
 }
 
 func (r *rig) routing() {

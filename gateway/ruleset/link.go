@@ -50,12 +50,12 @@ func linkTable(pol policy.Policy) *Table {
 			{ether(Equal, etherEAPOL), reject(eapol)},
 			{number8(PktType, Equal, packetMulticast), reject(groupCast)},
 			{ether(Equal, etherIPv6), reject(ip6)},
-			{ether(Equal, etherARP), gotoChain("arp")},
-			{ether(Equal, etherIPv4), gotoChain("ip")},
+			{ether(Equal, etherARP), gotoChain("link-arp")},
+			{ether(Equal, etherIPv4), gotoChain("link-ip")},
 			{reject(etherOther)},
 		},
 	}
-	arp := &Chain{Name: "arp", Rules: []Rule{
+	arp := &Chain{Name: "link-arp", Rules: []Rule{
 		{Match{Field: ARPHeader, Op: NotEqual, Value: []byte{0, 1, 8, 0, 6, 4}, Shown: "ethernet ipv4"}, reject(arpSpoof)},
 		{number16(ARPOp, NotEqual, 1), number16(ARPOp, NotEqual, 2), reject(arpSpoof)},
 		{hardware(ARPMAC, NotEqual, p.MAC), reject(arpSpoof)},
@@ -65,7 +65,7 @@ func linkTable(pol policy.Policy) *Table {
 		{number8(PktType, NotEqual, packetHost), number8(PktType, NotEqual, packetBroadcast), reject(otherHost)},
 		{accept},
 	}}
-	ip := &Chain{Name: "ip", Rules: []Rule{
+	ip := &Chain{Name: "link-ip", Rules: []Rule{
 		{Match{Field: IPVersion, Op: NotEqual, Value: []byte{0x45}, Shown: "0x45"}, reject(ipOptions)},
 		{number8(PktType, NotEqual, packetHost), number8(PktType, NotEqual, packetBroadcast), reject(otherHost)},
 		// Neither netboot, TCP nor QUIC sends fragments; conntrack would keep them unseen.

@@ -77,7 +77,7 @@ func hardware(f Field, op Op, a net.HardwareAddr) Match {
 }
 
 func state(bits uint32, words string) Match {
-	return Match{Field: CTState, Mask: native32(bits), Op: NotEqual, Value: native32(0), Shown: "in " + words}
+	return Match{Field: CTState, Mask: native32(bits), Op: NotEqual, Value: native32(0), Shown: words}
 }
 
 func mark(op Op, v uint32) Match {

@@ -87,12 +87,15 @@ const (
 )
 
 func (m Match) String() string {
+	if m.Field == CTState { // a set of bits, one of which must be there
+		return m.Field.Name + " " + m.Shown
+	}
 	op := " " + string(m.Op)
 	if m.Op == Equal {
 		op = ""
 	}
 	mask := ""
-	if m.Mask != nil && m.Field != CTState {
+	if m.Mask != nil {
 		mask = fmt.Sprintf(" & 0x%x", m.Mask)
 	}
 	return m.Field.Name + mask + op + " " + m.Shown
