@@ -49,7 +49,7 @@ func (l *Lab) Why(mark int) string {
 			stage = e.Text("stage")
 		case "artefact.started", "artefact.served", "session.opened", "claim.accepted", "agent.connected":
 			stage = e.Name
-		case "pc.failed", "artefact.refused", "claim.refused", "image.refused", "finding", "daemon.ended", "daemon.given-up", "session.ended", "dhcp.drop":
+		case "pc.failed", "artefact.refused", "agent.refused", "claim.refused", "image.refused", "finding", "daemon.ended", "daemon.given-up", "session.ended", "dhcp.drop":
 			if s := line(e); len(bad) == 0 || bad[len(bad)-1] != s {
 				bad = append(bad, s)
 			}
