@@ -134,9 +134,11 @@ func (s *Service) record(r Request, d Decision, reply []byte) error {
 		Transport: ledger.DHCP, Client: d.To.String(),
 	}, reply)
 	if err == nil {
-		s.cfg.Events.Emit("dhcp.reply", event.Fields{
-			"type": d.Name, "arch": r.Arch.String(), "class": r.Class.String(), "session": current.ID, "port": r.Port,
-		})
+		f := event.Fields{"type": d.Name, "class": r.Class.String(), "session": current.ID, "port": r.Port}
+		if r.Firmware != "" {
+			f["arch"] = r.Arch.String()
+		}
+		s.cfg.Events.Emit("dhcp.reply", f)
 	}
 	return err
 }
