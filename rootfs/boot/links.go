@@ -19,7 +19,7 @@ type Link struct {
 	Loopback bool
 	Ethernet bool // Ethernet framing (ARPHRD_ETHER): wired cards, and others that imitate them
 	Up       bool // administratively
-	Carrier  bool // a peer is there and the kernel sends to it
+	Carrier  bool // a peer is there (IFF_LOWER_UP)
 	Gone     bool // the interface was removed
 }
 
@@ -66,11 +66,7 @@ func parseLinks(b []byte) ([]Link, error) {
 }
 
 // linkOf reads the fixed part of a link message (struct ifinfomsg, rtnetlink(7)).
-//
-// The driver's carrier (IFF_LOWER_UP) is not enough: a packet sent before the
-// kernel has taken note of it (IFF_RUNNING) is lost.
 func linkOf(b []byte) Link {
-	const carrier = unix.IFF_LOWER_UP | unix.IFF_RUNNING
 	kind := native.Uint16(b[2:])
 	flags := native.Uint32(b[8:])
 	return Link{
@@ -78,7 +74,7 @@ func linkOf(b []byte) Link {
 		Loopback: flags&unix.IFF_LOOPBACK != 0,
 		Ethernet: kind == unix.ARPHRD_ETHER,
 		Up:       flags&unix.IFF_UP != 0,
-		Carrier:  flags&carrier == carrier,
+		Carrier:  flags&unix.IFF_LOWER_UP != 0,
 	}
 }
 

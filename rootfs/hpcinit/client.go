@@ -19,9 +19,11 @@ import (
 )
 
 // Waits of the DHCP client: after the first send, then doubled up to the cap.
-// The first is short since the gateway is one cable away.
+// The first is short: the gateway is one cable away, and a packet that is sent
+// in the moment in which the carrier comes can get lost inside the kernel, which
+// marks the link as running up to a second later (so waiting for that mark costs more).
 const (
-	dhcpFirstWait = 200 * time.Millisecond
+	dhcpFirstWait = 50 * time.Millisecond
 	dhcpWaitCap   = 4 * time.Second
 	// dhcpRequests is how often an offer is requested before it is given up.
 	dhcpRequests = 3
@@ -31,6 +33,7 @@ const (
 type dhcpClient struct {
 	link  boot.Link
 	conn  *net.UDPConn
+	xid   dhcpv4.TransactionID
 	start time.Time
 	drops map[string]int
 	last  error // the drop that was seen last
@@ -46,7 +49,7 @@ func acquire(ctx context.Context, link boot.Link) (Lease, error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	c := &dhcpClient{link: link, conn: conn, start: time.Now(), drops: map[string]int{}}
+	c := &dhcpClient{link: link, conn: conn, xid: newTransaction(), start: time.Now(), drops: map[string]int{}}
 	for wait := dhcpFirstWait; ; wait = min(2*wait, dhcpWaitCap) {
 		lease, err := c.round(ctx, wait)
 		if err == nil {
@@ -63,14 +66,20 @@ func acquire(ctx context.Context, link boot.Link) (Lease, error) {
 	}
 }
 
-// round sends one DISCOVER and follows the first valid offer to its end.
+func newTransaction() (x dhcpv4.TransactionID) {
+	rand.Read(x[:]) // never fails (crypto/rand)
+	return x
+}
+
+// round sends one DISCOVER and follows the first valid offer to its end. The
+// transaction stays the same while nobody offers, so that a slow server's offer
+// for the last DISCOVER is good for this one.
 func (c *dhcpClient) round(ctx context.Context, wait time.Duration) (Lease, error) {
-	var xid dhcpv4.TransactionID
-	rand.Read(xid[:])
-	offer, err := c.exchange(ctx, discover(c.link.MAC, xid, c.secs()), wait, dhcpv4.MessageTypeOffer, nil)
+	offer, err := c.exchange(ctx, discover(c.link.MAC, c.xid, c.secs()), wait, dhcpv4.MessageTypeOffer, nil)
 	if err != nil {
 		return Lease{}, err
 	}
+	c.xid = newTransaction() // for the round after this one
 	var lease Lease
 	for range dhcpRequests {
 		_, err = c.exchange(ctx, request(c.link.MAC, offer, c.secs()), wait, dhcpv4.MessageTypeAck, func(ack *dhcpv4.DHCPv4) (err error) {

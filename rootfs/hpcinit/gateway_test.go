@@ -2,16 +2,20 @@ package hpcinit
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"golang.org/x/sys/unix"
 
 	"portcullis/internal/netns"
 )
@@ -117,4 +121,72 @@ func serveFiles(t testing.TB, h *netns.Host, files map[string][]byte) {
 	})}
 	go s.Serve(l)
 	t.Cleanup(func() { s.Close() })
+}
+
+// listenForStrangers collects the frames of the machine mac that come in on h's
+// interface link and that the gateway would count against it: all but ARP, DHCP,
+// and IPv4 from its address to the gateway's.
+func listenForStrangers(t testing.TB, h *netns.Host, link, mac string) (seen func() []string) {
+	t.Helper()
+	index, err := h.Index(link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := uint16(unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8) // network byte order
+	fd := -1
+	err = h.Do(func() (err error) {
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(all))
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: index})
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "packets")
+	t.Cleanup(func() { f.Close() })
+	var mu sync.Mutex
+	var strange []string
+	count := 0
+	go func() {
+		b := make([]byte, 65536)
+		for {
+			n, err := f.Read(b)
+			if err != nil {
+				return
+			}
+			if n < 34 || net.HardwareAddr(b[6:12]).String() != mac {
+				continue
+			}
+			mu.Lock()
+			count++
+			if !expected(b[12:n]) {
+				strange = append(strange, fmt.Sprintf("% x", b[:min(n, 64)]))
+			}
+			mu.Unlock()
+		}
+	}()
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		if count == 0 {
+			t.Error("no frame of the PC was seen at all")
+		}
+		return strange
+	}
+}
+
+// expected judges a frame from its type on.
+func expected(b []byte) bool {
+	switch kind, ip := binary.BigEndian.Uint16(b), b[2:]; kind {
+	case unix.ETH_P_ARP:
+		return true
+	case unix.ETH_P_IP:
+		from, to := netip.AddrFrom4([4]byte(ip[12:16])), netip.AddrFrom4([4]byte(ip[16:20]))
+		dhcp := from.IsUnspecified() && to == netip.AddrFrom4([4]byte{255, 255, 255, 255}) && ip[9] == unix.IPPROTO_UDP
+		return dhcp || from == netip.MustParseAddr("10.77.0.2") && to == gatewayAddr && ip[9] == unix.IPPROTO_TCP
+	default:
+		return false
+	}
 }

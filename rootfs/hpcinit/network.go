@@ -74,7 +74,7 @@ func (n *network) find(ctx context.Context) (boot.Link, Lease, error) {
 		return boot.Link{}, Lease{}, boot.Failf(ReasonNoInterface, "%w", err)
 	}
 	changes := make(chan []boot.Link)
-	go watchLinks(ctx, watch, changes)
+	go boot.Guard(func() error { return watchLinks(ctx, watch, changes) })
 	defer watch.Close()
 	if err := n.relist(ctx); err != nil {
 		return boot.Link{}, Lease{}, boot.Failf(ReasonNoInterface, "%w", err)
@@ -206,22 +206,22 @@ func (n *network) downOthers(keep int) {
 }
 
 // watchLinks passes link changes on until the watch is closed; nil stands for
-// lost ones.
-func watchLinks(ctx context.Context, w *boot.LinkWatch, out chan<- []boot.Link) {
-	for ctx.Err() == nil {
+// lost ones. Should it end early, the search still ends at its limits.
+func watchLinks(ctx context.Context, w *boot.LinkWatch, out chan<- []boot.Link) error {
+	for {
 		links, err := w.Wait(time.Now().Add(time.Hour))
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
 			links = nil
 		case err != nil:
-			return
+			return err
 		case len(links) == 0:
 			continue
 		}
 		select {
 		case out <- links:
 		case <-ctx.Done():
-			return
+			return ctx.Err()
 		}
 	}
 }

@@ -81,7 +81,12 @@ func (s *sequence) run() error {
 	}
 
 	s.stage = StageModules
-	if err := <-s.modules; err != nil {
+	select {
+	case err = <-s.modules:
+	case <-ctx.Done():
+		err = boot.Failf(boot.ReasonModules, "a driver does not come back from its start")
+	}
+	if err != nil {
 		return err
 	}
 	s.stage = StageVerity
@@ -122,6 +127,9 @@ func (s *sequence) prepare() (boot.Verity, manifest.Trust, error) {
 		fmt.Fprintln(c) // firmware leaves its own line without an end
 	}
 	s.log.Stage(StageInit)
+	if err := boot.DisableIPv6(); err != nil {
+		return fail(err)
+	}
 	cmdline, err := boot.ReadCmdline()
 	if err != nil {
 		return fail(boot.Failf(boot.ReasonCmdline, "%w", err))
