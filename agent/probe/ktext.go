@@ -112,6 +112,15 @@ func (p *Ktext) find() (*kernelText, error) {
 	return t, nil
 }
 
+// again opens the same text once more.
+func (t *kernelText) again() (*kernelText, error) {
+	f, err := os.Open(t.Name())
+	if err != nil {
+		return nil, err
+	}
+	return &kernelText{File: f, base: t.base, size: t.size, offset: t.offset}, nil
+}
+
 // sweep keys a digest over every piece of the text.
 func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText) ([]byte, error) {
 	pieces := int((t.size + protocol.KtextGranule - 1) / protocol.KtextGranule)
@@ -120,9 +129,17 @@ func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText) ([
 	errs := make(chan error, workers)
 	for w := range workers {
 		go func() {
+			// An open /proc/kcore has one buffer in the kernel, through which every
+			// read of text goes: goroutines that shared it would mix their pieces.
+			own, err := t.again()
+			if err != nil {
+				errs <- err
+				return
+			}
+			defer own.Close()
 			buf := make([]byte, protocol.KtextGranule)
 			for i := w; i < pieces; i += workers {
-				piece, err := p.piece(ctx, t, i, buf)
+				piece, err := p.piece(ctx, own, i, buf)
 				if err != nil {
 					errs <- err
 					return
