@@ -55,11 +55,6 @@ func (k *Kernel) remember() error {
 // snapshot hashes tables, chains, rules and sets (not their elements) as the kernel
 // lists them, without the handles, which change at every refill.
 func (k *Kernel) snapshot() ([32]byte, error) {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.opt.NetNS})
-	if err != nil {
-		return [32]byte{}, fmt.Errorf("nft: connect: %w", err)
-	}
-	defer c.Close()
 	h := sha256.New()
 	for _, t := range []struct {
 		family nftables.TableFamily
@@ -76,7 +71,7 @@ func (k *Kernel) snapshot() ([32]byte, error) {
 			{unix.NFT_MSG_GETRULE, unix.NFTA_RULE_TABLE, []uint16{unix.NFTA_RULE_HANDLE, unix.NFTA_RULE_POSITION}},
 			{unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, []uint16{nftaSetHandle, unix.NFTA_SET_ID, nftaSetCount}},
 		} {
-			if err := dumpInto(h, c, t.family, list.get, list.table, name, list.skip); err != nil {
+			if err := dumpInto(h, k.dump, t.family, list.get, list.table, name, list.skip); err != nil {
 				return [32]byte{}, err
 			}
 		}
@@ -90,7 +85,7 @@ const (
 	nftaTableOwner  = 7
 	nftaChainID     = 11
 	nftaSetHandle   = 16
-	nftaSetCount    = 19
+	nftaSetCount    = 20
 )
 
 func dumpInto(h hash.Hash, c *netlink.Conn, family nftables.TableFamily, get, tableAttr uint16, name []byte, skip []uint16) error {
@@ -138,8 +133,8 @@ func dumpInto(h hash.Hash, c *netlink.Conn, family nftables.TableFamily, get, ta
 	return nil
 }
 
-// Watch calls changed for each new generation of any ruleset that another process
-// made, until ctx ends. A burst beyond the socket's buffer is
+// Watch calls changed once when it listens (for what happened before) and then for each
+// new generation of any ruleset that another process made, until ctx ends. A burst beyond the socket's buffer is
 // reported as one change by an unknown editor.
 func (k *Kernel) Watch(ctx context.Context, changed func(Editor)) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.opt.NetNS})
@@ -152,6 +147,7 @@ func (k *Kernel) Watch(ctx context.Context, changed func(Editor)) error {
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	changed(Editor{})
 	for {
 		msgs, err := c.Receive()
 		switch {

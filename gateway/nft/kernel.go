@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"portcullis/gateway/ruleset"
@@ -32,6 +33,7 @@ type Kernel struct {
 	opt    Options
 	owner  *nftables.Conn // lasting: the owner of the tables is this socket
 	reader *nftables.Conn
+	dump   *netlink.Conn // raw read-back; kept open, since closing one waits for the kernel's clean-up
 	flags  nftables.TableFlags
 	want   *ruleset.Ruleset
 	digest [32]byte // of what the kernel showed after our last transaction
@@ -48,7 +50,11 @@ func Open(opt Options) (*Kernel, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("nft: connect: %w", err), owner.CloseLasting())
 	}
-	k := &Kernel{opt: opt, owner: owner, reader: reader, flags: nftables.TableFlagOwner | nftables.TableFlagPersist}
+	dump, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: opt.NetNS})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("nft: connect: %w", err), owner.CloseLasting(), reader.CloseLasting())
+	}
+	k := &Kernel{opt: opt, owner: owner, reader: reader, dump: dump, flags: nftables.TableFlagOwner | nftables.TableFlagPersist}
 	if opt.Unowned {
 		k.flags = 0
 	}
@@ -57,7 +63,7 @@ func Open(opt Options) (*Kernel, error) {
 
 // Close lets go of the tables; they stay in the kernel.
 func (k *Kernel) Close() error {
-	return errors.Join(k.owner.CloseLasting(), k.reader.CloseLasting())
+	return errors.Join(k.owner.CloseLasting(), k.reader.CloseLasting(), k.dump.Close())
 }
 
 // Owned tells whether the tables are protected from other processes.

@@ -1,0 +1,448 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	v1 "portcullis/api/portcullis/v1"
+	"portcullis/gateway/nft"
+	"portcullis/gateway/policy"
+	"portcullis/gateway/ruleset"
+	"portcullis/internal/event"
+)
+
+const (
+	mac = "52:54:00:12:34:56"
+	one = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
+	two = "bbbbbbbbbbbbbbbbbbbbbbbbbb"
+)
+
+// fakeKernel keeps what it was told and lets elements die as the kernel does.
+type fakeKernel struct {
+	mu      sync.Mutex
+	clock   *fakeClock
+	rs      *ruleset.Ruleset
+	at      time.Time
+	applies int
+	broken  error
+	drift   bool
+}
+
+func (k *fakeKernel) Apply(rs *ruleset.Ruleset) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.broken != nil {
+		return k.broken
+	}
+	k.rs, k.at = rs, k.clock.Now()
+	k.applies++
+	return nil
+}
+func (k *fakeKernel) SetRun(rs *ruleset.Ruleset) error    { return k.Apply(rs) }
+func (k *fakeKernel) SetGrants(rs *ruleset.Ruleset) error { return k.Apply(rs) }
+func (k *fakeKernel) Counters() (map[string]uint64, error) {
+	return map[string]uint64{"vlan": 2, "ban": 1}, nil
+}
+func (k *fakeKernel) BanLeft() (time.Duration, error) { return time.Minute, nil }
+func (k *fakeKernel) Restore() (bool, error)          { return k.drift, nil }
+
+func (k *fakeKernel) Grants() (map[policy.Target]time.Duration, bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	left := map[policy.Target]time.Duration{}
+	if k.rs == nil {
+		return left, false, nil
+	}
+	for _, s := range k.rs.Table("inet", ruleset.IPTable).Sets {
+		if s.Name == ruleset.GrantSet {
+			for _, e := range s.Elements {
+				t, err := policy.ParseTarget(e.Text)
+				if err != nil {
+					return nil, false, err
+				}
+				if d := e.Timeout - k.clock.Now().Sub(k.at); d > 0 {
+					left[t] = d
+				}
+			}
+		}
+	}
+	return left, true, nil
+}
+
+// fakeClock moves by hand; the wall can be set apart from the time that passes.
+type fakeClock struct {
+	mu    sync.Mutex
+	now   time.Time
+	waits []wait
+}
+type wait struct {
+	at time.Time
+	c  chan time.Time
+}
+
+func (c *fakeClock) Now() time.Time { c.mu.Lock(); defer c.mu.Unlock(); return c.now }
+func (c *fakeClock) After(d time.Duration) <-chan time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := wait{c.now.Add(d), make(chan time.Time, 1)}
+	if d <= 0 {
+		w.c <- c.now
+	} else {
+		c.waits = append(c.waits, w)
+	}
+	return w.c
+}
+func (c *fakeClock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+	var later []wait
+	for _, w := range c.waits {
+		if w.at.After(c.now) {
+			later = append(later, w)
+		} else {
+			w.c <- c.now
+		}
+	}
+	c.waits = later
+}
+
+type fakeWire struct {
+	mu      sync.Mutex
+	cuts    int
+	routing bool
+}
+
+func (w *fakeWire) Cut(netip.Addr) error { w.mu.Lock(); defer w.mu.Unlock(); w.cuts++; return nil }
+func (w *fakeWire) Route(on bool) error  { w.mu.Lock(); defer w.mu.Unlock(); w.routing = on; return nil }
+
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(p) }
+func (l *lines) String() string              { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
+
+type fixture struct {
+	t      *testing.T
+	dir    string
+	kernel *fakeKernel
+	clock  *fakeClock
+	wire   *fakeWire
+	log    *lines
+	g      *Gateway
+	s      *Service
+	stop   func()
+}
+
+func newFixture(t *testing.T) *fixture {
+	c := &fakeClock{now: time.Unix(1_800_000_000, 0)}
+	f := &fixture{t: t, dir: t.TempDir(), kernel: &fakeKernel{clock: c}, clock: c, wire: &fakeWire{}, log: &lines{}}
+	f.start()
+	t.Cleanup(func() { f.stop() })
+	return f
+}
+
+func testPort() policy.Port {
+	hw, _ := net.ParseMAC(mac)
+	return policy.Port{Interface: "eth1", Uplink: "eth0", Address: netip.MustParsePrefix("10.77.0.1/24"), PC: netip.MustParseAddr("10.77.0.2"), MAC: hw,
+		HTTPPort: 80, Agent: 7443, BanAfter: 5, BanWindow: time.Minute, BanFor: time.Minute}
+}
+
+func (f *fixture) start() {
+	f.t.Helper()
+	var err error
+	f.g, err = New(Options{Port: testPort(), StateDir: f.dir, Kernel: f.kernel, Wire: f.wire, Clock: f.clock, Events: event.NewJSON(f.log, "gatewayd", f.clock.Now)})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.s = NewService(f.g)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); f.g.Run(ctx) }()
+	f.stop = func() { cancel(); <-done }
+}
+
+// crash is a kill -9: the owner's last words are not written.
+func (f *fixture) crash() {
+	f.g.ask(context.Background(), func() { f.g.policy.Phase = policy.Idle }) // so that the way out does nothing
+	f.stop()
+}
+
+func (f *fixture) boot(session string) error {
+	_, err := f.s.OpenBoot(context.Background(), connect.NewRequest(&v1.OpenBootRequest{Session: session, Mac: mac, Address: "10.77.0.2"}))
+	return err
+}
+func (f *fixture) phase(session string, p v1.Phase, ttl int64) error {
+	_, err := f.s.SetPhase(context.Background(), connect.NewRequest(&v1.SetPhaseRequest{Session: session, Phase: p, TtlMs: ttl, Reason: "r"}))
+	return err
+}
+func (f *fixture) grant(d time.Duration) (*v1.Grant, error) {
+	r, err := f.s.AddGrant(context.Background(), connect.NewRequest(&v1.AddGrantRequest{Task: "t", Protocol: "tcp", Address: "203.0.113.10", Port: 443, DurationMs: d.Milliseconds()}))
+	if err != nil {
+		return nil, err
+	}
+	return r.Msg.Grant, nil
+}
+func (f *fixture) status() *v1.GetGatewayStatusResponse {
+	f.t.Helper()
+	r, err := f.s.GetGatewayStatus(context.Background(), connect.NewRequest(&v1.GetGatewayStatusRequest{}))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return r.Msg
+}
+func (f *fixture) must(err error) {
+	f.t.Helper()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) eventually(what string, ok func() bool) {
+	f.t.Helper()
+	for limit := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			f.t.Fatalf("not within 5 s: %s; events:\n%s", what, f.log)
+		}
+	}
+}
+
+func TestCodesOfRefusals(t *testing.T) {
+	f := newFixture(t)
+	if c := connect.CodeOf(f.phase(one, v1.Phase_PHASE_RUN, 1000)); c != connect.CodeFailedPrecondition {
+		t.Errorf("phase before any boot: %s", c)
+	}
+	if c := connect.CodeOf(f.boot("x")); c != connect.CodeInvalidArgument {
+		t.Errorf("bad session: %s", c)
+	}
+	f.must(f.boot(one))
+	for name, c := range map[string]struct {
+		err  error
+		want connect.Code
+	}{
+		"another session":   {f.phase(two, v1.Phase_PHASE_RUN, 1000), connect.CodeFailedPrecondition},
+		"unspecified phase": {f.phase(one, v1.Phase_PHASE_UNSPECIFIED, 0), connect.CodeInvalidArgument},
+		"unknown phase":     {f.phase(one, 99, 0), connect.CodeInvalidArgument},
+		"run without ttl":   {f.phase(one, v1.Phase_PHASE_RUN, 0), connect.CodeInvalidArgument},
+		"negative ttl":      {f.phase(one, v1.Phase_PHASE_RUN, -5), connect.CodeInvalidArgument},
+		"huge ttl":          {f.phase(one, v1.Phase_PHASE_RUN, 1<<62), connect.CodeInvalidArgument},
+	} {
+		if got := connect.CodeOf(c.err); got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+	if _, err := f.grant(0); connect.CodeOf(err) != connect.CodeInvalidArgument {
+		t.Errorf("grant without end: %v", err)
+	}
+	_, err := f.s.RevokeGrant(context.Background(), connect.NewRequest(&v1.RevokeGrantRequest{Id: "g-none"}))
+	if connect.CodeOf(err) != connect.CodeNotFound {
+		t.Errorf("unknown grant: %v", err)
+	}
+}
+
+// TestInvariant04_KernelFirst: where the kernel refuses, the answer is an error and
+// nothing has moved; pxed then sends no offer.
+func TestInvariant04_NoAnswerWithoutTheKernel(t *testing.T) {
+	f := newFixture(t)
+	f.kernel.mu.Lock()
+	f.kernel.broken = errors.New("no")
+	f.kernel.mu.Unlock()
+	if err := f.boot(one); connect.CodeOf(err) != connect.CodeUnavailable {
+		t.Errorf("OpenBoot answered %v without the kernel", err)
+	}
+	if s := f.status(); s.Session != "" || s.Phase != v1.Phase_PHASE_IDLE {
+		t.Errorf("moved to %s %s", s.Session, s.Phase)
+	}
+	if _, err := f.grant(time.Minute); err == nil || len(f.status().Grants) != 0 {
+		t.Errorf("a grant was given without the kernel: %v", err)
+	}
+}
+
+func TestRoutingIsOpenInARunOnly(t *testing.T) {
+	f := newFixture(t)
+	f.must(f.boot(one))
+	for _, p := range []v1.Phase{v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_RUN, v1.Phase_PHASE_QUARANTINE, v1.Phase_PHASE_RUN, v1.Phase_PHASE_IDLE} {
+		f.must(f.phase(one, p, 1000*bit(p == v1.Phase_PHASE_RUN)))
+		f.wire.mu.Lock()
+		if f.wire.routing != (p == v1.Phase_PHASE_RUN) {
+			t.Errorf("%s: routing %v", p, f.wire.routing)
+		}
+		f.wire.mu.Unlock()
+	}
+	if f.wire.cuts != 1 {
+		t.Errorf("flows were cut %d times, want once, by the boot", f.wire.cuts)
+	}
+}
+
+func bit(b bool) int64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func TestRunFallsBackAndRenewalsAreQuiet(t *testing.T) {
+	f := newFixture(t)
+	f.must(f.boot(one))
+	for range 3 {
+		f.must(f.phase(one, v1.Phase_PHASE_RUN, 10_000))
+		f.clock.advance(9 * time.Second)
+	}
+	if s := f.status(); s.Phase != v1.Phase_PHASE_RUN {
+		t.Fatalf("phase %s in a renewed run", s.Phase)
+	}
+	f.clock.advance(2 * time.Second)
+	f.eventually("fallback", func() bool { return f.status().Phase == v1.Phase_PHASE_ATTEST })
+	if n := strings.Count(f.log.String(), `"phase":"run"`); n != 1 {
+		t.Errorf("%d phase events for one run", n)
+	}
+	if !strings.Contains(f.log.String(), "run-not-renewed") {
+		t.Error("the reason is not told")
+	}
+}
+
+func TestRestart(t *testing.T) {
+	f := newFixture(t)
+	f.must(f.boot(one))
+	f.must(f.phase(one, v1.Phase_PHASE_RUN, 60_000))
+	g, err := f.grant(time.Minute)
+	f.must(err)
+	f.crash()
+	f.clock.advance(10 * time.Second)
+	f.start()
+	s := f.status()
+	if s.Session != one || s.Phase != v1.Phase_PHASE_ATTEST || len(s.Grants) != 1 || s.Grants[0].NotAfterMs != g.NotAfterMs {
+		t.Errorf("after the restart: %v", s)
+	}
+	f.must(f.phase(one, v1.Phase_PHASE_QUARANTINE, 0))
+	f.crash()
+	f.start()
+	if s := f.status(); s.Phase != v1.Phase_PHASE_QUARANTINE {
+		t.Errorf("a restart ended the quarantine: %s", s.Phase)
+	}
+}
+
+// The wall clock is set back while gatewayd is dead (a Pi has no battery): the
+// kernel's own count decides, and the grant gains nothing.
+func TestClockSetBackLengthensNoGrant(t *testing.T) {
+	f := newFixture(t)
+	_, err := f.grant(time.Minute)
+	f.must(err)
+	f.crash()
+	f.clock.advance(50 * time.Second) // the kernel counts on
+	f.kernel.at = f.kernel.at.Add(-time.Hour)
+	f.clock.advance(-time.Hour) // the wall is set back
+	f.start()
+	s := f.status()
+	if len(s.Grants) != 1 {
+		t.Fatalf("grants %v", s.Grants)
+	}
+	if left := time.UnixMilli(s.Grants[0].NotAfterMs).Sub(f.clock.Now()); left > 10*time.Second {
+		t.Errorf("the grant has %s left, want 10s", left)
+	}
+}
+
+// A reboot clears the kernel; the file alone says what is granted, at most its time.
+func TestRebootKeepsGrantsByTheirEnd(t *testing.T) {
+	f := newFixture(t)
+	_, err := f.grant(time.Minute)
+	f.must(err)
+	f.crash()
+	f.kernel.rs = nil
+	f.clock.advance(61 * time.Second)
+	f.start()
+	if s := f.status(); len(s.Grants) != 0 {
+		t.Errorf("a grant outlived its end over a reboot: %v", s.Grants)
+	}
+}
+
+func TestBadStateFileBeginsAtIdle(t *testing.T) {
+	good, err := encodeState(policy.Initial(testPort()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"empty": "", "not JSON": "hello", "unknown key": `{"version":1,"phase":"idle","extra":1}`, "another version": `{"version":2}`,
+		"phase without session": `{"version":1,"phase":"boot","generation":1}`,
+		"generation zero":       strings.Replace(string(good), `"generation":1`, `"generation":0`, 1),
+		"generation too big":    strings.Replace(string(good), `"generation":1`, `"generation":16777216`, 1),
+		"run":                   `{"version":1,"phase":"run","session":"` + one + `","generation":1,"address":"10.77.0.2","grants":[]}`,
+		"foreign address":       `{"version":1,"phase":"attest","session":"` + one + `","generation":1,"address":"192.0.2.1","grants":[]}`,
+		"bad grant":             `{"version":1,"phase":"idle","generation":1,"grants":[{"id":"g","target":"x"}]}`,
+	} {
+		f := &fixture{t: t, dir: t.TempDir(), clock: &fakeClock{now: time.Unix(1_800_000_000, 0)}, wire: &fakeWire{}, log: &lines{}}
+		f.kernel = &fakeKernel{clock: f.clock}
+		f.must(os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(text), 0o600))
+		f.start()
+		if s := f.status(); s.Phase != v1.Phase_PHASE_IDLE || s.Session != "" || len(s.Grants) != 0 {
+			t.Errorf("%s: came up as %v", name, s)
+		}
+		if !strings.Contains(f.log.String(), "state.refused") {
+			t.Errorf("%s: nothing was said", name)
+		}
+		f.stop()
+	}
+}
+
+func TestDriftIsToldWithItsEditor(t *testing.T) {
+	f := newFixture(t)
+	f.kernel.drift = true
+	f.must(f.g.Changed(context.Background(), nft.Editor{PID: 42, Comm: "nft"}))
+	var e map[string]any
+	for _, line := range strings.Split(strings.TrimSpace(f.log.String()), "\n") {
+		f.must(json.Unmarshal([]byte(line), &e))
+	}
+	if e["event"] != "drift" || e["pid"] != 42.0 || e["comm"] != "nft" || e["restored"] != true {
+		t.Errorf("event %v", e)
+	}
+}
+
+func TestStatusCountsAPacketOnce(t *testing.T) {
+	f := newFixture(t)
+	s := f.status()
+	if s.ViolationsTotal != 2 || len(s.Bans) != 1 || s.Bans[0].Mac != mac || s.Bans[0].NotAfterMs != f.clock.Now().Add(time.Minute).UnixMilli() {
+		t.Errorf("status %v", s)
+	}
+}
+
+func TestCallsAfterTheEndAreRefused(t *testing.T) {
+	f := newFixture(t)
+	f.stop()
+	if c := connect.CodeOf(f.boot(one)); c != connect.CodeUnavailable {
+		t.Errorf("answered with %s", c)
+	}
+}
+
+func FuzzDecodeState(f *testing.F) {
+	p := policy.Initial(testPort())
+	p, err := p.OpenBoot(one, mac, "10.77.0.2")
+	if err != nil {
+		f.Fatal(err)
+	}
+	b, err := encodeState(p)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(`{"version":1,"phase":"idle","generation":1,"grants":[{"id":"g","task":"t","target":"203.0.113.10:1/tcp","not_after_ms":1}]}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := decodeState(testPort(), b)
+		if err == nil && (p.Phase == policy.Run || p.Generation == 0 || p.Generation >= 1<<24) {
+			t.Fatalf("%q gave %+v", b, p)
+		}
+	})
+}
