@@ -58,12 +58,12 @@ func (r *Reader) Run(ctx context.Context, bound func(), got func(Violation)) err
 	}
 	defer c.Close()
 	c.SetReadBuffer(socketBuffer) // more than the default where the host allows it
-	if err := r.bind(c); err != nil {
+	awaited, err := r.bind(c)
+	if err != nil {
 		return fmt.Errorf("violation: bind NFLOG group %d: %w", r.opt.Group, err)
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	bound()
 	for {
 		msgs, err := c.Receive()
 		switch {
@@ -76,17 +76,23 @@ func (r *Reader) Run(ctx context.Context, bound func(), got func(Violation)) err
 			return fmt.Errorf("violation: read NFLOG: %w", err)
 		}
 		for _, m := range msgs {
-			if m.Header.Type != msgPacket {
-				continue
-			}
-			if v, ok := DecodeMessage(m.Data, r.opt.Now()); ok {
-				got(v)
+			switch m.Header.Type {
+			case netlink.Error: // an acknowledgement; a refusal has come as err
+				if awaited--; awaited == 0 {
+					bound()
+				}
+			case msgPacket:
+				if v, ok := DecodeMessage(m.Data, r.opt.Now()); ok {
+					got(v)
+				}
 			}
 		}
 	}
 }
 
-func (r *Reader) bind(c *netlink.Conn) error {
+// bind asks for the group and tells how many acknowledgements will come. They come
+// among the first packets, so nobody waits for them here.
+func (r *Reader) bind(c *netlink.Conn) (asked int, err error) {
 	mode := binary.BigEndian.AppendUint32(nil, snapLength)
 	mode = append(mode, copyPacket, 0)
 	for _, a := range []netlink.Attribute{
@@ -97,16 +103,17 @@ func (r *Reader) bind(c *netlink.Conn) error {
 	} {
 		attrs, err := netlink.MarshalAttributes([]netlink.Attribute{a})
 		if err != nil {
-			return err
+			return asked, err
 		}
 		head := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0}
 		head = binary.BigEndian.AppendUint16(head, r.opt.Group)
-		if _, err := c.Execute(netlink.Message{
+		if _, err := c.Send(netlink.Message{
 			Header: netlink.Header{Type: msgConfig, Flags: netlink.Request | netlink.Acknowledge},
 			Data:   append(head, attrs...),
 		}); err != nil {
-			return err
+			return asked, err
 		}
+		asked++
 	}
-	return nil
+	return asked, nil
 }
