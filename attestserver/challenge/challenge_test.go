@@ -152,6 +152,16 @@ func TestFullMustAndEnrol(t *testing.T) {
 		if n := names(s); !slices.Equal(n, []string{"ktext"}) || !s.Enrol || s.Full || !s.Message.Ops[0].Enrol {
 			t.Fatalf("enrolment of %v", n)
 		}
+		w.Full = true
+		s = compose(t, new(Chooser), w, p)
+		if len(s.Ops) != len(all()) || s.Full || !s.Enrol {
+			t.Fatalf("everything and an enrolment: %v", names(s))
+		}
+		for i, op := range s.Message.Ops {
+			if op.Enrol != (op.Name == "ktext") || op.Enrol != s.Ops[i].Enrol {
+				t.Fatalf("%s: enrol %v", op.Name, op.Enrol)
+			}
+		}
 	}
 	w := want()
 	w.Enrol = []string{"boot"}

@@ -29,7 +29,7 @@ type Want struct {
 	Expectations []protocol.Expectation
 	Full         bool     // ask everything
 	Must         []string // ask these in any case
-	Enrol        []string // take references of these, ask nothing else
+	Enrol        []string // take references of these; ask nothing else unless Full
 	Deadline     time.Duration
 	Random       io.Reader // crypto/rand outside of tests
 }
@@ -46,7 +46,7 @@ type Asked struct {
 type Sent struct {
 	Message *protocol.Challenge
 	Ops     []Asked
-	Full    bool // holds every op
+	Full    bool // holds every op, none of them to take a reference
 	Enrol   bool // takes references
 
 	id      [16]byte
@@ -93,7 +93,7 @@ func (c *Chooser) Compose(w Want, peer Peer, sequence uint64, head [32]byte) (*S
 		chunks: make([][]byte, len(chosen)), arrived: make([]uint64, len(chosen)),
 	}
 	for i, e := range chosen {
-		a, err := ask(e, w, s.Enrol)
+		a, err := ask(e, w, slices.Contains(w.Enrol, e.Name()))
 		if err != nil {
 			return nil, fmt.Errorf("challenge: parameters of %s: %w", e.Name(), err)
 		}
@@ -131,7 +131,7 @@ func (c *Chooser) choose(w Want) ([]protocol.Expectation, error) {
 	if err := shuffle(w.Random, all); err != nil {
 		return nil, err
 	}
-	if len(w.Enrol) > 0 {
+	if len(w.Enrol) > 0 && !w.Full {
 		return keep(all, func(name string) bool { return slices.Contains(w.Enrol, name) }), nil
 	}
 	var skipped []string

@@ -109,10 +109,18 @@ func (c *core) tick(now time.Time) {
 func (c *core) ask(now time.Time) {
 	want := challenge.Want{
 		State: c.state, Expectations: c.image.expectations, Enrol: c.enrol, Deadline: c.o.Deadline,
-		Full: c.machine.Full(), Must: c.machine.Failed(), Random: c.o.Random,
+		Full: c.machine.Full() && len(c.enrol) == 0, Must: c.machine.Failed(), Random: c.o.Random,
+	}
+	if c.state.CPUClass == "" && !pinned(c.o.Refs, c.state) {
+		// Nothing of this image has been trusted yet: what takes references takes
+		// them with the first question, which spares the PC a second one.
+		want.Full, want.Enrol = true, enrollers(c.image)
 	}
 	if want.Full || len(want.Enrol) > 0 {
 		want.Deadline *= FullFactor
+	}
+	if len(want.Enrol) > 0 {
+		c.changed(now, c.link.sequence+1, c.machine.Enrolling())
 	}
 	sent, err := c.chooser.Compose(want, c.link.peer, c.link.sequence+1, c.link.head)
 	if err != nil {

@@ -78,7 +78,14 @@ func weigh(refs protocol.References, st *protocol.ImageState, sent *challenge.Se
 		}
 	}
 	for _, answer := range a.Answers {
-		o.op(refs, st, answer)
+		if !answer.Enrol {
+			o.op(refs, st, answer)
+		}
+	}
+	for _, answer := range a.Answers {
+		if answer.Enrol {
+			o.enrol(refs, st, answer)
+		}
 	}
 	o.full = sent.Full && len(o.missing) == 0
 	if o.full && !failing(o.findings) {
@@ -96,21 +103,8 @@ func (o *opinion) op(refs protocol.References, st *protocol.ImageState, a challe
 		return
 	}
 	in := protocol.JudgeInput{Key: a.Key, Params: a.Params, Output: a.Output, Elapsed: a.Elapsed, State: st, Refs: refs}
-	defer func() {
-		if r := recover(); r != nil {
-			o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Fatal, fmt.Sprintf("the judgement panicked: %v", r)))
-		}
-	}()
-	e, takes := a.Expectation.(protocol.Enroller)
-	if a.Enrol {
-		found := e.Enrol(in)
-		o.add(found...)
-		if !failing(found) {
-			o.taken = append(o.taken, a.Name())
-		}
-		return
-	}
-	if takes {
+	defer o.survive(a.Name())
+	if e, ok := a.Expectation.(protocol.Enroller); ok {
 		there, err := e.Enrolled(st, refs)
 		if err != nil {
 			o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Soft, err.Error()))
@@ -124,6 +118,59 @@ func (o *opinion) op(refs protocol.References, st *protocol.ImageState, a challe
 	o.add(a.Judge(in)...)
 }
 
+// enrol has a reference taken, unless anything else in the same answer is wrong:
+// what a PC is held against later must not come from one that has failed.
+func (o *opinion) enrol(refs protocol.References, st *protocol.ImageState, a challenge.Answer) {
+	if failing(o.findings) {
+		o.missing = append(o.missing, a.Name())
+		return
+	}
+	if a.Error != "" {
+		o.add(finding(a.Name(), protocol.ProbeError, protocol.Fatal, a.Error))
+		return
+	}
+	defer o.survive(a.Name())
+	e := a.Expectation.(protocol.Enroller)
+	there, err := e.Enrolled(st, refs)
+	switch {
+	case err != nil:
+		o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Soft, err.Error()))
+		return
+	case there:
+		return // attestd ended between taking it and pinning the class
+	}
+	found := e.Enrol(protocol.JudgeInput{Key: a.Key, Params: a.Params, Output: a.Output, Elapsed: a.Elapsed, State: st, Refs: refs})
+	o.add(found...)
+	if !failing(found) {
+		o.taken = append(o.taken, a.Name())
+	}
+}
+
+// survive is deferred around every Expectation: an answer of a hostile machine
+// that makes one panic is a finding, and not the end of attestd.
+func (o *opinion) survive(probe string) {
+	if r := recover(); r != nil {
+		o.add(finding(probe, protocol.ProbeUnjudged, protocol.Fatal, fmt.Sprintf("the judgement panicked: %v", r)))
+	}
+}
+
+// enrollers names the ops that take references.
+func enrollers(image *openImage) (names []string) {
+	for _, e := range image.expectations {
+		if _, ok := e.(protocol.Enroller); ok {
+			names = append(names, e.Name())
+		}
+	}
+	return names
+}
+
+// pinned tells whether a CPU class is pinned for the image. An error counts as
+// yes: the judgement will meet it again and report it.
+func pinned(refs protocol.References, st *protocol.ImageState) bool {
+	_, err := refs.Get(classKind, imageKey(st))
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // classify reads the CPU class from the op that names it, and holds it against
 // the one of this session and the one pinned for this image.
 func (o *opinion) classify(refs protocol.References, st *protocol.ImageState, a challenge.Answer) {
@@ -131,11 +178,7 @@ func (o *opinion) classify(refs protocol.References, st *protocol.ImageState, a 
 	if !ok {
 		return
 	}
-	defer func() {
-		if r := recover(); r != nil {
-			o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Fatal, fmt.Sprintf("the judgement panicked: %v", r)))
-		}
-	}()
+	defer o.survive(a.Name())
 	class, err := k.CPUClass(a.Output)
 	if err != nil {
 		o.add(finding(a.Name(), protocol.CPUClassInvalid, protocol.Fatal, err.Error()))

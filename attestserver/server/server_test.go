@@ -1,12 +1,14 @@
 package server_test
 
 import (
+	"path/filepath"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 
 	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/attestserver/reference"
 )
 
 func TestHonestPCIsTrustedAndStaysSo(t *testing.T) {
@@ -262,5 +264,29 @@ func TestProbeThatFailsOrPanicsCostsOneTypedFinding(t *testing.T) {
 			l.machine.set("net", "good")
 			l.await(at, "evidence", nil)
 		})
+	}
+}
+
+// What is wrong elsewhere must not become the reference of later boots.
+func TestTamperedFirstBootEnrolsNothing(t *testing.T) {
+	l := newLab(t)
+	l.enrol = true
+	l.machine.set("procs", "tampered")
+	l.pxed.open(sid)
+	l.start()
+	stop := l.agent(sid, newKey(t))
+	l.awaitState(0, "quarantined")
+	stop()
+	if _, e, _ := l.events.find(0, "enrol", nil); e != nil {
+		t.Errorf("took a reference: %v", e)
+	}
+	refs, err := reference.Open(filepath.Join(l.dir, "references"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"ktext", "cpu-class"} {
+		if keys, err := refs.Keys(kind); err != nil || len(keys) != 0 {
+			t.Errorf("%s: %v, %v", kind, keys, err)
+		}
 	}
 }
