@@ -30,7 +30,7 @@ const (
 type Sessions interface {
 	Boot(ctx context.Context, r session.BootRequest) (session.Session, error)
 	Newest() (session.Session, bool)
-	End(reason string)
+	End(ctx context.Context, reason string)
 }
 
 // Config of a Service; every field is needed.
@@ -71,7 +71,7 @@ func (s *Service) Handle(ctx context.Context, raw []byte, from netip.AddrPort, p
 		return nil, to
 	}
 	d, detail := s.decide(ctx, r)
-	s.effects(d.Reason)
+	s.effects(ctx, d.Reason)
 	if d.Reason == "" && !s.limit.AllowN(s.cfg.Now(), 1) {
 		d.Reason = ReasonRate
 	}
@@ -95,7 +95,7 @@ func (s *Service) decide(ctx context.Context, r Request) (Decision, string) {
 	if r.Boots() {
 		image, err := s.cfg.Image()
 		if err != nil {
-			s.cfg.Sessions.End(session.EndBootRequest)
+			s.cfg.Sessions.End(ctx, session.EndBootRequest)
 			return drop(ReasonNoImage), err.Error()
 		}
 		current, err = s.cfg.Sessions.Boot(ctx, session.BootRequest{
@@ -112,18 +112,18 @@ func (s *Service) decide(ctx context.Context, r Request) (Decision, string) {
 }
 
 // effects are what a message without an answer does.
-func (s *Service) effects(reason Reason) {
+func (s *Service) effects(ctx context.Context, reason Reason) {
 	current, ok := s.cfg.Sessions.Newest()
 	switch {
 	case !ok:
 	case reason == ReasonDeclined:
 		// The only address that there is to give is said to be in use: nobody
 		// can be trusted to be the PC.
-		s.cfg.Sessions.End(session.EndDeclined)
+		s.cfg.Sessions.End(ctx, session.EndDeclined)
 	case reason == ReasonReleased && current.State == session.Claimed:
 		// EDK2 releases its lease before it starts what it has loaded, so only
 		// the release of a running machine means that it goes away.
-		s.cfg.Sessions.End(session.EndReleased)
+		s.cfg.Sessions.End(ctx, session.EndReleased)
 	}
 }
 

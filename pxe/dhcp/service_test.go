@@ -41,7 +41,7 @@ func (f *fakeSessions) Boot(_ context.Context, r session.BootRequest) (session.S
 
 func (f *fakeSessions) Newest() (session.Session, bool) { return f.current, f.current.ID != "" }
 
-func (f *fakeSessions) End(reason string) {
+func (f *fakeSessions) End(_ context.Context, reason string) {
 	f.ended = append(f.ended, reason)
 	f.current.State = session.Ended
 }

@@ -204,8 +204,21 @@ func (m *Manager) end(e *entry, reason string) {
 	m.publish(e)
 }
 
-// End ends the current session, if there is one.
-func (m *Manager) End(reason string) {
+// End gives the current session up: gatewayd takes back what it opened for it,
+// then it is over, also where gatewayd cannot be reached: a run that nobody
+// renews ends there by itself.
+func (m *Manager) End(ctx context.Context, reason string) {
+	m.boots.Lock()
+	defer m.boots.Unlock()
+	s, ok := m.Newest()
+	if !ok || s.State == Ended {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, gatewayTimeout)
+	defer cancel()
+	if err := m.cfg.Gateway.CloseBoot(ctx, s.ID); err != nil {
+		m.cfg.Events.Emit("gateway.failed", event.Fields{"session": s.ID, "detail": err.Error()})
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.end(m.current, reason)
