@@ -15,7 +15,7 @@ import (
 
 // Boot tells what was booted: command line, kernel release and the kernel's ELF
 // notes (its build id), lockdown, taint, whether a kexec kernel waits, and which
-// kernel functions have a tracer on them.
+// kernel functions and events have a tracer on them.
 //
 // It finds another image or another command line, a kernel that was replaced by
 // kexec (the notes and the boot id change), lockdown that is off, forced or
@@ -89,6 +89,8 @@ func (p *Boot) traced() []string {
 		{"tracefs", "enabled_functions", "ftrace: "},
 		{"tracefs", "kprobe_events", "kprobe: "},
 		{"tracefs", "uprobe_events", "uprobe: "},
+		{"tracefs", "set_event", "event: "},
+		{"tracefs", "current_tracer", "tracer: "},
 		{"debugfs", "kprobes/list", "kprobe: "},
 	} {
 		b, err := p.Special(f.fstype, f.name)
@@ -96,7 +98,7 @@ func (p *Boot) traced() []string {
 			continue
 		}
 		for l := range bytes.Lines(b) {
-			if l = bytes.TrimSpace(l); len(l) == 0 || len(out) == protocol.MaxTraced {
+			if l = bytes.TrimSpace(l); len(l) == 0 || len(out) == protocol.MaxTraced || idle(f.name, string(l)) {
 				continue
 			}
 			out = append(out, f.prefix+strings.ToValidUTF8(string(l[:min(len(l), 160)]), "?"))
@@ -104,3 +106,6 @@ func (p *Boot) traced() []string {
 	}
 	return out
 }
+
+// idle tells whether a line means that nothing is traced.
+func idle(name, line string) bool { return name == "current_tracer" && line == "nop" }

@@ -1,0 +1,363 @@
+package expect_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"portcullis/agent/probe"
+	"portcullis/attestserver/expect"
+	"portcullis/attestserver/protocol"
+	"portcullis/images/ktextmask"
+	"portcullis/images/manifest"
+	"portcullis/images/modlist"
+)
+
+const (
+	testCmdline = "roothash=00 nokaslr lockdown=integrity"
+	testMAC     = "52:54:00:00:00:01"
+	testSession = "abcdefghijklmnopqrstuvwxyz"
+	textBase    = 0xffffffff81000000
+	textPhys    = 0x1600000
+	loadAddress = 0x400000
+	bridgeID    = "0123456789abcdef0123456789abcdef01234567"
+)
+
+// machine is a PC as recorded files, its signed image, and what the gateway keeps.
+type machine struct {
+	t       *testing.T
+	dir     string
+	host    probe.Host
+	image   *protocol.Image
+	state   *protocol.ImageState
+	refs    memory
+	twins   map[string]protocol.Expectation
+	probes  map[string]protocol.Probe
+	files   map[string][]byte // of the image
+	text    []byte            // of the kernel, as signed
+	links   []protocol.Link
+	stats   map[string]probe.FileStat
+	verity  protocol.Verity
+	special map[string]string
+	uptime  time.Duration
+	made    time.Time
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, uptime: 20 * time.Second,
+		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}
+	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"),
+		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
+		Verity: func(string) (protocol.Verity, error) { return m.verity, nil },
+		Uptime: func() time.Duration { return m.uptime },
+		Stat:   m.stat,
+		Special: func(_, name string) ([]byte, error) {
+			if s, ok := m.special[name]; ok {
+				return []byte(s), nil
+			}
+			return nil, fs.ErrNotExist
+		},
+	}
+	m.build()
+	m.boot()
+	m.twins, m.probes = map[string]protocol.Expectation{}, map[string]protocol.Probe{}
+	all, err := expect.All(m.image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		m.twins[e.Name()] = e
+		t.Cleanup(func() { e.(interface{ Close() error }).Close() })
+	}
+	m.startAgent()
+	return m
+}
+
+// startAgent makes the probes anew: a mask is read once.
+func (m *machine) startAgent() {
+	for _, p := range probe.All(m.host) {
+		m.probes[p.Name()] = p
+	}
+}
+
+func (m *machine) path(parts ...string) string {
+	return filepath.Join(append([]string{m.dir}, parts...)...)
+}
+
+func (m *machine) stat(link string) (probe.FileStat, error) {
+	rel, err := filepath.Rel(m.host.Proc, link)
+	if err != nil {
+		return probe.FileStat{}, err
+	}
+	if st, ok := m.stats[rel]; ok {
+		return st, nil
+	}
+	return probe.FileStat{}, fs.ErrNotExist
+}
+
+// build makes the signed image.
+func (m *machine) build() {
+	r := rand.New(rand.NewPCG(1, 2))
+	random := func(n int) []byte {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(r.Uint32())
+		}
+		return b
+	}
+	m.files = map[string][]byte{"/usr/lib/systemd/systemd": random(300_000), "/usr/bin/dockerd": random(1_000_001),
+		"/usr/lib/libc.so.6": random(70_000), "/etc/machine-id": []byte("x\n"), "/etc/passwd": []byte("root\n")}
+	m.text = random(2*protocol.KtextGranule + 0x1000)
+	mask := m.mask()
+	file, err := mask.Encode()
+	m.check(err)
+	m.files[expect.MaskPath] = file
+	m.write(file, "ktext.mask")
+	m.files[modlist.Path] = []byte("# portcullis modules v1: name build-id\nbridge " + bridgeID + "\n")
+	for p, b := range m.files {
+		at := m.path("tree", p)
+		m.write(b, "tree", p)
+		m.check(os.Chtimes(at, m.made, m.made))
+	}
+	out, err := exec.Command("mksquashfs", m.path("tree"), m.path("root.img"), "-comp", "zstd", "-b", "128K", "-noappend", "-quiet", "-no-progress").CombinedOutput()
+	if err != nil {
+		m.t.Fatalf("mksquashfs (package squashfs-tools): %v\n%s", err, out)
+	}
+	sum := sha256.Sum256(file)
+	m.image = &protocol.Image{Dir: m.dir, Digest: sha256.Sum256([]byte("image")), Manifest: &manifest.Manifest{
+		Cmdline: testCmdline, Verity: manifest.Verity{RootHash: "aa", Salt: "bb", DataBlocks: 5, HashStart: 5},
+		Mask: manifest.KernelTextMask{Total: int64(len(m.text)), SHA256: hex.EncodeToString(sum[:])},
+	}}
+	m.state = &protocol.ImageState{Image: m.image, Session: testSession, MAC: testMAC, Address: "10.77.0.2",
+		CPUClass: "cpu", Notes: map[string][]byte{}}
+}
+
+// mask leaves out bytes 100 to 104 for good and 200 to 204 at boot.
+func (m *machine) mask() *ktextmask.Mask {
+	mask := &ktextmask.Mask{Release: "6.12.0-test", Notes: sha256.Sum256([]byte("notes")), TextBase: textBase, TextSize: uint64(len(m.text)),
+		Classes: []ktextmask.Class{{Name: ktextmask.JumpLabel, When: ktextmask.RunTime, Ranges: []ktextmask.Range{{Off: 100, Len: 5}}},
+			{Name: ktextmask.Alternative, When: ktextmask.Boot, Ranges: []ktextmask.Range{{Off: 200, Len: 5}}}}}
+	zeroed := bytes.Clone(m.text)
+	ktextmask.Zero(zeroed, 0, mask.All())
+	for piece := range slices.Chunk(zeroed, ktextmask.Granule) {
+		mask.Stock = append(mask.Stock, sha256.Sum256(piece))
+	}
+	return mask
+}
+
+// boot writes what an honest machine shows.
+func (m *machine) boot() {
+	m.write([]byte(testCmdline+"\n"), "proc/cmdline")
+	m.write([]byte("6.12.0-test\n"), "proc/sys/kernel/osrelease")
+	m.write([]byte("11111111-2222-3333-4444-555555555555\n"), "proc/sys/kernel/random/boot_id")
+	m.write([]byte("0\n"), "proc/sys/kernel/tainted")
+	m.write([]byte("notes"), "sys/kernel/notes")
+	m.write([]byte("0\n"), "sys/kernel/kexec_loaded")
+	m.write([]byte("bridge 300000 0 - Live 0xffffffffc0000000\n"), "proc/modules")
+	m.module("bridge", bridgeID)
+	m.write([]byte("MemTotal:        1000000 kB\n"), "proc/meminfo")
+	m.write([]byte("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 6\nmodel\t\t: 6\nstepping\t: 3\nmicrocode\t: 0x1\nflags\t\t: fpu sse\nbugs\t\t: none\nmodel name\t: Test CPU\n\nprocessor\t: 1\n"), "proc/cpuinfo")
+	m.write([]byte("0x1af4\n"), "sys/bus/pci/devices/0000:00:03.0/vendor")
+	m.write([]byte("QEMU\n"), "sys/class/dmi/id/sys_vendor")
+	m.mounts("0 0 0:26 / / rw - overlay root rw\n23 1 0:22 / /proc rw - proc proc rw\n")
+	m.process(1, "systemd", "/usr/lib/systemd/systemd", m.files["/usr/lib/systemd/systemd"])
+	m.process(300, "dockerd", "/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
+	m.write([]byte("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12\n"), "proc/2/stat")
+	m.write(nil, "proc/2/maps")
+	m.nic("eth0", "0000:00:03.0")
+	m.links = []protocol.Link{{Name: "lo", Index: 1, Loopback: true, Up: true},
+		{Name: "eth0", Index: 2, MAC: testMAC, Permanent: testMAC, Up: true, Carrier: true}}
+	m.kernel(m.text)
+	m.check(os.MkdirAll(m.path("sys/block/dm-0/slaves/loop0"), 0o755))
+	m.write([]byte("7:0\n"), "sys/block/loop0/dev")
+	root, err := os.ReadFile(m.path("root.img"))
+	m.check(err)
+	m.write(root, "dev/loop0")
+	m.verity = protocol.Verity{Device: "dm-0", Targets: 1, Target: "verity", Status: "V", ReadOnly: true, DataDev: "7:0", HashDev: "7:0",
+		DataBlocks: 5, HashStart: 5, Algorithm: "sha256", RootHash: "aa", Salt: "bb"}
+}
+
+func (m *machine) mounts(s string) { m.write([]byte(s), "proc/1/mountinfo") }
+
+// process adds a process that has mapped content as the text of path.
+func (m *machine) process(pid int, comm, path string, content []byte) {
+	m.mapped(pid, comm, path, content, probe.FileStat{Size: int64(len(content)), CTime: m.made.UnixNano(), Inode: m.number(path), FSType: "overlay"}, "r-xp")
+}
+
+func (m *machine) mapped(pid int, comm, path string, content []byte, st probe.FileStat, perms string) {
+	m.t.Helper()
+	dir := filepath.Join("proc", strconv.Itoa(pid))
+	size := (len(content) + protocol.PageSize - 1) &^ (protocol.PageSize - 1)
+	span := fmt.Sprintf("%x-%x", loadAddress, loadAddress+size)
+	m.write(fmt.Appendf(nil, "%d (%s) S 1 0 0 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 %d\n", pid, comm, 100+pid), dir, "stat")
+	m.write(fmt.Appendf(nil, "%s %s 00000000 00:1a %d %s\n7fff00000000-7fff00001000 r-xp 00000000 00:00 0                          [vdso]\n", span, perms, st.Inode, path), dir, "maps")
+	m.link(path, dir, "exe")
+	m.link(path, dir, "map_files", span)
+	m.stats[filepath.Join(strconv.Itoa(pid), "map_files", span)] = st
+	f, err := os.Create(m.path(dir, "mem"))
+	m.check(err)
+	defer f.Close()
+	_, err = f.WriteAt(content, loadAddress)
+	m.check(err)
+	m.check(f.Truncate(int64(loadAddress + size)))
+}
+
+// number is the inode number of a file in the image.
+func (m *machine) number(path string) uint64 {
+	f, err := expect.InodeOf(m.path("root.img"), path)
+	if err != nil {
+		return 9999
+	}
+	return uint64(f)
+}
+
+func (m *machine) module(name, id string) {
+	b, err := hex.DecodeString(id)
+	m.check(err)
+	note := append([]byte("\x04\x00\x00\x00\x14\x00\x00\x00\x03\x00\x00\x00GNU\x00"), b...)
+	m.write(note, "sys/module", name, "notes/.note.gnu.build-id")
+	m.write([]byte("live\n"), "sys/module", name, "initstate")
+}
+
+func (m *machine) nic(name, bus string) {
+	m.check(os.MkdirAll(m.path("sys/bus/pci/devices", bus), 0o755))
+	m.link(m.path("sys/bus/pci/devices", bus), "sys/class/net", name, "device")
+}
+
+// kernel writes /proc/kcore and /proc/iomem with text in them.
+func (m *machine) kernel(text []byte) {
+	const at = 0x1000
+	head := make([]byte, at)
+	copy(head, "\x7fELF\x02")
+	le := binary.LittleEndian
+	le.PutUint64(head[32:], 64)
+	le.PutUint16(head[54:], 56)
+	le.PutUint16(head[56:], 2)
+	for i, v := range []uint64{0xff11000000000000, textBase} { // the direct map comes first and must not be taken
+		p := head[64+56*i:]
+		le.PutUint32(p, 1)
+		le.PutUint64(p[8:], at)
+		le.PutUint64(p[16:], v)
+		le.PutUint64(p[24:], textPhys)
+		le.PutUint64(p[32:], uint64(len(text)))
+	}
+	m.write(append(head, text...), "proc/kcore")
+	m.write(fmt.Appendf(nil, "00001000-0009ffff : System RAM\n  %08x-%08x : Kernel code\n", textPhys, textPhys+len(text)-1), "proc/iomem")
+}
+
+func (m *machine) write(b []byte, parts ...string) {
+	m.t.Helper()
+	p := m.path(parts...)
+	m.check(os.MkdirAll(filepath.Dir(p), 0o755))
+	m.check(os.WriteFile(p, b, 0o644))
+}
+
+func (m *machine) link(to string, parts ...string) {
+	m.t.Helper()
+	p := m.path(parts...)
+	m.check(os.MkdirAll(filepath.Dir(p), 0o755))
+	if err := os.Remove(p); err != nil && !os.IsNotExist(err) {
+		m.t.Fatal(err)
+	}
+	m.check(os.Symlink(to, p))
+}
+
+func (m *machine) check(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// memory keeps references in a map.
+type memory map[string][]byte
+
+func (r memory) Get(kind, key string) ([]byte, error) {
+	if b, ok := r[kind+"/"+key]; ok {
+		return b, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+func (r memory) Open(kind, key string) (protocol.Reference, error) {
+	b, err := r.Get(kind, key)
+	return open{bytes.NewReader(b)}, err
+}
+
+func (r memory) Put(kind, key string, data []byte) error {
+	r[kind+"/"+key] = bytes.Clone(data)
+	return nil
+}
+
+type open struct{ *bytes.Reader }
+
+func (open) Close() error { return nil }
+
+// keys makes another key for every question.
+var keys byte
+
+func (m *machine) input(op string, enrol bool) protocol.JudgeInput {
+	m.t.Helper()
+	in := m.ask(op, enrol)
+	out, err := m.probes[op].Run(context.Background(), in.Key, in.Params)
+	if err != nil {
+		m.t.Fatalf("%s: %v", op, err)
+	}
+	in.Output = out
+	return in
+}
+
+func (m *machine) ask(op string, enrol bool) protocol.JudgeInput {
+	m.t.Helper()
+	keys++
+	in := protocol.JudgeInput{Key: sha256.Sum256([]byte{keys}), State: m.state, Refs: m.refs}
+	var err error
+	r := rand.NewChaCha8(in.Key)
+	if enrol {
+		in.Params, err = m.twins[op].(protocol.Enroller).EnrolParams(r, m.state)
+	} else {
+		in.Params, err = m.twins[op].Params(r, m.state)
+	}
+	m.check(err)
+	return in
+}
+
+// judge runs one op from end to end.
+func (m *machine) judge(op string) []protocol.Finding {
+	m.t.Helper()
+	return m.twins[op].Judge(m.input(op, false))
+}
+
+// enrol takes the references of an honest machine.
+func (m *machine) enrol() {
+	m.t.Helper()
+	for _, op := range []string{protocol.OpHw, protocol.OpKtext} {
+		if f := m.twins[op].(protocol.Enroller).Enrol(m.input(op, true)); len(f) > 0 {
+			m.t.Fatalf("enrolment of %s: %+v", op, f)
+		}
+	}
+}
+
+// wants fails unless a finding with reason and detail is among list.
+func (m *machine) wants(list []protocol.Finding, class protocol.Class, reason, detail string) {
+	m.t.Helper()
+	for _, f := range list {
+		if f.Reason == reason && f.Class == class && bytes.Contains([]byte(f.Detail), []byte(detail)) {
+			return
+		}
+	}
+	m.t.Errorf("no %s finding %s that names %q in %+v", class, reason, detail, list)
+}
