@@ -60,17 +60,6 @@ func OpenVerity(name, dev string, v Verity) (string, error) {
 	return fmt.Sprintf("/dev/dm-%d", unix.Minor(made.head().Dev)), nil
 }
 
-// RemoveDevice removes a device-mapper device that nobody uses.
-func RemoveDevice(name string) error {
-	ctl, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer ctl.Close()
-	_, err = dmCall(ctl, unix.DM_DEV_REMOVE, newDM(name, 0))
-	return err
-}
-
 // verityTable is the parameter string of the verity target
 // (Documentation/admin-guide/device-mapper/verity.rst). Devices are given by
 // number: a path would be looked up a second time.

@@ -50,16 +50,6 @@ func configureLoop(dev string, file *os.File) error {
 	})
 }
 
-// DetachLoop frees a loop device.
-func DetachLoop(dev string) error {
-	d, err := os.OpenFile(dev, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return unix.IoctlSetInt(int(d.Fd()), unix.LOOP_CLR_FD, 0)
-}
-
 // ioctl with a pointer argument.
 func ioctl(fd uintptr, request uint, arg unsafe.Pointer) error {
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, uintptr(request), uintptr(arg)); e != 0 {
