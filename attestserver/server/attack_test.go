@@ -18,7 +18,7 @@ import (
 // puppet is an agent that the test plays: it holds a granted connection.
 type puppet struct {
 	*channel.Conn
-	t   *testing.T
+	t   testing.TB
 	l   *lab
 	key *claim.Key
 }
@@ -85,7 +85,7 @@ func (p *puppet) send(e *protocol.Evidence) {
 }
 
 // trusted brings a fresh lab to trust with a puppet.
-func trusted(t *testing.T) (*lab, *puppet) {
+func trusted(t testing.TB) (*lab, *puppet) {
 	t.Helper()
 	l := newLab(t)
 	l.pxed.open(sid)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -19,7 +20,7 @@ import (
 type core struct {
 	*Server
 	machine *verdict.Machine
-	opened  int64 // opened_ms of the current session; older ones are stale news
+	past    []string // sessions that others have followed; news of them is stale
 	image   *openImage
 	state   *protocol.ImageState
 	chooser *challenge.Chooser
@@ -160,7 +161,7 @@ func (c *core) plan(now time.Time) {
 func (c *core) claimed(g *grant) {
 	now := c.o.Clock.Now()
 	if g.session.Id != c.machine.Session() {
-		if g.session.OpenedMs < c.opened {
+		if slices.Contains(c.past, g.session.Id) {
 			g.conn.Refuse(protocol.ClaimSession)
 			return
 		}
@@ -184,7 +185,7 @@ func (c *core) claimed(g *grant) {
 func (c *core) watched(s *portcullisv1.Session) {
 	now := c.o.Clock.Now()
 	if s.Id != c.machine.Session() {
-		if s.OpenedMs < c.opened {
+		if slices.Contains(c.past, s.Id) {
 			return
 		}
 		c.begin(now, s, verdict.ReasonSession)
@@ -200,10 +201,18 @@ func (c *core) watched(s *portcullisv1.Session) {
 	}
 }
 
+// maxPast is how many sessions that are over are remembered. News of them can
+// only be on its way for moments. Times are not compared: the clock of a Pi
+// without a battery jumps.
+const maxPast = 64
+
 // begin forgets the session before.
 func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 	c.disconnect()
-	c.opened, c.state, c.enrol = s.OpenedMs, nil, nil
+	if old := c.machine.Session(); old != "" && old != s.Id {
+		c.past = append(c.past[max(0, len(c.past)-maxPast+1):], old)
+	}
+	c.state, c.enrol = nil, nil
 	c.chooser = new(challenge.Chooser)
 	go c.prepare(now) // the PC is booting meanwhile
 	c.changed(now, 0, c.machine.NewSession(s.Id, reason))

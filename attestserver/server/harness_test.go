@@ -51,6 +51,7 @@ type pxed struct {
 	newest   string
 	watchers []chan *portcullisv1.Session
 	claims   int
+	skew     time.Duration // of its clock
 }
 
 func newPxed() *pxed { return &pxed{sessions: make(map[string]*portcullisv1.Session)} }
@@ -63,7 +64,7 @@ func (p *pxed) open(id string) {
 	}
 	p.newest = id
 	p.sessions[id] = &portcullisv1.Session{Id: id, Mac: "52:54:00:12:34:56", Address: "10.77.0.2",
-		State: portcullisv1.SessionState_SESSION_STATE_SERVED, OpenedMs: time.Now().UnixMilli()}
+		State: portcullisv1.SessionState_SESSION_STATE_SERVED, OpenedMs: time.Now().Add(p.skew).UnixMilli()}
 	p.tell()
 }
 
@@ -281,7 +282,7 @@ func (e stubEnrol) Enrol(in protocol.JudgeInput) []protocol.Finding {
 
 // lab is a Pi and a PC in one process.
 type lab struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string
 	image    *manifesttest.Image
 	digest   [32]byte
@@ -291,6 +292,7 @@ type lab struct {
 	names    []string
 	enrol    bool
 	mean     time.Duration
+	min      time.Duration
 	deadline time.Duration
 
 	address string
@@ -299,7 +301,7 @@ type lab struct {
 	stop    func()
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t testing.TB) *lab {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "pc") // short: the path of a unix socket has 108 bytes
 	if err != nil {
@@ -308,7 +310,7 @@ func newLab(t *testing.T) *lab {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	l := &lab{t: t, dir: dir, pxed: newPxed(), gatewayd: new(gatewayd),
 		machine: &machine{facts: make(map[string]string), class: "x86.6.6.3"},
-		names:   []string{"boot", "procs", "hw", "ktext", "net"}, mean: 100 * time.Millisecond, deadline: 2 * time.Second}
+		names:   []string{"boot", "procs", "hw", "ktext", "net"}, mean: 100 * time.Millisecond, min: 20 * time.Millisecond, deadline: 2 * time.Second}
 	l.image = manifesttest.New(t, func(m *manifest.Manifest) {
 		m.NotBefore, m.NotAfter = time.Now().Add(-time.Hour).UTC().Truncate(time.Second), time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	})
@@ -371,7 +373,7 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	plan, err := schedule.NewPlan(l.mean, 20*time.Millisecond)
+	plan, err := schedule.NewPlan(l.mean, l.min)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -419,7 +421,7 @@ func (l *lab) facts(session string) claim.Facts {
 		Gateway: l.image.GatewayKey.Public().(ed25519.PublicKey)}
 }
 
-func newKey(t *testing.T) *claim.Key {
+func newKey(t testing.TB) *claim.Key {
 	t.Helper()
 	k, err := claim.NewKey()
 	if err != nil {

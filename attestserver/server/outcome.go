@@ -112,7 +112,7 @@ func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Chang
 	if change == nil {
 		return
 	}
-	renewal := change.From == change.To
+	renewal := change.From == verdict.Trusted && change.To == verdict.Trusted
 	// Quarantine is enforced before it is written down, everything else after:
 	// trust that could not be recorded must not open anything.
 	if change.To == verdict.Quarantined {

@@ -290,3 +290,45 @@ func TestTamperedFirstBootEnrolsNothing(t *testing.T) {
 		}
 	}
 }
+
+// The clock of a Pi jumps back when it first hears of the time: a newer session
+// is known by its news, not by its date.
+func TestNewSessionIsHeardThoughTheClockJumpedBack(t *testing.T) {
+	l := newLab(t)
+	l.pxed.open(sid)
+	l.start()
+	stop := l.agent(sid, newKey(t))
+	at, _ := l.awaitState(0, "trusted")
+	stop()
+	l.pxed.mu.Lock()
+	l.pxed.skew = -time.Hour
+	l.pxed.mu.Unlock()
+	l.pxed.open(sid2)
+	l.await(at, "verdict", map[string]any{"state": "unknown", "session": sid2})
+	l.agent(sid2, newKey(t))
+	l.await(at, "verdict", map[string]any{"state": "trusted", "session": sid2})
+}
+
+func TestStaleNewsOfAnOlderSessionChangesNothing(t *testing.T) {
+	l := newLab(t)
+	l.pxed.open(sid)
+	l.start()
+	l.await(0, "verdict", map[string]any{"session": sid})
+	l.pxed.open(sid2)
+	l.agent(sid2, newKey(t))
+	at, _ := l.awaitState(0, "trusted")
+	l.pxed.mu.Lock()
+	for _, state := range []portcullisv1.SessionState{portcullisv1.SessionState_SESSION_STATE_SERVED,
+		portcullisv1.SessionState_SESSION_STATE_VOID, portcullisv1.SessionState_SESSION_STATE_ENDED} {
+		for _, w := range l.pxed.watchers {
+			w <- &portcullisv1.Session{Id: sid, State: state}
+		}
+	}
+	l.pxed.mu.Unlock()
+	for range 3 {
+		at, _ = l.await(at+1, "evidence", nil)
+	}
+	if v := l.verdict(); v.State != portcullisv1.TrustState_TRUST_STATE_TRUSTED || v.Session != sid2 {
+		t.Errorf("%v of %s", v.State, v.Session)
+	}
+}

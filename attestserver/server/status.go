@@ -42,7 +42,7 @@ func (s *Server) Handler() http.Handler {
 func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVerdictRequest]) (*connect.Response[portcullisv1.GetVerdictResponse], error) {
 	w := s.now.Load()
 	v := w.verdict
-	if v.State == verdict.Trusted && !s.o.Clock.Now().Before(v.NotAfter) {
+	if !v.NotAfter.IsZero() && !s.o.Clock.Now().Before(v.NotAfter) {
 		v.State, v.NotAfter = verdict.Unknown, time.Time{}
 	}
 	r := &portcullisv1.GetVerdictResponse{
