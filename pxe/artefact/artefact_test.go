@@ -113,11 +113,9 @@ func TestInvariant02_ByteChangedInMemoryIsNotHandedOut(t *testing.T) {
 	// Sealed memory cannot be changed, so a memory that can stands in for it.
 	changed := append([]byte(nil), i.Content[manifest.UKI]...)
 	changed[2<<20+5] ^= 1
-	c := img.content[manifest.UKI]
-	c.bytes = memory{bytes.NewReader(changed)}
-	img.content[manifest.UKI] = c
+	img = img.WithSource(manifest.UKI, bytes.NewReader(changed))
 	var got bytes.Buffer
-	err = img.Chunks(manifest.UKI, 0, c.artefact.Size, func(b []byte) error { got.Write(b); return nil })
+	err = img.Chunks(manifest.UKI, 0, int64(len(changed)), func(b []byte) error { got.Write(b); return nil })
 	var refused *manifest.Error
 	if !errors.As(err, &refused) || refused.Reason != manifest.ReasonArtefact {
 		t.Fatalf("error %v", err)

@@ -112,9 +112,5 @@ func Bytes(name string, b []byte) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("describe %s: %w", name, err)
 	}
-	return &Image{content: map[string]content{name: {described, memory{bytes.NewReader(b)}}}}, nil
+	return &Image{content: map[string]content{name: {described, unclosed{bytes.NewReader(b)}}}}, nil
 }
-
-type memory struct{ *bytes.Reader }
-
-func (memory) Close() error { return nil }
