@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path"
 	"strings"
+	"time"
 )
 
 // ErrUnsafePath is a package entry whose name leaves the root.
@@ -28,6 +29,7 @@ func Walk(ctx context.Context, debPath string, f func(h *tar.Header, r io.Reader
 	cmd := exec.CommandContext(ctx, tool, "--fsys-tarfile", debPath)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
+	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -38,6 +40,8 @@ func Walk(ctx context.Context, debPath string, f func(h *tar.Header, r io.Reader
 	walkErr := walkTar(out, f)
 	if walkErr != nil {
 		cancel()
+		// dpkg-deb has a child that decompresses: it ends when nobody reads.
+		out.Close()
 	}
 	err = cmd.Wait()
 	if walkErr != nil {
