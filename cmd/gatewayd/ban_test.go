@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"syscall"
 	"testing"
 	"time"
@@ -171,5 +172,34 @@ func TestHonestNoiseDoesNotBan(t *testing.T) {
 	}
 	if s.Dropped["stale-flow"] == 0 {
 		t.Errorf("the cut HTTP flow was not counted as stale: %v", s.Dropped)
+	}
+}
+
+// A DHCP answer is a broadcast, which the kernel also loops back to the port it
+// left by. The PC gets the answer, and nobody is blamed for the copy.
+func TestOwnBroadcastIsNoViolation(t *testing.T) {
+	r := newRig(t)
+	r.banAfter = 1
+	r.start()
+	in := r.capture(r.pc, "eth0")
+	dhcp, err := r.gw.ListenPacket("udp4", gwIP+":67")
+	r.must(err)
+	defer dhcp.Close()
+	for range 3 {
+		_, err := dhcp.WriteTo([]byte("offer"), &net.UDPAddr{IP: net.ParseIP("10.77.0.255"), Port: 68})
+		r.must(err)
+	}
+	r.eventually("the copies are counted", func() bool { return r.status().Dropped["looped"] == 3 })
+	if n := len(in.frames()); n != 3 {
+		t.Errorf("%d of 3 answers reached the PC", n)
+	}
+	s := r.status()
+	for _, v := range s.Violations {
+		if v.Source == gwIP {
+			t.Errorf("the Pi is blamed: %v", v)
+		}
+	}
+	if s.ViolationsTotal != s.Dropped["multicast"] || len(s.Bans) != 0 { // the PC's own IPv6 noise is multicast
+		t.Errorf("total %d of %v, bans %v", s.ViolationsTotal, s.Dropped, s.Bans)
 	}
 }

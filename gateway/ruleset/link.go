@@ -52,7 +52,9 @@ func linkTable(pol policy.Policy) *Table {
 			{ether(Equal, etherIPv6), reject(ip6)},
 			{ether(Equal, etherARP), gotoChain("link-arp")},
 			{ether(Equal, etherIPv4), gotoChain("link-ip")},
-			{reject(etherOther)},
+			{anyHeader, reject(etherOther)},
+			// No frame of the cable is without a header: this is our own broadcast, which the kernel loops back.
+			{reject(looped)},
 		},
 	}
 	arp := &Chain{Name: "link-arp", Rules: []Rule{

@@ -96,6 +96,7 @@ var (
 	ctOld     = state(stateEstablished, "established")
 	ctKnown   = state(stateEstablished|stateRelated, "established,related")
 	ctReply   = Match{Field: CTDir, Op: Equal, Value: []byte{directionReply}, Shown: "reply"}
+	anyHeader = Match{Field: EtherType, Mask: []byte{0, 0}, Op: Equal, Value: []byte{0, 0}, Shown: "0x0000"}
 	fragment  = Match{Field: IPFrag, Mask: []byte{0x3f, 0xff}, Op: NotEqual, Value: []byte{0, 0}, Shown: "0"}
 	multicast = Match{Field: IPDst, Mask: []byte{0xf0, 0, 0, 0}, Op: Equal, Value: []byte{224, 0, 0, 0}, Shown: "224.0.0.0"}
 	// A new TCP flow begins with SYN alone; the middle of an unknown flow is no beginning.

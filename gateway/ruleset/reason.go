@@ -8,7 +8,7 @@ type Reason struct {
 	Name      string
 	Direction string // forward, input, output or link
 	Strike    bool   // counts towards a ban
-	Silent    bool   // counted, but no evidence is kept: the tail of a closed flow
+	Silent    bool   // counted, but no evidence is kept: the tail of a closed flow, or our own packet
 }
 
 // Prefix is what NFLOG carries: PREFIX:direction:reason.
@@ -33,6 +33,7 @@ var (
 	fragmented = Reason{Name: "fragment", Direction: "link", Strike: true}
 	ipOptions  = Reason{Name: "ip-options", Direction: "link", Strike: true}
 	linkBanned = Reason{Name: "banned", Direction: "link"}
+	looped     = Reason{Name: "looped", Direction: "link", Silent: true} // the kernel's copy of the Pi's own broadcast
 	linkOut    = Reason{Name: "egress", Direction: "link", Silent: true}
 )
 
@@ -61,10 +62,22 @@ var (
 	inputLate    = Reason{Name: "input-backstop", Direction: "input"}
 )
 
-var linkReasons = []Reason{macSpoof, otherHost, groupCast, vlan, lldp, eapol, ip6, etherOther, arpSpoof, ipSpoof, fragmented, ipOptions, linkBanned, linkOut}
+var linkReasons = []Reason{macSpoof, otherHost, groupCast, vlan, lldp, eapol, ip6, etherOther, arpSpoof, ipSpoof, fragmented, ipOptions, linkBanned, looped, linkOut}
 
 var ipReasons = []Reason{forwardIP6, forwardTCP, forwardUDP, forwardDNS, forwardICMP, forwardOther, inputTCP, inputUDP, inputICMP, inputOther,
 	broadcasts, noService, noGrant, icmpError, staleFlow, ipBanned, inbound, outputDrop, forwardLate, inputLate}
+
+// Silent tells whether a counter counts what nobody attempted.
+func Silent(counter string) bool {
+	for _, list := range [][]Reason{linkReasons, ipReasons} {
+		for _, r := range list {
+			if r.Name == counter {
+				return r.Silent
+			}
+		}
+	}
+	return false
+}
 
 // Evidence at most evidenceRate packets a second of one reason; the counters count them all.
 const (

@@ -53,7 +53,7 @@ func (k *fakeKernel) Apply(rs *ruleset.Ruleset) error {
 func (k *fakeKernel) SetRun(rs *ruleset.Ruleset) error    { return k.Apply(rs) }
 func (k *fakeKernel) SetGrants(rs *ruleset.Ruleset) error { return k.Apply(rs) }
 func (k *fakeKernel) Counters() (map[string]uint64, error) {
-	return map[string]uint64{"vlan": 2, "ban": 1}, nil
+	return map[string]uint64{"vlan": 2, "ban": 1, "stale-flow": 7, "output": 9}, nil
 }
 func (k *fakeKernel) BanLeft() (time.Duration, error) { return time.Minute, nil }
 func (k *fakeKernel) Restore() (bool, error)          { return k.drift, nil }

@@ -11,6 +11,7 @@ import (
 	v1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/gateway/policy"
+	"portcullis/gateway/ruleset"
 )
 
 // Service answers the Gateway service of api/portcullis/v1.
@@ -120,7 +121,8 @@ func (s *Service) status(out *v1.GetGatewayStatusResponse) error {
 	}
 	out.Dropped = counters
 	for name, n := range counters {
-		if name != "ban" { // that packet is counted by its reason already
+		// The packet that bans is counted by its reason already; the tails of closed flows are no attempts.
+		if name != ruleset.BanReason && !ruleset.Silent(name) {
 			out.ViolationsTotal += n
 		}
 	}
