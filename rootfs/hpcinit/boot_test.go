@@ -103,7 +103,7 @@ func show(t *testing.T, console string) {
 		return
 	}
 	for l := range strings.SplitSeq(console, "\n") {
-		if strings.Contains(l, "portcullis: ") || strings.Contains(l, "fact: uptime") {
+		if strings.Contains(l, "portcullis: ") || strings.Contains(l, "fact: uptime") || strings.Contains(l, "fact: read-seconds") {
 			t.Log(l)
 		}
 	}
