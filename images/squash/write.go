@@ -81,10 +81,11 @@ func (t *Tree) Write(ctx context.Context, out string, o Options, progress func(d
 	if err := os.Remove(out); err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	// One time for all: of a tar stream the root's own time cannot be set otherwise.
 	stamp := strconv.FormatInt(t.Time.Unix(), 10)
 	cmd := exec.CommandContext(ctx, tool, "-", out, "-tar",
 		"-comp", "zstd", "-Xcompression-level", strconv.Itoa(o.Level), "-b", strconv.Itoa(o.BlockSize),
-		"-no-xattrs", "-reproducible", "-mkfs-time", stamp, "-root-time", stamp, "-root-mode", "755", "-root-uid", "0", "-root-gid", "0",
+		"-no-xattrs", "-reproducible", "-mkfs-time", stamp, "-all-time", stamp, "-root-mode", "755", "-root-uid", "0", "-root-gid", "0",
 		"-exit-on-error", "-no-progress", "-quiet")
 	// The variable would collide with the explicit times.
 	for _, e := range os.Environ() {
