@@ -37,7 +37,7 @@ const (
 
 // machine is a PC as recorded files, its signed image, and what the gateway keeps.
 type machine struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	host    probe.Host
 	image   *protocol.Image
@@ -55,7 +55,7 @@ type machine struct {
 	made    time.Time
 }
 
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, uptime: 20 * time.Second,
 		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}

@@ -1,0 +1,175 @@
+package probe
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"portcullis/attestserver/protocol"
+)
+
+// The tests here read the machine that they run on, as root.
+
+// started copies a program to a directory and runs it there until the test ends.
+func started(t *testing.T) (path string, pid int, content []byte) {
+	t.Helper()
+	content, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(t.TempDir(), "evil program")
+	if err := os.WriteFile(path, content, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, "-test.run=^TestHelperWaits$")
+	cmd.Env = append(os.Environ(), "PROBE_TEST_WAIT=1")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); _ = cmd.Wait() })
+	if _, err := out.Read(make([]byte, 1)); err != nil { // it runs
+		t.Fatal(err)
+	}
+	return path, cmd.Process.Pid, content
+}
+
+// TestHelperWaits is the program that started runs.
+func TestHelperWaits(*testing.T) {
+	if os.Getenv("PROBE_TEST_WAIT") == "" {
+		return
+	}
+	_, _ = os.Stdout.WriteString("!")
+	_, _ = os.Stdin.Read(make([]byte, 1))
+}
+
+func TestProcs_NamesARunningProgram(t *testing.T) {
+	path, pid, content := started(t)
+	out, err := find(t, protocol.OpProcs).Run(context.Background(), protocol.OpKey{}, protocol.None)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d protocol.ProcsData
+	if err := protocol.DecodeOp(out.Data, protocol.MaxData, &d); err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(d.Files, func(f protocol.File) bool { return f.Path == path })
+	if i < 0 {
+		t.Fatalf("%s is not among %d files", path, len(d.Files))
+	}
+	if f := d.Files[i]; !slices.Equal(f.PIDs, []int{pid}) || f.Size != int64(len(content)) || f.FSType == "" || f.Deleted || len(f.Segments) == 0 {
+		t.Errorf("%+v", f)
+	}
+	if !slices.ContainsFunc(d.Processes, func(p protocol.Process) bool { return p.PID == pid && p.Exe == path && p.PPID == os.Getpid() }) {
+		t.Errorf("process %d is not listed", pid)
+	}
+	if len(d.Mounts) == 0 {
+		t.Error("no mounts")
+	}
+}
+
+func TestPmem_ReadsWhatIsInTheFile(t *testing.T) {
+	path, pid, content := started(t)
+	var key protocol.OpKey
+	params, err := json.Marshal(protocol.PmemParams{Seed: strings.Repeat("00", 32), Extra: 8})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := find(t, protocol.OpPmem).Run(context.Background(), key, params)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d protocol.PmemData
+	if err := protocol.DecodeOp(out.Data, protocol.MaxData, &d); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, p := range d.Pages {
+		if p.Path != path {
+			continue
+		}
+		n++
+		page := make([]byte, protocol.PageSize)
+		copy(page, content[p.Offset:])
+		if p.PID != pid || p.MAC != key.PageMAC(path, p.Offset, page) {
+			t.Errorf("page at %#x of process %d is not the file's", p.Offset, p.PID)
+		}
+	}
+	if n == 0 {
+		t.Errorf("no page of %s among %d", path, len(d.Pages))
+	}
+}
+
+func TestProbes_EndWithTheirDeadline(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	for op, params := range map[string]string{protocol.OpProcs: "{}", protocol.OpHw: "{}", protocol.OpModules: "{}",
+		protocol.OpPmem: `{"seed":"` + strings.Repeat("00", 32) + `","extra":0}`} {
+		if _, err := find(t, op).Run(ctx, protocol.OpKey{}, []byte(params)); err == nil {
+			t.Errorf("%s ran on after the deadline", op)
+		}
+	}
+}
+
+func TestProbes_RefuseOtherParameters(t *testing.T) {
+	for _, p := range All(Host{}) {
+		for _, bad := range []string{"", "null", "[]", `{"x":1}`, `{}{}`, `{"blocks":[]}`, `{"seed":"00","extra":1}`} {
+			if _, err := p.Run(context.Background(), protocol.OpKey{}, []byte(bad)); err == nil {
+				t.Errorf("%s took %q", p.Name(), bad)
+			}
+		}
+	}
+}
+
+func TestNet_ListsLoopback(t *testing.T) {
+	links, err := netlinkLinks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(links, func(l protocol.Link) bool { return l.Name == "lo" && l.Loopback && l.Kind == "" }) {
+		t.Errorf("%+v", links)
+	}
+}
+
+func find(t testing.TB, op string) protocol.Probe {
+	t.Helper()
+	for _, p := range All(Host{}) {
+		if p.Name() == op {
+			return p
+		}
+	}
+	t.Fatalf("no probe %s", op)
+	return nil
+}
+
+// The cost on the machine that runs it; under emulation it is about ten times that.
+func BenchmarkProbes(b *testing.B) {
+	for _, op := range []string{protocol.OpProcs, protocol.OpPmem, protocol.OpModules, protocol.OpNet, protocol.OpHw} {
+		p, params := find(b, op), "{}"
+		if op == protocol.OpPmem {
+			params = `{"seed":"` + strings.Repeat("00", 32) + `","extra":32}`
+		}
+		b.Run(op, func(b *testing.B) {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			for b.Loop() {
+				if _, err := p.Run(ctx, protocol.OpKey{}, []byte(params)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

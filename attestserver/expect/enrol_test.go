@@ -1,0 +1,202 @@
+package expect_test
+
+import (
+	"bytes"
+	"os"
+	"testing"
+	"time"
+
+	"portcullis/attestserver/expect"
+	"portcullis/attestserver/protocol"
+)
+
+func (m *machine) enrolOne(op string) []protocol.Finding {
+	m.t.Helper()
+	return m.twins[op].(protocol.Enroller).Enrol(m.input(op, true))
+}
+
+func (m *machine) enrolled(op string) bool {
+	m.t.Helper()
+	ok, err := m.twins[op].(protocol.Enroller).Enrolled(m.state, m.refs)
+	m.check(err)
+	return ok
+}
+
+// The reference of kernel text is not believed blindly: outside of the sites
+// that the kernel patches by itself it must be the signed kernel.
+func TestEnrol_HookedKernelIsRefused(t *testing.T) {
+	m := newMachine(t)
+	hooked := bytes.Clone(m.text)
+	hooked[0x5000] ^= 1
+	m.kernel(hooked)
+	m.wants(m.enrolOne(protocol.OpKtext), protocol.Fatal, expect.ReasonKtextImage, "+0x4000..+0x8000")
+	if m.enrolled(protocol.OpKtext) {
+		t.Error("the reference was stored all the same")
+	}
+}
+
+func TestEnrol_BootTimePatchesBecomeTheReference(t *testing.T) {
+	m := newMachine(t)
+	patched := bytes.Clone(m.text)
+	copy(patched[200:], []byte{1, 2, 3, 4, 5})
+	m.kernel(patched)
+	if f := m.enrolOne(protocol.OpKtext); len(f) > 0 || !m.enrolled(protocol.OpKtext) {
+		t.Fatalf("%+v", f)
+	}
+	if f := m.judge(protocol.OpKtext); len(f) > 0 {
+		t.Errorf("the same text again: %+v", f)
+	}
+	m.kernel(m.text)
+	m.wants(m.judge(protocol.OpKtext), protocol.Fatal, expect.ReasonKtext, "+0x0")
+	m.state.CPUClass = "another"
+	if m.enrolled(protocol.OpKtext) {
+		t.Error("the reference of one CPU class serves another one")
+	}
+}
+
+func TestEnrol_HostileKernelText(t *testing.T) {
+	m := newMachine(t)
+	good := m.input(protocol.OpKtext, true)
+	for name, edit := range map[string]func(*protocol.JudgeInput){
+		"empty":          func(in *protocol.JudgeInput) { in.Output.Data = nil },
+		"not zstd":       func(in *protocol.JudgeInput) { in.Output.Data = []byte("text") },
+		"cut short":      func(in *protocol.JudgeInput) { in.Output.Data = in.Output.Data[:len(in.Output.Data)/2] },
+		"too long":       func(in *protocol.JudgeInput) { in.Output.Data = append(bytes.Clone(in.Output.Data), in.Output.Data...) },
+		"other digest":   func(in *protocol.JudgeInput) { in.Output.Digest[0] ^= 1 },
+		"other question": func(in *protocol.JudgeInput) { in.Key[0] ^= 1 },
+	} {
+		in := good
+		edit(&in)
+		if f := m.twins[protocol.OpKtext].(protocol.Enroller).Enrol(in); len(f) == 0 || m.enrolled(protocol.OpKtext) {
+			t.Errorf("%s: taken as a reference", name)
+		}
+	}
+}
+
+// Disks, USB devices and cards are found after the first question: within the
+// first minutes of the enrolling boot they are added, later or on another boot
+// they are not.
+func TestHw_LatePartsAreLearnedInTheEnrollingBootOnly(t *testing.T) {
+	m := newMachine(t)
+	m.enrol()
+	m.write([]byte("0781\n"), "sys/bus/usb/devices/1-1/idVendor")
+	m.uptime = time.Minute
+	m.wants(m.judge(protocol.OpHw), protocol.Info, expect.ReasonHwLearned, "usb 1-1")
+	if f := m.judge(protocol.OpHw); len(f) > 0 {
+		t.Errorf("learned, and found again: %+v", f)
+	}
+	m.write([]byte("0782\n"), "sys/bus/usb/devices/1-2/idVendor")
+	m.state.Session = "zyxwvutsrqponmlkjihgfedcba"
+	m.wants(m.judge(protocol.OpHw), protocol.Fatal, expect.ReasonHwAdded, "usb 1-2")
+}
+
+func TestHw_LatePartsMayBeMissingAtFirst(t *testing.T) {
+	m := newMachine(t)
+	m.write([]byte("0781\n"), "sys/bus/usb/devices/1-1/idVendor")
+	m.enrol()
+	m.check(os.RemoveAll(m.path("sys/bus/usb")))
+	m.uptime = 10 * time.Second
+	if f := m.judge(protocol.OpHw); len(f) > 0 {
+		t.Errorf("before the drivers are there: %+v", f)
+	}
+	m.uptime = time.Hour
+	m.wants(m.judge(protocol.OpHw), protocol.Fatal, expect.ReasonHwRemoved, "usb 1-1")
+}
+
+// A card that was enrolled may stay, as long as it carries nothing.
+func TestNet_EnrolledIdleCard(t *testing.T) {
+	m := newMachine(t)
+	m.nic("eth1", "0000:00:09.0")
+	m.links = append(m.links, protocol.Link{Name: "eth1", Index: 3, MAC: "52:54:00:00:00:02", Permanent: "52:54:00:00:00:02"})
+	m.enrol()
+	m.wants(m.judge(protocol.OpNet), protocol.Info, expect.ReasonIdleInterface, "eth1")
+	m.links[2].Up = true
+	m.wants(m.judge(protocol.OpNet), protocol.Fatal, expect.ReasonSecondInterface, "eth1")
+}
+
+func TestBoot_AnotherBootWithinTheSession(t *testing.T) {
+	m := newMachine(t)
+	if f := m.judge(protocol.OpBoot); len(f) > 0 {
+		t.Fatalf("%+v", f)
+	}
+	m.uptime -= time.Second
+	m.wants(m.judge(protocol.OpBoot), protocol.Fatal, expect.ReasonUptime, "was up for")
+	m.write([]byte("99999999-2222-3333-4444-555555555555\n"), "proc/sys/kernel/random/boot_id")
+	m.wants(m.judge(protocol.OpBoot), protocol.Fatal, expect.ReasonBootID, "99999999")
+	m.state.Notes = nil // attestd has started again: it knows no boot
+	if f := m.judge(protocol.OpBoot); len(f) > 0 {
+		t.Errorf("%+v", f)
+	}
+}
+
+// An answer to another question, or with one byte changed, never passes.
+func TestReplayedOrChangedAnswer(t *testing.T) {
+	m := newMachine(t)
+	m.enrol()
+	for _, op := range allOps {
+		first := m.input(op, false)
+		second := m.ask(op, false)
+		second.Output = first.Output
+		if f := m.twins[op].Judge(second); len(f) == 0 {
+			t.Errorf("%s: an answer to another question passes", op)
+		}
+		if len(first.Output.Data) == 0 {
+			continue
+		}
+		first.Output.Data = bytes.Clone(first.Output.Data)
+		first.Output.Data[len(first.Output.Data)/2] ^= 1
+		if f := m.twins[op].Judge(first); len(f) == 0 {
+			t.Errorf("%s: a changed answer passes", op)
+		}
+	}
+}
+
+// The agent must not be able to choose which pages it shows.
+func TestPmem_ChosenPageIsRefused(t *testing.T) {
+	m := newMachine(t)
+	in := m.ask(protocol.OpPmem, false)
+	seg := protocol.Segment{Length: 1_003_520}
+	offset := in.Key.PickPage("", "/usr/bin/dockerd", seg, 0) // another seed than the one sent
+	page := make([]byte, protocol.PageSize)
+	copy(page, m.files["/usr/bin/dockerd"][offset:])
+	d := protocol.PmemData{Pages: []protocol.Page{{Path: "/usr/bin/dockerd", Segment: seg, Offset: offset, PID: 300,
+		MAC: in.Key.PageMAC("/usr/bin/dockerd", offset, page)}}}
+	b, err := protocol.EncodeOp(d)
+	m.check(err)
+	in.Output = protocol.Output{Data: b, Digest: in.Key.Digest(protocol.OpPmem, in.Params, b)}
+	m.wants(m.twins[protocol.OpPmem].Judge(in), protocol.Fatal, expect.ReasonPick, "/usr/bin/dockerd")
+}
+
+func TestAll_RefusesAnImageThatIsNotTheManifests(t *testing.T) {
+	m := newMachine(t)
+	good := m.image.Manifest.Mask.SHA256
+	m.image.Manifest.Mask.SHA256 = "00"
+	if _, err := expect.All(m.image); err == nil {
+		t.Error("a mask that the manifest does not name was taken")
+	}
+	m.image.Manifest.Mask.SHA256 = good
+	m.write([]byte("no squashfs"), "root.img")
+	if _, err := expect.All(m.image); err == nil {
+		t.Error("an image that is no squashfs was taken")
+	}
+}
+
+// FuzzJudge gives every twin bytes from a hostile PC, with the right digest.
+func FuzzJudge(f *testing.F) {
+	m := newMachine(f)
+	m.enrol()
+	for i, op := range allOps {
+		f.Add(uint8(i), m.input(op, false).Output.Data)
+	}
+	f.Fuzz(func(t *testing.T, which uint8, data []byte) {
+		m.t = t
+		op := allOps[int(which)%len(allOps)]
+		in := m.ask(op, false)
+		in.Output = protocol.Output{Data: data, Digest: in.Key.Digest(op, in.Params, data)}
+		for _, found := range m.twins[op].Judge(in) {
+			if found.Probe != op || found.Reason == "" || len(found.Detail) > protocol.MaxReasonBytes || found.Class.String() == "invalid" {
+				t.Fatalf("%+v", found)
+			}
+		}
+	})
+}
