@@ -45,7 +45,9 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 	}
 	now := c.o.Clock.Now()
 	sequence := sent.Message.Sequence
-	c.o.Events.Emit("evidence", event.Fields{"session": state.Session, "sequence": sequence, "seconds": took.Seconds()})
+	slow, longest := slowest(a.Answers)
+	c.o.Events.Emit("evidence", event.Fields{"session": state.Session, "sequence": sequence, "seconds": took.Seconds(),
+		"slowest": slow, "slowest_seconds": longest.Seconds()})
 	for _, reference := range o.taken {
 		c.machine.Warn("the reference of " + reference + " was taken on this boot")
 		c.o.Events.Emit("enrol", event.Fields{"session": state.Session, "reference": reference, "class": state.CPUClass})
@@ -66,6 +68,16 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 		c.changed(now, sequence, c.machine.Passed(now, o.full, a.Head))
 	}
 	c.plan(now)
+}
+
+// slowest names the op that took longest on the PC, as its clock has it.
+func slowest(answers []challenge.Answer) (name string, d time.Duration) {
+	for _, a := range answers {
+		if a.Elapsed >= d {
+			name, d = a.Name(), a.Elapsed
+		}
+	}
+	return name, d
 }
 
 // weigh asks the Expectations. It runs outside of the core's goroutine and
