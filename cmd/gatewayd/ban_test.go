@@ -203,3 +203,53 @@ func TestOwnBroadcastIsNoViolation(t *testing.T) {
 		t.Errorf("total %d of %v, bans %v", s.ViolationsTotal, s.Dropped, s.Bans)
 	}
 }
+
+// A strike lives as long as the window says (and at most the second that the kernel
+// takes to free it): two packets further apart do not ban, two within do.
+func TestStrikesEndWithTheirWindow(t *testing.T) {
+	r := newRig(t)
+	r.banAfter, r.banWindow = 2, "1s"
+	r.start()
+	send := r.sender()
+	for i := range 2 {
+		send.send(udpTo(upIP, 1, 2, "x"))
+		r.eventually("counted", func() bool { return r.status().Dropped["forward-udp"] == uint64(i+1) })
+		time.Sleep(2500 * time.Millisecond)
+	}
+	if s := r.status(); len(s.Bans) != 0 {
+		t.Error("two packets of two windows banned")
+	}
+	for range 2 {
+		send.send(udpTo(upIP, 1, 2, "x"))
+	}
+	r.eventually("two packets of one window ban", func() bool { return len(r.status().Bans) == 1 })
+}
+
+// What the link table bans for is cut both ways as well.
+func TestBanOfTheLinkTableCutsEstablishedFlows(t *testing.T) {
+	r := newRig(t)
+	r.banAfter = 1
+	r.start()
+	r.listen(r.up, upIP+":80")
+	r.listen(r.gw, gwIP+":7443")
+	r.run(time.Minute, addrPort(upIP+":80"))
+	s := r.stream(upIP + ":80")
+	in := r.capture(r.pc, "eth0")
+	r.sender().send(arpFrom(pcMAC, gwIP, 2))
+	r.eventually("ban", func() bool { return len(r.status().Bans) == 1 })
+	if took := s.cutAfter(time.Now()); took > cutLimit {
+		t.Errorf("the flow lived on for %s", took)
+	}
+	in.frames()
+	if r.status().Dropped["banned"] == 0 {
+		t.Error("nothing met the ban")
+	}
+	c, err := r.dial(gwIP+":7443", 2*time.Second)
+	if err != nil {
+		t.Fatalf("the agent channel is shut: %v", err)
+	}
+	defer c.Close()
+	if !r.passes(c) {
+		t.Error("the agent channel carries nothing")
+	}
+}

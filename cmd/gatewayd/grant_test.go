@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"net"
 	"sort"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	v1 "portcullis/api/portcullis/v1"
+	"portcullis/internal/netns"
 )
 
 func TestGrantOpensExactlyOneThing(t *testing.T) {
@@ -325,5 +327,45 @@ func TestSwapsUnderFloodLeakNothing(t *testing.T) {
 	}
 	if n < 10*swaps {
 		t.Errorf("only %d packets were sent: no flood", n)
+	}
+}
+
+// The uplink carries less than the cable (PPPoE, a tunnel): both ends are told by
+// the segment size, since the ICMP message never reaches the PC.
+func TestSegmentSizeFitsTheUplink(t *testing.T) {
+	r := newRig(t)
+	for _, h := range []*netns.Host{r.gw, r.up} {
+		name := map[*netns.Host]string{r.gw: "up0", r.up: "eth0"}[h]
+		if _, err := h.Run(r.ctx(), "ip", "link", "set", name, "mtu", "1300"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The machine outside believes in 1500 bytes.
+	if _, err := r.up.Run(r.ctx(), "ip", "link", "set", "eth0", "mtu", "1500"); err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	r.listen(r.up, upIP+":80")
+	r.run(time.Minute, addrPort(upIP+":80"))
+	out, in := r.capture(r.up, "eth0"), r.capture(r.pc, "eth0")
+	c, err := r.dial(upIP+":80", 2*time.Second)
+	r.must(err)
+	defer c.Close()
+	for name, frames := range map[string][][]byte{"the PC's SYN": out.frames(), "the answer": in.frames()} {
+		mss := 0
+		for _, f := range frames {
+			if t := f[14+20:]; f[14+9] == 6 && t[13]&2 != 0 && t[20] == 2 {
+				mss = int(t[22])<<8 | int(t[23])
+			}
+		}
+		if mss != 1300-40 {
+			t.Errorf("%s offers segments of %d bytes, want %d", name, mss, 1300-40)
+		}
+	}
+	big := make([]byte, 100_000)
+	c.SetDeadline(time.Now().Add(5 * time.Second))
+	go c.Write(big)
+	if _, err := io.ReadFull(c, big); err != nil {
+		t.Errorf("a large transfer stalls: %v", err)
 	}
 }

@@ -69,7 +69,8 @@ func run(ctx context.Context, file string) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	evidence := violation.NewReader(violation.Options{Group: port.LogGroup, Now: time.Now})
+	evidence := violation.NewReader(violation.Options{Group: port.LogGroup, Now: time.Now,
+		Lost: func() { events.Emit("evidence.lost", event.Fields{"reason": "queue-full"}) }})
 	bound, seen := make(chan struct{}), make(chan struct{})
 	var first sync.Once
 	parts := []func() error{

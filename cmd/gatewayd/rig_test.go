@@ -66,6 +66,7 @@ type rig struct {
 	events     chan map[string]any
 	banAfter   int
 	banFor     string
+	banWindow  string
 }
 
 func newRig(t testing.TB) *rig {
@@ -74,7 +75,7 @@ func newRig(t testing.TB) *rig {
 		t.Fatal("run the tests as root: they make network namespaces")
 	}
 	hosts := netns.ForTest(t, "pc", "gw", "up")
-	r := &rig{t: t, pc: hosts[0], gw: hosts[1], up: hosts[2], banAfter: 1000, banFor: "10m"}
+	r := &rig{t: t, pc: hosts[0], gw: hosts[1], up: hosts[2], banAfter: 1000, banFor: "10m", banWindow: "1m"}
 	var err error
 	r.dir, err = os.MkdirTemp("", "gw") // short: the path of a unix socket has 107 bytes
 	r.must(err)
@@ -114,7 +115,7 @@ link:
 gateway:
   uplink: up0
   ban_after: %[2]d
-  ban_window: 1m
+  ban_window: %[4]s
   ban_for: %[3]s
   nflog_group: 77
 pxe:
@@ -132,7 +133,7 @@ func (r *rig) start() {
 func (r *rig) spawn() {
 	r.t.Helper()
 	file := filepath.Join(r.dir, "portcullis.yaml")
-	r.must(os.WriteFile(file, fmt.Appendf(nil, configText, r.dir, r.banAfter, r.banFor), 0o600))
+	r.must(os.WriteFile(file, fmt.Appendf(nil, configText, r.dir, r.banAfter, r.banFor, r.banWindow), 0o600))
 	r.child = exec.Command(program, "--config", file)
 	r.child.Stderr = os.Stderr
 	out, err := r.child.StdoutPipe()

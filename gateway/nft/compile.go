@@ -55,6 +55,13 @@ func statement(s ruleset.Statement) ([]expr.Any, error) {
 		return []expr.Any{load, &expr.Dynset{SrcRegKey: register, SetName: s.Set, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: s.Timeout}}, nil
 	case ruleset.Verdict:
 		return verdict(s)
+	case ruleset.ClampMSS:
+		const maxseg, offset = 2, 2 // RFC 9293 §3.2: option kind 2, the value behind kind and length
+		return []expr.Any{
+			&expr.Rt{Register: register, Key: expr.RtTCPMSS},
+			&expr.Byteorder{SourceRegister: register, DestRegister: register, Op: expr.ByteorderHton, Len: 2, Size: 2},
+			&expr.Exthdr{SourceRegister: register, Type: maxseg, Offset: offset, Len: 2, Op: expr.ExthdrOpTcpopt},
+		}, nil
 	case ruleset.Masquerade:
 		return []expr.Any{&expr.Masq{}}, nil
 	}

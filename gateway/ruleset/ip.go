@@ -193,7 +193,7 @@ func inputPC(p policy.Policy) *Chain {
 func forwardFromPC(p policy.Policy) *Chain {
 	c := &Chain{Name: "forward-from-pc"}
 	if p.Phase == policy.Run && p.Port.Uplink != "" {
-		c.Rules = append(c.Rules, Rule{isIPv4, oif(p.Port.Uplink), In{Fields: []Field{IIfName}, Set: runSet}, mark(Equal, flows(p.Generation).of(classGrant)),
+		c.Rules = append(c.Rules, Rule{isIPv4, oif(p.Port.Uplink), isTCP, syn, ClampMSS{}}, Rule{isIPv4, oif(p.Port.Uplink), In{Fields: []Field{IIfName}, Set: runSet}, mark(Equal, flows(p.Generation).of(classGrant)),
 			In{Fields: targetOut, Set: grantSet}, accept})
 	}
 	c.Rules = append(c.Rules, Rule{reject(forwardLate)})
@@ -204,7 +204,7 @@ func forwardFromPC(p policy.Policy) *Chain {
 func forwardToPC(p policy.Policy) *Chain {
 	c := &Chain{Name: "forward-to-pc", Rules: []Rule{{In{Fields: []Field{OIfName}, Set: banSet}, reject(staleFlow)}}}
 	if p.Phase == policy.Run && p.Port.Uplink != "" {
-		c.Rules = append(c.Rules, Rule{isIPv4, iif(p.Port.Uplink), In{Fields: []Field{OIfName}, Set: runSet}, ctOld, ctReply,
+		c.Rules = append(c.Rules, Rule{isIPv4, iif(p.Port.Uplink), isTCP, syn, ClampMSS{}}, Rule{isIPv4, iif(p.Port.Uplink), In{Fields: []Field{OIfName}, Set: runSet}, ctOld, ctReply,
 			mark(Equal, flows(p.Generation).of(classGrant)), In{Fields: targetIn, Set: grantSet}, accept})
 	}
 	c.Rules = append(c.Rules, Rule{ctKnown, mark(NotEqual, 0), reject(staleFlow)}, Rule{reject(inbound)})

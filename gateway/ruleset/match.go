@@ -99,6 +99,7 @@ var (
 	anyHeader = Match{Field: EtherType, Mask: []byte{0, 0}, Op: Equal, Value: []byte{0, 0}, Shown: "0x0000"}
 	fragment  = Match{Field: IPFrag, Mask: []byte{0x3f, 0xff}, Op: NotEqual, Value: []byte{0, 0}, Shown: "0"}
 	multicast = Match{Field: IPDst, Mask: []byte{0xf0, 0, 0, 0}, Op: Equal, Value: []byte{224, 0, 0, 0}, Shown: "224.0.0.0"}
+	syn       = Match{Field: TCPFlags, Mask: []byte{0x02}, Op: Equal, Value: []byte{0x02}, Shown: "0x02"}
 	// A new TCP flow begins with SYN alone; the middle of an unknown flow is no beginning.
 	synOnly = Match{Field: TCPFlags, Mask: []byte{0x17}, Op: Equal, Value: []byte{0x02}, Shown: "syn"}
 )

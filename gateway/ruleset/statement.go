@@ -173,6 +173,12 @@ type Verdict struct {
 
 func (v Verdict) String() string { return strings.TrimSpace(v.Kind + " " + v.Chain) }
 
+// ClampMSS lowers the segment size that a TCP SYN offers to what the route
+// carries, both ways: the ICMP message that would say so does not reach the PC.
+type ClampMSS struct{}
+
+func (ClampMSS) String() string { return "tcp option maxseg size set rt mtu" }
+
 // Masquerade gives the packet the address of the interface it leaves by.
 type Masquerade struct{}
 

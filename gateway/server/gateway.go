@@ -5,6 +5,8 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -29,6 +31,8 @@ type Kernel interface {
 	BanLeft() (time.Duration, error)
 	// Grants reads the granted targets with the time the kernel leaves them.
 	Grants() (left map[policy.Target]time.Duration, found bool, err error)
+	// LinkBound is nil when the link table sits on the port.
+	LinkBound() error
 	// Restore puts back what somebody else changed.
 	Restore() (drifted bool, err error)
 }
@@ -59,7 +63,8 @@ type Gateway struct {
 	done   chan struct{}
 	policy policy.Policy
 	runEnd time.Time
-	index  int // of the port's interface when last seen; 0 = none
+	index  int  // of the port's interface when last seen; 0 = none
+	dirty  bool // the state file is older than the policy
 	ring   violation.Ring
 }
 
@@ -76,7 +81,9 @@ func New(opt Options) (*Gateway, error) {
 		opt.Events.Emit("state.refused", event.Fields{"reason": "state-unreadable", "detail": err.Error()})
 	}
 	g.policy = p
-	if found {
+	if !found {
+		g.policy.Generation = newGeneration()
+	} else {
 		if err := g.adoptGrants(); err != nil {
 			return nil, err
 		}
@@ -212,11 +219,12 @@ func (g *Gateway) move(next policy.Policy, reason string) error {
 	}
 	g.policy, g.runEnd = next, end
 	if next.Session != before.Session {
+		// The marks shut the old flows out already; this makes room for equal port numbers.
 		if err := g.opt.Wire.Cut(next.Address); err != nil {
-			return err
+			g.failed(err)
 		}
 	}
-	if err := saveState(g.path, next); err != nil {
+	if err := g.save(); err != nil {
 		return err
 	}
 	if next.Phase == policy.Run {
@@ -252,7 +260,21 @@ func (g *Gateway) setGrants(next policy.Policy) error {
 		return err
 	}
 	g.policy = next
-	return saveState(g.path, next)
+	return g.save()
+}
+
+// save writes the state file; until that works each call that changes nothing tries again.
+func (g *Gateway) save() error {
+	err := saveState(g.path, g.policy)
+	g.dirty = err != nil
+	return err
+}
+
+// newGeneration begins somewhere, so that no flow of a life that was forgotten has the same mark.
+func newGeneration() uint32 {
+	var b [4]byte
+	rand.Read(b[:])
+	return 1 + binary.BigEndian.Uint32(b[:])%(1<<23)
 }
 
 // remaining tells the run how long it still has.

@@ -22,7 +22,7 @@ func (g *Gateway) openBoot(session, mac, address string) error {
 		return err
 	}
 	if next.Session == g.policy.Session {
-		return nil
+		return g.saveAgain()
 	}
 	return g.move(next, "boot-request")
 }
@@ -34,7 +34,7 @@ func (g *Gateway) setPhase(session string, to policy.Phase, ttl time.Duration, r
 	}
 	if to == g.policy.Phase {
 		if to != policy.Run {
-			return nil
+			return g.saveAgain()
 		}
 		end := g.opt.Clock.Now().Add(ttl)
 		if err := g.opt.Kernel.SetRun(ruleset.Build(g.timed(next))); err != nil {
@@ -44,6 +44,13 @@ func (g *Gateway) setPhase(session string, to policy.Phase, ttl time.Duration, r
 		return nil
 	}
 	return g.move(next, reason)
+}
+
+func (g *Gateway) saveAgain() error {
+	if !g.dirty {
+		return nil
+	}
+	return g.save()
 }
 
 func (g *Gateway) addGrant(task string, t policy.Target, d time.Duration) (policy.Grant, error) {
@@ -106,11 +113,11 @@ func (g *Gateway) Changed(ctx context.Context, e nft.Editor) error {
 func (g *Gateway) Link(ctx context.Context, s link.State) error {
 	var failed error
 	err := g.ask(ctx, func() {
-		g.opt.Events.Emit("link", event.Fields{"present": s.Index != 0, "carrier": s.Carrier})
 		if s.Index != 0 && s.Index != g.index {
 			failed = errors.Join(link.Harden(g.opt.Port.Interface), g.enforce(g.remaining(g.policy)))
 		}
 		g.index = s.Index
+		g.opt.Events.Emit("link", event.Fields{"present": s.Index != 0, "carrier": s.Carrier, "bound": s.Index != 0 && g.opt.Kernel.LinkBound() == nil})
 		if s.Master != 0 {
 			g.opt.Events.Emit("drift", event.Fields{"reason": "port-enslaved", "restored": true})
 			failed = errors.Join(failed, link.Release(g.opt.Port.Interface))

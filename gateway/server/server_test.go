@@ -56,6 +56,7 @@ func (k *fakeKernel) Counters() (map[string]uint64, error) {
 	return map[string]uint64{"vlan": 2, "ban": 1, "stale-flow": 7, "output": 9}, nil
 }
 func (k *fakeKernel) BanLeft() (time.Duration, error) { return time.Minute, nil }
+func (k *fakeKernel) LinkBound() error                { return nil }
 func (k *fakeKernel) Restore() (bool, error)          { return k.drift, nil }
 
 func (k *fakeKernel) Grants() (map[policy.Target]time.Duration, bool, error) {
@@ -395,6 +396,29 @@ func TestBadStateFileBeginsAtIdle(t *testing.T) {
 			t.Errorf("%s: nothing was said", name)
 		}
 		f.stop()
+	}
+}
+
+// A full disk: the kernel enforces, the caller is told, and the next call tries to write again.
+func TestStateThatCannotBeWrittenIsWrittenLater(t *testing.T) {
+	f := newFixture(t)
+	f.must(f.boot(one))
+	f.must(os.RemoveAll(f.dir))
+	if err := f.phase(one, v1.Phase_PHASE_QUARANTINE, 0); connect.CodeOf(err) != connect.CodeUnavailable {
+		t.Errorf("answered %v", err)
+	}
+	if s := f.status(); s.Phase != v1.Phase_PHASE_QUARANTINE {
+		t.Errorf("the disk held the quarantine up: %s", s.Phase)
+	}
+	if _, err := f.grant(time.Minute); err == nil || len(f.status().Grants) != 0 {
+		t.Errorf("a grant that is not on disk: %v", err)
+	}
+	f.must(os.MkdirAll(f.dir, 0o700))
+	f.must(f.phase(one, v1.Phase_PHASE_QUARANTINE, 0))
+	f.crash()
+	f.start()
+	if s := f.status(); s.Phase != v1.Phase_PHASE_QUARANTINE {
+		t.Errorf("after the restart: %s", s.Phase)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/mdlayher/netlink"
@@ -17,20 +16,15 @@ type Options struct {
 	NetNS int // file descriptor of a network namespace; 0 = the caller's
 	Group uint16
 	Now   func() time.Time
+	Lost  func() // called when the kernel had to throw evidence away; may be nil
 }
 
 // Reader receives evidence. The libraries that exist take the four bytes in front
 // of a netdev packet's message for attributes and lose it; so it is read here.
-type Reader struct {
-	opt  Options
-	lost atomic.Uint64
-}
+type Reader struct{ opt Options }
 
 // NewReader returns a Reader; Run does the work.
 func NewReader(opt Options) *Reader { return &Reader{opt: opt} }
-
-// Lost counts the times the kernel had to throw evidence away.
-func (r *Reader) Lost() uint64 { return r.lost.Load() }
 
 // Messages and attributes of the configuration: linux/netfilter/nfnetlink_log.h.
 const (
@@ -70,7 +64,9 @@ func (r *Reader) Run(ctx context.Context, bound func(), got func(Violation)) err
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			r.lost.Add(1)
+			if r.opt.Lost != nil {
+				r.opt.Lost()
+			}
 			continue
 		case err != nil:
 			return fmt.Errorf("violation: read NFLOG: %w", err)
