@@ -94,15 +94,6 @@ func (f *FS) Lookup(path string) (*File, error) {
 	return file, nil
 }
 
-// IsDir tells whether an absolute path is a directory of the image.
-func (f *FS) IsDir(path string) (bool, error) {
-	in, err := f.walk(path)
-	if err != nil {
-		return false, err
-	}
-	return in.kind == kindDir, nil
-}
-
 // ReadFile returns a whole file of at most max bytes.
 func (f *FS) ReadFile(path string, max int64) ([]byte, error) {
 	file, err := f.Lookup(path)
