@@ -254,17 +254,24 @@ func TestEveryEventIsDescribed(t *testing.T) {
 			name, isText := text(call.Args[0])
 			switch method.Sel.Name {
 			case "Emit", "Event", "event":
-			case "Note": // of package refusal; the notes of the console have no reason between name and fields
-				if len(call.Args) != 3 {
+			case "Note": // of package refusal; the console has notes too
+				if of, ok := method.X.(*ast.SelectorExpr); !ok || of.Sel.Name != "refused" {
 					return true
 				}
 			default:
 				return true
 			}
-			if isText && !found[name] {
-				found[name] = true
-				if !strings.Contains(formats, "`"+name+"`") {
-					t.Errorf("docs/formats.md does not describe the event %s of %s", name, file)
+			if !isText {
+				return true
+			}
+			found[name] = true
+			row := tableRow(formats, name)
+			if row == "" {
+				t.Errorf("docs/formats.md does not describe the event %s of %s", name, file)
+			}
+			for _, key := range keys(call.Args[len(call.Args)-1]) {
+				if row != "" && !strings.Contains(row, "`"+key+"`") {
+					t.Errorf("docs/formats.md does not describe the field %s of the event %s of %s", key, name, file)
 				}
 			}
 			return true
@@ -273,6 +280,33 @@ func TestEveryEventIsDescribed(t *testing.T) {
 	if len(found) < 50 {
 		t.Errorf("only %d events were found in the code", len(found))
 	}
+}
+
+// tableRow returns the table's lines that begin with the event name.
+func tableRow(page, name string) (row string) {
+	for _, line := range strings.Split(page, "\n") {
+		first, _, _ := strings.Cut(strings.TrimPrefix(line, "|"), "|")
+		if strings.HasPrefix(line, "|") && strings.Contains(first, "`"+name+"`") {
+			row += line
+		}
+	}
+	return row
+}
+
+// keys lists the keys of a literal of fields; fields that are put together elsewhere are not seen.
+func keys(e ast.Expr) (out []string) {
+	l, ok := e.(*ast.CompositeLit)
+	if !ok {
+		return nil
+	}
+	for _, e := range l.Elts {
+		if kv, ok := e.(*ast.KeyValueExpr); ok {
+			if key, ok := text(kv.Key); ok {
+				out = append(out, key)
+			}
+		}
+	}
+	return out
 }
 
 var (
