@@ -51,6 +51,12 @@ type Request struct {
 	Port     int // on which it came, PortServer or PortBINL
 }
 
+// FromFirmware tells whether the packet is the DISCOVER of any firmware, also
+// one that is not served.
+func (r Request) FromFirmware() bool {
+	return r.Type == dhcpv4.MessageTypeDiscover && (r.Class == ClassHTTP || r.Class == ClassPXE || r.Class == ClassIPXE)
+}
+
 // Boots tells whether the packet is a boot request: a firmware's DISCOVER. It
 // ends all trust in the machine (invariant 4).
 func (r Request) Boots() bool {

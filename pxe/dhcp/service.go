@@ -20,9 +20,9 @@ import (
 	"portcullis/pxe/session"
 )
 
-// Replies a second, and at once. A boot needs about six.
+// Replies a second, and at once. A boot needs about six; each is a record in the ledger.
 const (
-	replyRate  = 10
+	replyRate  = 2
 	replyBurst = 40
 )
 
@@ -67,6 +67,7 @@ func (s *Service) Handle(ctx context.Context, raw []byte, from netip.AddrPort, p
 	}()
 	r, reason := Parse(raw, from, port, s.cfg.Policy)
 	if reason != "" {
+		s.rebooted(ctx, r)
 		s.dropped(reason, raw, "")
 		return nil, to
 	}
@@ -109,6 +110,14 @@ func (s *Service) decide(ctx context.Context, r Request) (Decision, string) {
 	return Decide(r, s.cfg.Policy, View{
 		ID: current.ID, Firmware: current.Firmware, Live: current.Live(), Claimed: current.State == session.Claimed,
 	}), ""
+}
+
+// rebooted ends the trust in a machine that runs its firmware again, in a way
+// that cannot boot here.
+func (s *Service) rebooted(ctx context.Context, r Request) {
+	if current, _ := s.cfg.Sessions.Newest(); r.FromFirmware() && current.State == session.Claimed {
+		s.cfg.Sessions.End(ctx, session.EndBootRequest)
+	}
 }
 
 // effects are what a message without an answer does.

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
 	"portcullis/internal/event"
 	"portcullis/pxe/artefact"
 	"portcullis/pxe/ledger"
@@ -122,6 +124,21 @@ func TestReleaseBeforeTheImageStartsDoesNotEndTheBoot(t *testing.T) {
 	b.sessions.current.State = session.Claimed
 	if b.ask(release); len(b.sessions.ended) != 1 || b.sessions.ended[0] != session.EndReleased {
 		t.Errorf("ended: %q", b.sessions.ended)
+	}
+}
+
+func TestInvariant04_UnfitFirmwareEndsTrustToo(t *testing.T) {
+	for _, arch := range [][]byte{{0, 11}, {0x77, 0x77}, {}} {
+		b := newService(t)
+		b.ask(recorded(t, "ovmf-http-discover"))
+		unfit := with(t, "ovmf-pxe-discover", set(dhcpv4.OptionClientSystemArchitectureType, arch...))
+		if b.ask(unfit); len(b.sessions.ended) != 0 {
+			t.Error("a boot under way was ended")
+		}
+		b.sessions.current.State = session.Claimed
+		if b.ask(unfit) != nil || len(b.sessions.ended) != 1 || b.sessions.ended[0] != session.EndBootRequest {
+			t.Errorf("arch %v: ended %q", arch, b.sessions.ended)
+		}
 	}
 }
 

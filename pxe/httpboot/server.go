@@ -33,8 +33,10 @@ const (
 	// pieceTimeout is how long the PC may take for one piece of at most 1 MiB.
 	// The slowest firmware that was seen, an emulated one, needs half a second.
 	pieceTimeout = 30 * time.Second
-	requestRate  = 50 // requests a second
-	requestBurst = 512
+	// Requests a second and at once; a boot makes about six. Each costs records
+	// in the ledger, so this bounds how fast a PC can fill the disk.
+	requestRate  = 4
+	requestBurst = 256
 )
 
 // Reasons of this package.
@@ -80,6 +82,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		Handler:           s,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       headerTimeout,
+		WriteTimeout:      pieceTimeout, // of the head; each piece gets its own
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          log.New(io.Discard, "", 0), // a cut connection is reported by us, with its reason

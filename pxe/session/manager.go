@@ -35,8 +35,11 @@ const (
 	// UptimeSlack is allowed for between the PC's clock and ours.
 	UptimeSlack = 2 * time.Second
 	// newEvery and newBurst bound how often an unclaimed boot may be started anew.
-	newEvery = 5 * time.Second
+	newEvery = 20 * time.Second
 	newBurst = 8
+	// maxServed is how many times the size of its artefacts a session may be
+	// sent. Resumed downloads need a little more than one.
+	maxServed = 8
 	// gatewayTimeout bounds one call to gatewayd.
 	gatewayTimeout = 5 * time.Second
 )
@@ -74,7 +77,8 @@ type entry struct {
 	Session
 	image    *artefact.Image
 	covers   map[string]*cover
-	claiming bool // a claim is being made durable: nothing is served any more
+	sent     int64 // bytes, resumed ones counted again
+	claiming bool  // a claim is being made durable: nothing is served any more
 }
 
 // New makes a manager without sessions; Restore fills in what a journal holds.
@@ -144,6 +148,7 @@ func (m *Manager) proceed(r BootRequest) (Session, bool) {
 			return Session{}, false
 		}
 		if changed {
+			m.cfg.Events.Emit("session.firmware", event.Fields{"session": e.ID, "firmware": string(e.Firmware)})
 			m.publish(e)
 		}
 	}
@@ -157,7 +162,8 @@ func (m *Manager) endForBoot() bool {
 	claimed := m.current != nil && m.current.State == Claimed
 	m.end(m.current, EndBootRequest)
 	// A claimed boot always takes the time of a boot: ending it is never a flood.
-	return m.limit.AllowN(m.cfg.Clock.Now(), 1) || claimed
+	// What is not opened in the end, because gatewayd is away, is not counted.
+	return m.limit.TokensAt(m.cfg.Clock.Now()) >= 1 || claimed
 }
 
 func (m *Manager) open(id string, r BootRequest) (Session, error) {
@@ -177,6 +183,7 @@ func (m *Manager) open(id string, r BootRequest) (Session, error) {
 	if err := m.record(e); err != nil {
 		return Session{}, &Refusal{ReasonJournal, err}
 	}
+	m.limit.AllowN(e.Opened, 1)
 	m.current = e
 	m.cfg.Events.Emit("session.opened", event.Fields{"session": id, "mac": e.MAC, "firmware": string(e.Firmware)})
 	m.publish(e)

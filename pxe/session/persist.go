@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"portcullis/internal/event"
@@ -67,8 +68,13 @@ func (h *History) Session(payload []byte) error {
 	if err := json.Unmarshal(payload, &s); err != nil {
 		return fmt.Errorf("session record: %w", err)
 	}
-	if !ValidID(s.ID) {
+	switch {
+	case !ValidID(s.ID):
 		return fmt.Errorf("session record: %q is no session id", s.ID)
+	case !slices.Contains([]State{Offered, Fetching, Served, Claimed, Void, Ended}, s.State):
+		return fmt.Errorf("session record: state %q is not known", s.State)
+	case !slices.Contains([]Firmware{UEFIHTTP, UEFIPXE, IPXE, BIOS}, s.Firmware):
+		return fmt.Errorf("session record: firmware %q is not known", s.Firmware)
 	}
 	if h.past == nil {
 		h.past, h.keys = map[string]bool{}, map[string]bool{}

@@ -30,6 +30,7 @@ const (
 	EndReleased    = "released"
 	EndDeclined    = "address-declined"
 	VoidArtefact   = "artefact-differs" // a byte was not what the manifest says
+	VoidQuota      = "served-too-often" // it was sent many times over
 )
 
 // Refusal is a typed reason as an error; Err may be nil.

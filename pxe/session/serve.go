@@ -53,7 +53,20 @@ func (m *Manager) Sent(id, name, transport string, offset, length int64) error {
 	m.current.cover(name, transport, offset, length, m.cfg.Clock.Now())
 	m.tell(before, m.current.progress(name))
 	m.advance(m.current)
+	if m.current.sent += length; m.current.sent > m.current.quota() {
+		m.void(m.current, VoidQuota)
+		return &Refusal{Reason: VoidQuota}
+	}
 	return nil
+}
+
+// quota is how many bytes the session may be sent in all.
+func (e *entry) quota() int64 {
+	n := int64(1 << 20) // scripts
+	for _, p := range e.Artefacts {
+		n += p.Size * maxServed
+	}
+	return n
 }
 
 // progress returns how far name is, the zero value where this way does not count it.

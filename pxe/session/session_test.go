@@ -346,7 +346,7 @@ func TestAttack_DiscoverFlood(t *testing.T) {
 		t.Errorf("gatewayd was called %d times", n)
 	}
 	b.clock.add(time.Minute)
-	s := b.served(7)
+	s := b.served(1 << 20)
 	if got := b.claim(b.claimOf(s, key(1))); got != "" {
 		t.Errorf("an honest boot afterwards: %s", got)
 	}
@@ -627,6 +627,49 @@ func TestCoverCountsEachByteOnce(t *testing.T) {
 			t.Errorf("%v: %v, want %v", tt.add, c, tt.want)
 		}
 	}
+}
+
+// TestAttack_EndlessDownload: the ledger and the wire are not for keeping busy.
+func TestAttack_EndlessDownload(t *testing.T) {
+	b := newBench(t)
+	s := b.open(1, UEFIHTTP)
+	a, _ := b.image.Artefact(manifest.Root)
+	n := 0
+	for ; n < 100; n++ {
+		if err := b.Sent(s.ID, manifest.Root, ledger.HTTP, 0, a.Size); err != nil {
+			break
+		}
+	}
+	if got, _ := b.Newest(); got.State != Void || got.Reason != VoidQuota || n < maxServed {
+		t.Errorf("after %d downloads: %s, %s", n, got.State, got.Reason)
+	}
+}
+
+func TestGatewayThatIsAwayCostsNoBoot(t *testing.T) {
+	b := newBench(t)
+	b.gateway.err = errors.New("away")
+	for i := range 3 * newBurst {
+		if _, err := b.request(uint32(i), UEFIHTTP); reasonOf(err) != ReasonGateway {
+			t.Fatal(err)
+		}
+	}
+	b.gateway.err = nil
+	b.open(99, UEFIHTTP)
+}
+
+// FuzzHistory: a session record is decoded into what can be gone on with, or refused.
+func FuzzHistory(f *testing.F) {
+	f.Add([]byte(`{"session":"abcdefghijklmnopqrstuvwxyz","mac":"52:54:00:aa:00:02","address":"10.77.0.2","firmware":"uefi-http","state":"served","xid":1,"opened":1,"manifest":"` + strings.Repeat("00", 32) + `"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var h History
+		if h.Session(b) != nil {
+			return
+		}
+		e, err := h.newest.entry()
+		if err == nil && !ValidID(e.ID) {
+			t.Fatalf("%+v", e)
+		}
+	})
 }
 
 // FuzzCover compares the spans with a plain set of bytes.

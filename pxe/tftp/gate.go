@@ -15,7 +15,7 @@ import (
 // Requests a second and at once. A boot makes three; the library pays a
 // goroutine and a socket for each that comes through.
 const (
-	requestRate  = 5
+	requestRate  = 1
 	requestBurst = 10
 )
 

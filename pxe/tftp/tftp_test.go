@@ -388,8 +388,13 @@ func TestAttack_SpoofedRequests(t *testing.T) {
 				}
 				most = max(most, runtime.NumGoroutine())
 			}
-			if left := runtime.NumGoroutine() - before; left > 15 {
-				t.Errorf("%d goroutines more than before", left)
+			// Refused ones end as fast as the machine gets to them; what is left
+			// then waits for acknowledgements that never come.
+			for begin := time.Now(); runtime.NumGoroutine()-before > 15; time.Sleep(10 * time.Millisecond) {
+				if time.Since(begin) > 3*time.Second {
+					t.Errorf("%d goroutines more than before", runtime.NumGoroutine()-before)
+					break
+				}
 			}
 			t.Logf("at most %d goroutines, %d before", most, before)
 			b.server.wait()
