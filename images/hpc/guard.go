@@ -32,6 +32,25 @@ func (b *builder) checkProfile() error {
 		}
 		return refuse(ReasonLabInReal, "the recipe extends the lab recipe and so cannot make a %s image", b.Profile)
 	}
+	if b.Profile == manifest.ProfileLab {
+		return nil
+	}
+	// The finished tree is looked at too; what the recipe itself brings is refused before anything is fetched.
+	for _, f := range b.recipe.Files {
+		if err := guardLab(f.Path, &squash.Node{Kind: squash.File, Content: squash.Bytes(f.Content)}); err != nil {
+			return fmt.Errorf("%s: %w", f.At, err)
+		}
+	}
+	for _, l := range b.recipe.Links {
+		if err := guardLab(l.Path, &squash.Node{Kind: squash.Symlink, Target: l.Target}); err != nil {
+			return fmt.Errorf("%s: %w", l.At, err)
+		}
+	}
+	for _, u := range b.recipe.Enable {
+		if u == labUnit {
+			return refuse(ReasonLabInReal, "%s is the lab's command channel", u)
+		}
+	}
 	return nil
 }
 

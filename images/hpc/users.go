@@ -164,6 +164,15 @@ func (a *accounts) sysusers(t *squash.Tree) error {
 	}
 	// Groups first, then users, then members, each by name: the order of files does not matter.
 	sort.Strings(lines)
+	// Ids that a later line fixes are not to be dealt to an earlier one.
+	for _, line := range lines {
+		if f, err := splitQuoted(line); err == nil && len(f) > 2 {
+			uid, _, _ := strings.Cut(f[2], ":")
+			if id, err := strconv.Atoi(uid); err == nil {
+				a.used[id] = true
+			}
+		}
+	}
 	for _, kind := range []string{"g", "u", "m"} {
 		for _, line := range lines {
 			f, err := splitQuoted(line)

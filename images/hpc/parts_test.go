@@ -1,0 +1,360 @@
+package hpc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"portcullis/images/cpio"
+	"portcullis/images/manifest"
+	"portcullis/images/recipe"
+	"portcullis/images/squash"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantReason(t *testing.T, err error, want Reason) {
+	t.Helper()
+	var e *Error
+	if !errors.As(err, &e) || e.Reason != want {
+		t.Fatalf("got %v, want reason %s", err, want)
+	}
+}
+
+func newTree() *squash.Tree { return squash.NewTree(time.Unix(1700000000, 0).UTC()) }
+
+// masters are base-passwd's files, shortened.
+func masters(t *testing.T, tree *squash.Tree) {
+	t.Helper()
+	must(t, tree.WriteFile(groupMaster, 0o644, []byte("root:*:0:\nmail:*:8:\nnogroup:*:65534:\n")))
+	must(t, tree.WriteFile(passwdMaster, 0o644, []byte("root:*:0:0:root:/root:/bin/bash\nmail:*:8:8:mail:/var/mail:/usr/sbin/nologin\nnobody:*:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")))
+}
+
+func TestUsersComeFromMastersSysusersAndRecipe(t *testing.T) {
+	tree := newTree()
+	masters(t, tree)
+	must(t, tree.WriteFile("/usr/lib/sysusers.d/b.conf", 0o644, []byte("# comment\nu messagebus - \"System Message Bus\" /nonexistent\nm messagebus render\n")))
+	must(t, tree.WriteFile("/usr/lib/sysusers.d/a.conf", 0o644, []byte("g render -\nu systemd-network 998:nogroup \"Net: work\"\nu! locked - \nr - 500-900\n")))
+	r := &recipe.Recipe{Groups: []recipe.Group{{Name: "docker", GID: 999}}, Users: []recipe.User{{Name: "worker", UID: 200, Home: "/srv"}}}
+	must(t, writeUsers(tree, r))
+	read := func(p string) string {
+		b, err := tree.Read(p)
+		must(t, err)
+		return string(b)
+	}
+	if got, want := read("/etc/passwd"), `root:x:0:0:root:/root:/usr/sbin/nologin
+mail:x:8:8:mail:/var/mail:/usr/sbin/nologin
+worker:x:200:200:worker:/srv:/usr/sbin/nologin
+messagebus:x:996:996:System Message Bus:/nonexistent:/usr/sbin/nologin
+locked:x:995:995:locked:/:/usr/sbin/nologin
+systemd-network:x:998:65534:Net  work:/:/usr/sbin/nologin
+nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin
+`; sortLines(got) != sortLines(want) {
+		t.Errorf("passwd:\n%s", got)
+	}
+	if got := read("/etc/group"); !strings.Contains(got, "render:x:997:messagebus\n") || !strings.Contains(got, "docker:x:999:\n") {
+		t.Errorf("group:\n%s", got)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(read("/etc/shadow")), "\n") {
+		if !strings.Contains(line, ":!*:") {
+			t.Errorf("shadow has an account that is not locked: %s", line)
+		}
+	}
+	if tree.Get("/etc/shadow").Mode != 0o600 || tree.Get("/etc/gshadow").Mode != 0o600 {
+		t.Error("password files can be read by all")
+	}
+	again := newTree()
+	masters(t, again)
+	for _, p := range []string{"/usr/lib/sysusers.d/a.conf", "/usr/lib/sysusers.d/b.conf"} {
+		must(t, again.Put(p, tree.Get(p)))
+	}
+	must(t, writeUsers(again, r))
+	if b, _ := again.Read("/etc/passwd"); string(b) != read("/etc/passwd") {
+		t.Error("ids depend on something else than the packages")
+	}
+}
+
+func sortLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		for j := i + 1; j < len(lines); j++ {
+			if lines[j] < lines[i] {
+				lines[i], lines[j] = lines[j], lines[i]
+			}
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestUsersRefuseClashes(t *testing.T) {
+	for _, r := range []*recipe.Recipe{
+		{Groups: []recipe.Group{{Name: "mail", GID: 200}}},
+		{Users: []recipe.User{{Name: "a", UID: 200}, {Name: "b", UID: 200}}},
+	} {
+		tree := newTree()
+		masters(t, tree)
+		wantReason(t, writeUsers(tree, r), ReasonOptions)
+	}
+	if writeUsers(newTree(), &recipe.Recipe{}) == nil {
+		t.Error("an image without base-passwd was accepted")
+	}
+}
+
+func TestEnableMakesTheLinksOfSystemctl(t *testing.T) {
+	tree := newTree()
+	must(t, tree.WriteFile("/usr/lib/systemd/system/a.socket", 0o644, []byte("[Socket]\nWantedBy=wrong.target\n[Install]\n# WantedBy=no.target\nWantedBy=sockets.target basic.target\nRequiredBy=b.service\nAlias=c.socket\nAlso=d.service\n")))
+	must(t, tree.WriteFile("/usr/lib/systemd/system/plain.service", 0o644, []byte("[Service]\n")))
+	must(t, enable(tree, "a.socket"))
+	for _, p := range []string{"sockets.target.wants/a.socket", "basic.target.wants/a.socket", "b.service.requires/a.socket", "c.socket"} {
+		if n := tree.Get("/etc/systemd/system/" + p); n == nil || n.Target != "/usr/lib/systemd/system/a.socket" {
+			t.Errorf("no link %s", p)
+		}
+	}
+	for _, p := range []string{"wrong.target.wants", "no.target.wants", "d.service"} {
+		if tree.Get("/etc/systemd/system/"+p) != nil {
+			t.Errorf("link %s was made", p)
+		}
+	}
+	wantReason(t, enable(tree, "plain.service"), ReasonOptions)
+	wantReason(t, enable(tree, "gone.service"), ReasonMissing)
+	must(t, mask(tree, "plain.service"))
+	if n := tree.Get("/etc/systemd/system/plain.service"); n == nil || n.Target != "/dev/null" {
+		t.Error("not masked")
+	}
+}
+
+// moduleDir is an index as depmod writes it.
+func moduleDir(t *testing.T) *modules {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"modules.dep":     "kernel/drivers/net/virtio_net.ko.xz: kernel/drivers/net/net_failover.ko.xz kernel/net/core/failover.ko.xz\nkernel/drivers/net/net_failover.ko.xz: kernel/net/core/failover.ko.xz\nkernel/net/core/failover.ko.xz:\nkernel/lib/crc.ko.xz:\nkernel/drivers/md/dm-verity.ko.xz:\n",
+		"modules.softdep": "# header\nsoftdep dm_verity pre: crc post: virtio_net\n",
+		"modules.builtin": "kernel/drivers/block/loop.ko\n",
+	} {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
+	}
+	m, err := readModules(dir)
+	must(t, err)
+	return m
+}
+
+func TestModulesAreOrderedByNeed(t *testing.T) {
+	m := moduleDir(t)
+	got, err := m.order([]string{"virtio-net", "loop", "dm_verity", "failover"})
+	must(t, err)
+	want := []string{"kernel/net/core/failover.ko.xz", "kernel/drivers/net/net_failover.ko.xz", "kernel/drivers/net/virtio_net.ko.xz", "kernel/lib/crc.ko.xz", "kernel/drivers/md/dm-verity.ko.xz"}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v", got)
+	}
+	_, err = m.order([]string{"nosuch"})
+	wantReason(t, err, ReasonMissing)
+}
+
+func TestModulesAreChosenByGlob(t *testing.T) {
+	m := moduleDir(t)
+	got, err := m.choose([]string{"kernel/drivers/net/**", "crc"})
+	must(t, err)
+	if len(got) != 4 { // with failover, which they need
+		t.Errorf("got %v", got)
+	}
+	_, err = m.choose([]string{"kernel/drivers/nett/**"})
+	wantReason(t, err, ReasonMissing)
+}
+
+func goodTree(t *testing.T) *squash.Tree {
+	tree := newTree()
+	must(t, tree.WriteFile("/etc/shadow", 0o600, []byte("root:!*:::::::\n")))
+	must(t, tree.WriteFile("/usr/bin/true", 0o755, []byte("program")))
+	return tree
+}
+
+// However the lab's command channel comes into a generic tree, it is refused;
+// in a lab image all of it is welcome.
+func TestGenericImageCannotHoldLabChannel(t *testing.T) {
+	for name, add := range map[string]func(*squash.Tree) error{
+		"its path":          func(t *squash.Tree) error { return t.WriteFile(LabPath, 0o755, []byte("x")) },
+		"another directory": func(t *squash.Tree) error { return t.WriteFile("/usr/bin/hpc-lab", 0o755, []byte("x")) },
+		"its unit": func(t *squash.Tree) error {
+			return t.WriteFile("/usr/lib/systemd/system/portcullis-lab.service", 0o644, nil)
+		},
+		"a link to it":     func(t *squash.Tree) error { return t.Link("/usr/bin/harmless", "../lib/portcullis/hpc-lab") },
+		"its enabled unit": func(t *squash.Tree) error { return t.Link("/etc/systemd/system/x.wants/portcullis-lab.service", "/x") },
+		"its program renamed": func(t *squash.Tree) error {
+			return t.WriteFile("/opt/cat", 0o755, append(bytes.Repeat([]byte{7}, 300<<10), labPort...))
+		},
+	} {
+		tree := goodTree(t)
+		must(t, add(tree))
+		t.Run(name, func(t *testing.T) { wantReason(t, guard(tree, manifest.ProfileGeneric), ReasonLabInReal) })
+		must(t, guard(tree, manifest.ProfileLab))
+	}
+	must(t, guard(goodTree(t), manifest.ProfileGeneric))
+}
+
+func TestNoImageHasALogin(t *testing.T) {
+	for name, add := range map[string]func(*squash.Tree) error{
+		"getty":          func(t *squash.Tree) error { return t.WriteFile("/usr/sbin/agetty", 0o755, nil) },
+		"ssh":            func(t *squash.Tree) error { return t.WriteFile("/usr/sbin/sshd", 0o755, nil) },
+		"empty password": func(t *squash.Tree) error { return t.WriteFile("/etc/shadow", 0o600, []byte("root::::::::\n")) },
+		"a password":     func(t *squash.Tree) error { return t.WriteFile("/etc/shadow", 0o600, []byte("root:$6$x$y:::::::\n")) },
+		"no shadow":      func(t *squash.Tree) error { t.Remove("/etc/shadow"); return nil },
+	} {
+		for _, profile := range []string{manifest.ProfileLab, manifest.ProfileGeneric} {
+			tree := goodTree(t)
+			must(t, add(tree))
+			t.Run(name+" "+profile, func(t *testing.T) { wantReason(t, guard(tree, profile), ReasonUnsafeTree) })
+		}
+	}
+}
+
+// The marker is found wherever it lies, also across the reader's pieces.
+func TestContainsFindsAcrossPieces(t *testing.T) {
+	for _, at := range []int{0, 1, 256<<10 - 18, 256<<10 - 9, 256<<10 - 1, 256 << 10, 600 << 10} {
+		b := make([]byte, 700<<10)
+		copy(b[at:], labPort)
+		if ok, err := contains(bytes.NewReader(b), labPort); err != nil || !ok {
+			t.Errorf("at %d: %t %v", at, ok, err)
+		}
+	}
+	if ok, _ := contains(strings.NewReader("org.portcullis.la"), labPort); ok {
+		t.Error("a part was taken for the whole")
+	}
+	if _, err := contains(io.MultiReader(strings.NewReader("x"), errReader{}), labPort); err == nil {
+		t.Error("an unreadable file was taken for a clean one")
+	}
+}
+
+type errReader struct{}
+
+func (errReader) Read([]byte) (int, error) { return 0, errors.New("broken") }
+
+func TestStageIsWholeOrAbsentAndMadeOnce(t *testing.T) {
+	b := &builder{Options: Options{CacheDir: t.TempDir()}}
+	k := func() *key { return newKey("test").add("a", 1) }
+	dir := filepath.Join(b.CacheDir, "s", k().hex())
+	_, _, err := b.stage("s", k(), func(d string) error {
+		must(t, os.WriteFile(filepath.Join(d, "half"), nil, 0o644))
+		return errors.New("interrupted")
+	})
+	if err == nil {
+		t.Fatal("the error was lost")
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal("a half result stayed")
+	}
+	var made atomic.Int32
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			got, _, err := b.stage("s", k(), func(d string) error {
+				made.Add(1)
+				return os.WriteFile(filepath.Join(d, "whole"), nil, 0o644)
+			})
+			if err != nil || got != dir {
+				t.Errorf("%s, %v", got, err)
+			}
+		})
+	}
+	wg.Wait()
+	if made.Load() != 1 {
+		t.Errorf("made %d times", made.Load())
+	}
+	if _, cached, _ := b.stage("s", k(), nil); !cached {
+		t.Error("not taken from the cache")
+	}
+}
+
+func TestKeyKeepsPartsApart(t *testing.T) {
+	a := newKey("s").add("x", "1").add("y", "2").hex()
+	for _, other := range []string{
+		newKey("s").add("x", "1\ny 1\n2").hex(), newKey("s").add("x", "12").hex(), newKey("t").add("x", "1").add("y", "2").hex(), newKey("s").add("y", "2").add("x", "1").hex(),
+	} {
+		if other == a {
+			t.Error("different inputs have one key")
+		}
+	}
+}
+
+func TestReadInitrd(t *testing.T) {
+	archive, err := pack([]byte("init"), map[string][]byte{initrdTrust: []byte("{}"), "lib/modules/x.ko": []byte("module")}, 1)
+	must(t, err)
+	z := cpio.Zstd(archive)
+	for name, want := range map[string]string{initrdTrust: "{}", "init": "init", "lib/modules/x.ko": "module"} {
+		b, err := readInitrd(z, name)
+		if err != nil || string(b) != want {
+			t.Errorf("%s: %q %v", name, b, err)
+		}
+	}
+	if _, err := readInitrd(z, "gone"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	for n := range archive[:len(archive)-512] {
+		if n%37 == 0 {
+			if _, err := findInArchive(archive[:n], "none"); err == nil {
+				t.Fatalf("an archive cut at %d was read", n)
+			}
+		}
+	}
+}
+
+func FuzzFindInArchive(f *testing.F) {
+	archive, err := pack([]byte("init"), map[string][]byte{"a/b": []byte("c")}, 1)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(archive, "init")
+	f.Add([]byte("070701"), "x")
+	f.Fuzz(func(t *testing.T, b []byte, name string) {
+		if got, err := findInArchive(b, name); err == nil && len(got) > len(b) {
+			t.Fatal("more than there is")
+		}
+	})
+}
+
+func TestOptionsAreChecked(t *testing.T) {
+	good := func() Options {
+		key := testKey(t, 1)
+		return Options{Profile: manifest.ProfileLab, Signers: signers(key), GatewayKey: publicKey(testKey(t, 2)), OutDir: "x", CacheDir: "y"}
+	}
+	o := good()
+	must(t, o.check())
+	if o.Version != 1 || o.Threshold != 1 {
+		t.Errorf("defaults: %+v", o)
+	}
+	for name, change := range map[string]func(*Options){
+		"profile":    func(o *Options) { o.Profile = "mine" },
+		"no key":     func(o *Options) { o.Signers = nil },
+		"no gateway": func(o *Options) { o.GatewayKey = nil },
+		"no output":  func(o *Options) { o.OutDir = "" },
+		"threshold":  func(o *Options) { o.Threshold = 2 },
+		"dates":      func(o *Options) { o.NotBefore = time.Unix(100, 0); o.NotAfter = time.Unix(100, 0) },
+	} {
+		o := good()
+		change(&o)
+		_, err := Build(context.Background(), o)
+		t.Run(name, func(t *testing.T) { wantReason(t, err, ReasonOptions) })
+	}
+}
+
+func TestCheckStaticRefusesALoader(t *testing.T) {
+	wantReason(t, checkStatic("/bin/sh"), ReasonNotStatic)
+	if checkStatic("/etc/passwd") == nil {
+		t.Error("a text was taken for a program")
+	}
+}
