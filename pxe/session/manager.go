@@ -36,7 +36,7 @@ const (
 	UptimeSlack = 2 * time.Second
 	// newEvery and newBurst bound how often an unclaimed boot may be started anew.
 	newEvery = 20 * time.Second
-	newBurst = 8
+	newBurst = 32
 	// maxServed is how many times the size of its artefacts a session may be
 	// sent. Resumed downloads need a little more than one.
 	maxServed = 8
