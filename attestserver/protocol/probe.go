@@ -136,7 +136,7 @@ type Finding struct {
 }
 
 // References keeps what was enrolled, durable: Put returns after the bytes are
-// on the disk. kind names the sort ("ktext"), key what it is of; both are
+// on the disk, in the place of those that were there. kind names the sort ("ktext"), key what it is of; both are
 // [A-Za-z0-9._-], 1 to 128 characters. ReferenceKey names image × CPU class.
 type References interface {
 	// Get returns the bytes, or an error that is fs.ErrNotExist.

@@ -1,7 +1,7 @@
 package protocol
 
 // Reasons why a claim is refused by attestd. pxed's own (claim-late,
-// claim-second, …) pass through under their names.
+// claim-double, …) pass through under their names.
 const (
 	ClaimMalformed   = "claim-malformed"   // does not decode, wrong sizes
 	ClaimTimeout     = "claim-timeout"     // no claim in time

@@ -18,10 +18,6 @@ import (
 // longer than 128, or beginning with a dot.
 var ErrName = errors.New("bad reference name")
 
-// ErrExists is a reference that is there already: what was enrolled is never
-// replaced by what a PC says later. An operator removes the file.
-var ErrExists = errors.New("reference exists")
-
 // Store is a directory with one file a reference. It implements protocol.References.
 type Store struct{ dir string }
 
@@ -67,7 +63,8 @@ type file struct {
 
 func (f file) Size() int64 { return f.size }
 
-// Put stores a reference for good: it is on the disk when Put returns.
+// Put stores a reference: it is on the disk when Put returns, whole, and in the
+// place of an older one if there was one. Whoever calls it has decided that.
 func (s *Store) Put(kind, key string, data []byte) error {
 	p, err := s.path(kind, key)
 	if err != nil {
@@ -92,11 +89,7 @@ func (s *Store) Put(kind, key string, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("references: write %s: %w", p, err)
 	}
-	// A link fails where the name is taken; a rename would replace.
-	if err := os.Link(f.Name(), p); err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("references: %s/%s: %w", kind, key, ErrExists)
-		}
+	if err := os.Rename(f.Name(), p); err != nil {
 		return fmt.Errorf("references: %w", err)
 	}
 	return syncDir(dir)

@@ -43,19 +43,33 @@ func TestPutGetOpen(t *testing.T) {
 	}
 }
 
-func TestEnrolledReferenceIsNeverReplaced(t *testing.T) {
-	s, err := Open(t.TempDir())
+// Who has the old one open goes on reading the old one.
+func TestPutReplacesAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Put("k", "a", []byte("first")); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Put("k", "a", []byte("second")); !errors.Is(err, ErrExists) {
-		t.Fatalf("replaced: %v", err)
+	r, err := s.Open("k", "a")
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got, _ := s.Get("k", "a"); string(got) != "first" {
-		t.Fatalf("is now %q", got)
+	defer r.Close()
+	if err := s.Put("k", "a", []byte("second, longer")); err != nil {
+		t.Fatal(err)
+	}
+	old := make([]byte, r.Size())
+	if _, err := r.ReadAt(old, 0); err != nil || string(old) != "first" {
+		t.Errorf("the open one reads %q, %v", old, err)
+	}
+	if got, err := s.Get("k", "a"); err != nil || string(got) != "second, longer" {
+		t.Errorf("now %q, %v", got, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "k", ".*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
 

@@ -4,13 +4,17 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
+	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"portcullis/agent/channel"
 	"portcullis/agent/claim"
 	"portcullis/attestserver/protocol"
+	"portcullis/images/manifest"
 )
 
 // puppet is an agent that the test plays: it holds a granted connection.
@@ -372,4 +376,25 @@ func TestInvariant11_AFloodOfCallersIsBounded(t *testing.T) {
 	}
 	l.agent(sid, newKey(t))
 	l.awaitState(0, "trusted")
+}
+
+// What answers are held against must be the signed image itself.
+func TestChangedRootImageOnThePiIsNoReference(t *testing.T) {
+	l := newLab(t)
+	f, err := os.OpenFile(filepath.Join(l.image.Dir, manifest.Root), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte{0xff}, 4711); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	l.pxed.open(sid)
+	l.start()
+	l.await(0, "image.unreadable", nil)
+	_, err = channel.Dial(context.Background(), l.address, l.facts(sid), newKey(t))
+	var refused *channel.RefusedError
+	if !errors.As(err, &refused) || refused.Reason != protocol.ClaimImage {
+		t.Fatalf("got %v, want %s", err, protocol.ClaimImage)
+	}
 }

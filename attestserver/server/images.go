@@ -102,6 +102,9 @@ func (i *Images) load(now time.Time) error {
 		i.current = k
 		return nil
 	}
+	if err := checkRoot(i.dir, &m.Manifest); err != nil {
+		return fmt.Errorf("open image: %w", err)
+	}
 	image := &protocol.Image{Dir: i.dir, Manifest: &m.Manifest, Digest: m.Digest}
 	expectations, err := i.build(image)
 	if err != nil {
@@ -134,6 +137,21 @@ func (i *Images) prune(inUse *openImage, now time.Time) {
 		}
 		return true
 	})
+}
+
+// checkRoot compares the root image, which answers are held against, with the
+// signed manifest. It reads all of it: once per image and start of attestd.
+func checkRoot(dir string, m *manifest.Manifest) error {
+	a, ok := m.Artefact(manifest.Root)
+	if !ok {
+		return fmt.Errorf("the manifest names no %s", manifest.Root)
+	}
+	f, err := os.Open(filepath.Join(dir, manifest.Root))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return manifest.CheckArtefact(a, f)
 }
 
 func readEnvelope(path string) ([]byte, error) {

@@ -66,7 +66,7 @@ func (p *pxed) Claim(_ context.Context, r *connect.Request[portcullisv1.ClaimReq
 	case s.State == portcullisv1.SessionState_SESSION_STATE_CLAIMED:
 		s.State = portcullisv1.SessionState_SESSION_STATE_VOID
 		p.tell()
-		return connect.NewResponse(&portcullisv1.ClaimResponse{Reason: "claim-second"}), nil
+		return connect.NewResponse(&portcullisv1.ClaimResponse{Reason: "claim-double"}), nil
 	case s.State != portcullisv1.SessionState_SESSION_STATE_SERVED:
 		return connect.NewResponse(&portcullisv1.ClaimResponse{Reason: "claim-session"}), nil
 	}

@@ -212,7 +212,7 @@ func TestInvariant05_SecondClaimQuarantines(t *testing.T) {
 	l.agent(sid, newKey(t))
 	l.awaitState(0, "trusted")
 	l.agent(sid, newKey(t))
-	l.await(0, "agent.refused", map[string]any{"reason": "claim-second"})
+	l.await(0, "agent.refused", map[string]any{"reason": "claim-double"})
 	_, e := l.awaitState(0, "quarantined")
 	if e["reason"] != "session-void" {
 		t.Errorf("verdict %v", e)
