@@ -6,6 +6,7 @@
 // test of the firewall needs no foreign program in the PC:
 //
 //	hpc-lab send tcp|udp ADDRESS:PORT [TEXT]   connect or send, print the answer
+//	hpc-lab hold ADDRESS:PORT DURATION         keep a connection, then use it again
 //	hpc-lab dns SERVER NAME                    one question
 //	hpc-lab frame INTERFACE HEX                one raw frame
 package main

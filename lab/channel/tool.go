@@ -18,6 +18,9 @@ const toolTimeout = 3 * time.Second
 
 // Tool runs one of hpc-lab's network tools inside the PC (or the played PC).
 func Tool(ctx context.Context, out io.Writer, args []string) error {
+	if args[0] == "hold" && len(args) == 3 {
+		return hold(ctx, out, args[1], args[2])
+	}
 	ctx, cancel := context.WithTimeout(ctx, toolTimeout)
 	defer cancel()
 	switch {
@@ -32,7 +35,7 @@ func Tool(ctx context.Context, out io.Writer, args []string) error {
 	case args[0] == "frame" && len(args) == 3:
 		return frame(args[1], args[2])
 	}
-	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | dns SERVER NAME | frame INTERFACE HEX")
+	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | hold ADDRESS:PORT DURATION | dns SERVER NAME | frame INTERFACE HEX")
 }
 
 // send writes text and prints what comes back before the deadline.
@@ -58,6 +61,38 @@ func send(ctx context.Context, out io.Writer, network, address, text string) err
 	}
 	_, err = out.Write(b[:n])
 	return err
+}
+
+// hold opens a TCP connection that works, keeps it for a time, and uses it again.
+func hold(ctx context.Context, out io.Writer, address, text string) error {
+	wait, err := time.ParseDuration(text)
+	if err != nil {
+		return err
+	}
+	d := net.Dialer{Timeout: toolTimeout}
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for _, pause := range []time.Duration{0, wait} {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		c.SetDeadline(time.Now().Add(toolTimeout))
+		if _, err := io.WriteString(c, "again"); err != nil {
+			return fmt.Errorf("no answer after %s: %w", pause, err)
+		}
+		b := make([]byte, 4096)
+		n, err := c.Read(b)
+		if err != nil {
+			return fmt.Errorf("no answer after %s: %w", pause, err)
+		}
+		out.Write(b[:n])
+	}
+	return nil
 }
 
 // ask sends one A question (RFC 1035 §4.1) and prints the addresses.

@@ -1,13 +1,24 @@
 package scenario
 
-import "portcullis/lab/qemu"
+import (
+	"portcullis/lab"
+	"portcullis/lab/qemu"
+)
 
-// Plays returns every play in the order in which they are best run.
+// Plays returns every play in the order in which they are best run: what needs
+// no machine first, then the boots.
 func Plays() []Play {
+	short := func(s *lab.Settings, _ *lab.Built) { s.ClaimWindow = playedWindow }
+	same := func(*lab.Built, string) error { return nil }
 	return []Play{
-		{Name: "http", Firmware: qemu.UEFIHTTP, Scenes: []Scene{trusted(qemu.UEFIHTTP)}},
+		{Name: "files", Played: true, Image: same, Scenes: []Scene{changedArtefact(), badManifest()}},
+		{Name: "claims", Played: true, Tune: short, Scenes: []Scene{secondClaim(), lateClaim(), replayedEvidence()}},
+		{Name: "http", Firmware: qemu.UEFIHTTP, Scenes: append([]Scene{
+			trusted(qemu.UEFIHTTP), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(),
+		}, intruderScenes()...)},
 		{Name: "pxe", Firmware: qemu.UEFIPXE, Scenes: []Scene{trusted(qemu.UEFIPXE)}},
 		{Name: "ipxe", Firmware: qemu.IPXE, Scenes: []Scene{trusted(qemu.IPXE)}},
 		{Name: "bios", Firmware: qemu.BIOS, Scenes: []Scene{trusted(qemu.BIOS)}},
+		{Name: "crash", Firmware: qemu.UEFIHTTP, Scenes: []Scene{killedInBoot("attestd"), killedInBoot("pxed"), killedInBoot("gatewayd")}},
 	}
 }

@@ -11,9 +11,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"portcullis/lab"
+	"portcullis/lab/attack"
 	"portcullis/lab/qemu"
 )
 
@@ -54,6 +56,7 @@ type Stage struct {
 	*lab.Lab
 	Built *lab.Built
 	note  string
+	pc    *attack.PC
 }
 
 // Note adds a figure to the result, for instance the seconds of a boot.
@@ -146,6 +149,9 @@ func (p Play) scene(ctx context.Context, st *Stage, s Scene) error {
 		if err := st.EnsureTrusted(ctx); err != nil {
 			return fmt.Errorf("before the scene: %w", err)
 		}
+		if err := st.booted(ctx); err != nil {
+			return fmt.Errorf("before the scene: %w", err)
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, BootLimit+time.Minute)
 	defer cancel()
@@ -163,6 +169,21 @@ func (s *Stage) EnsureTrusted(ctx context.Context) error {
 		return nil
 	}
 	return s.Reboot(ctx)
+}
+
+// booted waits until the PC's systemd has started everything: the agent is
+// trusted long before, and a scene must not measure the rest of the boot.
+func (s *Stage) booted(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, BootLimit)
+	defer cancel()
+	r, err := s.Exec(ctx, "/usr/bin/systemctl", "is-system-running", "--wait")
+	if err != nil {
+		return fmt.Errorf("the PC's command channel: %w", err)
+	}
+	if state := strings.TrimSpace(string(r.Stdout)); state != "running" {
+		return fmt.Errorf("the PC's systemd is %q: %s%s", state, r.Stderr, r.Error)
+	}
+	return nil
 }
 
 // Reboot resets the PC and waits until it is trusted again.
