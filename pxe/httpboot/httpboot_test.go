@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,8 +15,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"portcullis/images/manifest"
 	"portcullis/internal/event"
@@ -26,16 +30,17 @@ import (
 )
 
 type bench struct {
-	t        *testing.T
+	t        testing.TB
 	sessions *sessiontest.Sessions
 	image    *artefacttest.Image
 	address  string
 	path     string // of the ledger
 	events   *bytes.Buffer
 	stop     func()
+	server   *Server
 }
 
-func newBench(t *testing.T, f session.Firmware) *bench {
+func newBench(t testing.TB, f session.Firmware) *bench {
 	t.Helper()
 	b := &bench{t: t, path: filepath.Join(t.TempDir(), "ledger"), events: &bytes.Buffer{}}
 	b.sessions, b.image = sessiontest.New(t, f)
@@ -54,6 +59,7 @@ func newBench(t *testing.T, f session.Firmware) *bench {
 		Client: netip.MustParseAddr("127.0.0.1"), Base: "http://" + b.address, Sessions: b.sessions, Ledger: l,
 		Events: event.NewJSON(b.events, "pxed", time.Now), Now: time.Now,
 	})
+	b.server = s
 	go func() { done <- s.Serve(ctx, in) }()
 	b.stop = func() { // ends the server, so that ledger and events are complete
 		cancel()
@@ -312,6 +318,14 @@ func TestStrangersAndCrowdsAreCutOff(t *testing.T) {
 		t.Errorf("a stranger got %d bytes, %v", n, err)
 	}
 	c.Close()
+	if c, err = stranger.Dial("tcp4", b.address); err != nil { // says nothing, holds nothing
+		t.Fatal(err)
+	}
+	c.SetDeadline(time.Now().Add(headerTimeout / 2))
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a stranger's connection stays open: %v", err)
+	}
+	c.Close()
 	var crowd []net.Conn
 	for range maxConns {
 		c, err := net.Dial("tcp4", b.address)
@@ -406,4 +420,16 @@ func FuzzHTTPPath(f *testing.F) {
 			t.Fatalf("%q was read as %q, %q", path, sid, name)
 		}
 	})
+}
+
+// BenchmarkGet is the whole way of a root image's bytes, checks and ledger included.
+func BenchmarkGet(b *testing.B) {
+	bench := newBench(b, session.UEFIHTTP)
+	bench.server.limit.SetLimit(rate.Inf)
+	b.SetBytes(int64(len(bench.image.Content[manifest.Root])))
+	for b.Loop() {
+		if _, _, err := bench.do(http.MethodGet, Path(sessiontest.ID, manifest.Root)); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -478,6 +478,23 @@ func TestInvariant05_ManyClaimsAtOnceHaveNoWinnerBesideOne(t *testing.T) {
 	}
 }
 
+func TestNothingIsServedWhileAClaimIsSettled(t *testing.T) {
+	b := newBench(t)
+	s := b.served(1)
+	asked := false
+	b.gateway.during = func(call string) {
+		if call == "close" {
+			asked = true
+			if _, _, err := b.Allow(s.ID, manifest.UKI); reasonOf(err) != ReasonClosed {
+				t.Errorf("served while the boot services are being closed: %v", err)
+			}
+		}
+	}
+	if got := b.claim(b.claimOf(s, key(1))); got != "" || !asked {
+		t.Errorf("claim: %q", got)
+	}
+}
+
 func TestBootRequestDuringAClaimWins(t *testing.T) {
 	b := newBench(t)
 	s := b.served(1)
