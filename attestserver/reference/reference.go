@@ -18,6 +18,10 @@ import (
 // longer than 128, or beginning with a dot.
 var ErrName = errors.New("bad reference name")
 
+// ErrExists is a reference that is there already and must not be replaced by
+// what a PC says later. An operator removes the file.
+var ErrExists = errors.New("reference exists")
+
 // Store is a directory with one file a reference. It implements protocol.References.
 type Store struct{ dir string }
 
@@ -65,7 +69,15 @@ func (f file) Size() int64 { return f.size }
 
 // Put stores a reference: it is on the disk when Put returns, whole, and in the
 // place of an older one if there was one. Whoever calls it has decided that.
-func (s *Store) Put(kind, key string, data []byte) error {
+func (s *Store) Put(kind, key string, data []byte) error { return s.put(kind, key, data, os.Rename) }
+
+// PutNew is Put for what is taken once and never replaced: ErrExists.
+func (s *Store) PutNew(kind, key string, data []byte) error {
+	return s.put(kind, key, data, os.Link) // fails where the name is taken
+}
+
+// put writes a file beside the name and gives it the name by place.
+func (s *Store) put(kind, key string, data []byte, place func(from, to string) error) error {
 	p, err := s.path(kind, key)
 	if err != nil {
 		return err
@@ -89,7 +101,9 @@ func (s *Store) Put(kind, key string, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("references: write %s: %w", p, err)
 	}
-	if err := os.Rename(f.Name(), p); err != nil {
+	if err := place(f.Name(), p); errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("references: %s/%s: %w", kind, key, ErrExists)
+	} else if err != nil {
 		return fmt.Errorf("references: %w", err)
 	}
 	return syncDir(dir)

@@ -43,6 +43,22 @@ func TestPutGetOpen(t *testing.T) {
 	}
 }
 
+func TestEnrolledReferenceIsNeverReplaced(t *testing.T) {
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.PutNew("cpu-class", "a", []byte("first")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.PutNew("cpu-class", "a", []byte("second")); !errors.Is(err, ErrExists) {
+		t.Fatalf("replaced: %v", err)
+	}
+	if got, err := s.Get("cpu-class", "a"); err != nil || string(got) != "first" {
+		t.Fatalf("is now %q, %v", got, err)
+	}
+}
+
 // Who has the old one open goes on reading the old one.
 func TestPutReplacesAtOnce(t *testing.T) {
 	dir := t.TempDir()

@@ -398,3 +398,36 @@ func TestChangedRootImageOnThePiIsNoReference(t *testing.T) {
 		t.Fatalf("got %v, want %s", err, protocol.ClaimImage)
 	}
 }
+
+// A PC that changed after the first boot is held against what it was then.
+func TestLaterBootsChangeNoReference(t *testing.T) {
+	l := newLab(t)
+	l.enrol = true
+	l.pxed.open(sid)
+	l.start()
+	stop := l.agent(sid, newKey(t))
+	l.awaitState(0, "trusted")
+	stop()
+	read := func() []byte {
+		files, err := filepath.Glob(filepath.Join(l.dir, "references", "ktext", "*"))
+		if err != nil || len(files) != 1 {
+			t.Fatalf("references %v, %v", files, err)
+		}
+		b, err := os.ReadFile(files[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	before := read()
+	at := l.events.count()
+	l.machine.set("ktext", "patched")
+	l.pxed.open(sid2)
+	l.await(at, "verdict", map[string]any{"session": sid2})
+	l.agent(sid2, newKey(t))
+	l.await(at, "finding", map[string]any{"reason": "ktext-wrong"})
+	l.awaitState(at, "quarantined")
+	if string(read()) != string(before) {
+		t.Error("the reference has changed")
+	}
+}

@@ -82,7 +82,7 @@ func slowest(answers []challenge.Answer) (name string, d time.Duration) {
 
 // weigh asks the Expectations. It runs outside of the core's goroutine and
 // touches only what it is given.
-func weigh(refs protocol.References, st *protocol.ImageState, sent *challenge.Sent, a *challenge.Accepted) opinion {
+func weigh(refs References, st *protocol.ImageState, sent *challenge.Sent, a *challenge.Accepted) opinion {
 	o := opinion{}
 	for _, answer := range a.Answers {
 		if answer.Error == "" {
@@ -109,7 +109,7 @@ func weigh(refs protocol.References, st *protocol.ImageState, sent *challenge.Se
 	return o
 }
 
-func (o *opinion) op(refs protocol.References, st *protocol.ImageState, a challenge.Answer) {
+func (o *opinion) op(refs References, st *protocol.ImageState, a challenge.Answer) {
 	if a.Error != "" {
 		o.add(finding(a.Name(), protocol.ProbeError, protocol.Fatal, a.Error))
 		return
@@ -132,7 +132,7 @@ func (o *opinion) op(refs protocol.References, st *protocol.ImageState, a challe
 
 // enrol has a reference taken, unless anything else in the same answer is wrong:
 // what a PC is held against later must not come from one that has failed.
-func (o *opinion) enrol(refs protocol.References, st *protocol.ImageState, a challenge.Answer) {
+func (o *opinion) enrol(refs References, st *protocol.ImageState, a challenge.Answer) {
 	if failing(o.findings) {
 		o.missing = append(o.missing, a.Name())
 		return
@@ -178,14 +178,14 @@ func enrollers(image *openImage) (names []string) {
 
 // pinned tells whether a CPU class is pinned for the image. An error counts as
 // yes: the judgement will meet it again and report it.
-func pinned(refs protocol.References, st *protocol.ImageState) bool {
+func pinned(refs References, st *protocol.ImageState) bool {
 	_, err := refs.Get(classKind, imageKey(st))
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // classify reads the CPU class from the op that names it, and holds it against
 // the one of this session and the one pinned for this image.
-func (o *opinion) classify(refs protocol.References, st *protocol.ImageState, a challenge.Answer) {
+func (o *opinion) classify(refs References, st *protocol.ImageState, a challenge.Answer) {
 	k, ok := a.Expectation.(protocol.Classifier)
 	if !ok {
 		return
@@ -213,13 +213,13 @@ func (o *opinion) classify(refs protocol.References, st *protocol.ImageState, a 
 }
 
 // pinClass pins the class on the first boot of an image that passed in full.
-func (o *opinion) pinClass(refs protocol.References, st *protocol.ImageState) {
+func (o *opinion) pinClass(refs References, st *protocol.ImageState) {
 	if st.CPUClass == "" {
 		return
 	}
 	_, err := refs.Get(classKind, imageKey(st))
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = refs.Put(classKind, imageKey(st), []byte(st.CPUClass)); err == nil {
+		if err = refs.PutNew(classKind, imageKey(st), []byte(st.CPUClass)); err == nil {
 			o.taken = append(o.taken, classKind)
 		}
 	}

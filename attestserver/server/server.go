@@ -30,7 +30,7 @@ type Options struct {
 	Boot     portcullisv1connect.BootClient
 	Gateway  portcullisv1connect.GatewayClient
 	Images   *Images
-	Refs     protocol.References
+	Refs     References
 	Record   *Record
 	Events   *event.Writer
 	Clock    clock.Clock
@@ -38,6 +38,14 @@ type Options struct {
 	Plan     schedule.Plan
 	Deadline time.Duration // of one answer; a challenge with every probe gets FullFactor of it
 	Posture  string        // of the Pi: "none" where no root of trust is set up
+}
+
+// References is what Expectations get, and the way to take what they cannot
+// replace.
+type References interface {
+	protocol.References
+	// PutNew is Put that refuses to replace.
+	PutNew(kind, key string, data []byte) error
 }
 
 // FullFactor is how much more time than Deadline a challenge has that asks
