@@ -5,8 +5,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,24 +19,25 @@ import (
 	"portcullis/images/ktextmask"
 )
 
-// Ktext reads all of the kernel's text, zeroes the bytes that the stock kernel
-// patches itself at run time (the mask of the image), and keys a digest over
-// every piece. Pieces are read by several goroutines, in no fixed order.
+// Ktext reads all of the kernel's text, zeroes the sites that the stock kernel
+// patches itself at run time (the mask of the image) where they hold what the
+// kernel can have put there, and keys a digest over every piece. Pieces are read
+// by several goroutines, in no fixed order.
 //
-// It finds inline hooks, ftrace and kprobe sites that were switched on, and any
-// other change of kernel code outside of the mask.
+// It finds inline hooks, ftrace and kprobe sites that were switched on, hooks in
+// jump labels and static calls, and any other change of kernel code.
 //
 // It cannot see changed kernel data or read-only data (function pointers),
 // modules' text, code in other memory, a kernel that shows a clean copy of its
-// text to whoever reads it, and what hides in a masked site: there only a JMP,
-// CALL or NOP of 2 to 6 bytes can stand.
+// text to whoever reads it, nor a masked site that was set to another of its
+// legal forms: a branch switched the other way, or a static call to another
+// address inside of the kernel's own text.
 type Ktext struct {
 	Host
-	once sync.Once
-	mask *ktextmask.Mask
-	sum  string
-	skip []ktextmask.Range
-	err  error
+	once  sync.Once
+	sum   string // of the mask file, hex
+	sites *ktextmask.Sites
+	err   error
 }
 
 // Name implements protocol.Probe.
@@ -60,7 +61,7 @@ func (p *Ktext) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 		return p.raw(ctx, key, params, text)
 	}
 	began := time.Now()
-	macs, err := p.sweep(ctx, key, text)
+	macs, _, err := p.sweep(ctx, key, text, nil)
 	if err != nil {
 		return protocol.Output{}, err
 	}
@@ -74,12 +75,13 @@ func (p *Ktext) load() {
 		p.err = err
 		return
 	}
-	if p.mask, p.err = ktextmask.Decode(b); p.err != nil {
+	mask, err := ktextmask.Decode(b)
+	if err != nil {
+		p.err = err
 		return
 	}
 	sum := sha256.Sum256(b)
-	p.sum, p.skip = hex.EncodeToString(sum[:]), p.mask.RunTime()
-	p.mask = nil // only what is skipped is wanted from here on
+	p.sum, p.sites = hex.EncodeToString(sum[:]), mask.Sites()
 }
 
 // kernelText is the text as /proc/kcore shows it.
@@ -112,88 +114,101 @@ func (p *Ktext) find() (*kernelText, error) {
 	return t, nil
 }
 
-// again opens the same text once more.
-func (t *kernelText) again() (*kernelText, error) {
-	f, err := os.Open(t.Name())
-	if err != nil {
-		return nil, err
-	}
-	return &kernelText{File: f, base: t.base, size: t.size, offset: t.offset}, nil
-}
+// span is how much of the text one goroutine takes at a time: whole pieces.
+const span = 64 * protocol.KtextGranule
 
-// sweep keys a digest over every piece of the text.
-func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText) ([]byte, error) {
+// sweep keys a digest over every piece of the text. Where pack is not nil it
+// also packs the text, span after span.
+func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText, pack func([]byte) []byte) (macs []byte, packed [][]byte, err error) {
 	pieces := int((t.size + protocol.KtextGranule - 1) / protocol.KtextGranule)
-	macs := make([]byte, pieces*protocol.KtextMACSize)
-	workers := min(runtime.NumCPU(), 4)
+	spans := int((t.size + span - 1) / span)
+	macs, packed = make([]byte, pieces*protocol.KtextMACSize), make([][]byte, spans)
+	workers := min(runtime.NumCPU(), 4, spans)
 	errs := make(chan error, workers)
 	for w := range workers {
 		go func() {
-			// An open /proc/kcore has one buffer in the kernel, through which every
-			// read of text goes: goroutines that shared it would mix their pieces.
-			own, err := t.again()
-			if err != nil {
-				errs <- err
-				return
-			}
-			defer own.Close()
-			buf := make([]byte, protocol.KtextGranule)
-			for i := w; i < pieces; i += workers {
-				piece, err := p.piece(ctx, own, i, buf)
-				if err != nil {
-					errs <- err
-					return
+			errs <- p.worker(t, func(r *reader) error {
+				for i := w; i < spans; i += workers {
+					text, err := r.span(ctx, i)
+					if err != nil {
+						return err
+					}
+					for at := 0; at < len(text); at += protocol.KtextGranule {
+						n := i*span/protocol.KtextGranule + at/protocol.KtextGranule
+						m := key.KtextMAC(n, text[at:min(at+protocol.KtextGranule, len(text))])
+						copy(macs[n*protocol.KtextMACSize:], m[:])
+					}
+					if pack != nil {
+						packed[i] = pack(text)
+					}
 				}
-				m := key.KtextMAC(i, piece)
-				copy(macs[i*protocol.KtextMACSize:], m[:])
-			}
-			errs <- nil
+				return nil
+			})
 		}()
 	}
-	var first error
 	for range workers {
-		if err := <-errs; err != nil && first == nil {
-			first = err
+		err = errors.Join(err, <-errs)
+	}
+	return macs, packed, err
+}
+
+// reader is one goroutine's own view of the text.
+type reader struct {
+	*kernelText
+	sites *ktextmask.Sites
+	buf   []byte
+}
+
+// worker gives each goroutine its own open /proc/kcore: an open one has a single
+// buffer in the kernel, through which every read of text goes, so that
+// goroutines that shared it would mix their pieces.
+func (p *Ktext) worker(t *kernelText, work func(*reader) error) error {
+	f, err := os.Open(t.Name())
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	own := *t
+	own.File = f
+	return work(&reader{kernelText: &own, sites: p.sites, buf: make([]byte, span+2*ktextmask.Margin)})
+}
+
+// The kernel changes a site in steps (text_poke_bp: a breakpoint first, the
+// rest, the first byte last). A site that is met between them is read again.
+const (
+	pokeTries = 10
+	pokeWait  = 5 * time.Millisecond
+)
+
+// span reads span i and zeroes the sites that hold a legal form.
+func (r *reader) span(ctx context.Context, i int) ([]byte, error) {
+	at := uint64(i) * span
+	from, to := at-min(at, ktextmask.Margin), min(at+span+ktextmask.Margin, r.size)
+	b := r.buf[:to-from]
+	for try := 0; ; try++ {
+		if err := alive(ctx); err != nil {
+			return nil, err
 		}
+		if _, err := r.ReadAt(b, r.offset+int64(from)); err != nil {
+			return nil, fmt.Errorf("kernel text at +%#x: %w", from, err)
+		}
+		if odd := r.sites.Clear(b, from); odd == 0 || try == pokeTries {
+			return b[at-from : min(at+span, r.size)-from], nil
+		}
+		time.Sleep(pokeWait)
 	}
-	return macs, first
 }
 
-// piece reads piece i into buf and zeroes what the mask leaves out.
-func (p *Ktext) piece(ctx context.Context, t *kernelText, i int, buf []byte) ([]byte, error) {
-	if err := alive(ctx); err != nil {
-		return nil, err
-	}
-	at := uint64(i) * protocol.KtextGranule
-	b := buf[:min(protocol.KtextGranule, t.size-at)]
-	if _, err := t.ReadAt(b, t.offset+int64(at)); err != nil {
-		return nil, fmt.Errorf("kernel text at +%#x: %w", at, err)
-	}
-	ktextmask.Zero(b, at, p.skip)
-	return b, nil
-}
-
-// raw answers with the text itself, packed; the digest is over the text.
+// raw answers with the text itself, packed; the digest is over the pieces' digests.
 func (p *Ktext) raw(ctx context.Context, key protocol.OpKey, params []byte, t *kernelText) (protocol.Output, error) {
-	var packed bytes.Buffer
-	enc, err := zstd.NewWriter(&packed, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		return protocol.Output{}, err
 	}
-	h := key.NewDigest(p.Name(), params)
-	w := io.MultiWriter(h, enc)
-	buf := make([]byte, protocol.KtextGranule)
-	for at := uint64(0); at < t.size; at += protocol.KtextGranule {
-		piece, err := p.piece(ctx, t, int(at/protocol.KtextGranule), buf)
-		if err != nil {
-			return protocol.Output{}, err
-		}
-		if _, err := w.Write(piece); err != nil {
-			return protocol.Output{}, err
-		}
-	}
-	if err := enc.Close(); err != nil {
+	defer enc.Close()
+	macs, packed, err := p.sweep(ctx, key, t, func(b []byte) []byte { return enc.EncodeAll(b, nil) })
+	if err != nil {
 		return protocol.Output{}, err
 	}
-	return protocol.Output{Digest: protocol.Sum(h), Data: packed.Bytes()}, nil
+	return protocol.Output{Digest: key.Digest(p.Name(), params, macs), Data: bytes.Join(packed, nil)}, nil
 }

@@ -167,9 +167,14 @@ func TestAttacks(t *testing.T) {
 			hooked[202] ^= 0xff
 			m.kernel(hooked)
 		}},
+		{"a hook hides in a jump label", protocol.OpKtext, expect.ReasonKtext, "+0x0..+0x4000", func(m *machine) {
+			hooked := bytes.Clone(m.text)
+			copy(hooked[100:], []byte{0xe9, 0x98, 0x01, 0, 0})
+			m.kernel(hooked)
+		}},
 		{"another mask is applied", protocol.OpKtext, expect.ReasonKtextMask, "mask", func(m *machine) {
 			mask := m.mask()
-			mask.Classes[0].Ranges[0].Len = 4000
+			mask.Classes[1].Ranges[0].Len = 4000
 			b, err := mask.Encode()
 			m.check(err)
 			m.write(b, "ktext.mask")
@@ -200,7 +205,7 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 	}{
 		{"a static key is switched", protocol.OpKtext, func(m *machine) {
 			text := bytes.Clone(m.text)
-			copy(text[100:], []byte{0xe9, 1, 2, 3, 4})
+			copy(text[100:], []byte{0xe9, 0x97, 0x01, 0, 0})
 			m.kernel(text)
 		}},
 		{"iPXE names the initrd", protocol.OpBoot, func(m *machine) { m.write([]byte(testCmdline+" initrd=initrd\n"), "proc/cmdline") }},

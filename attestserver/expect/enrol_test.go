@@ -35,6 +35,14 @@ func TestEnrol_HookedKernelIsRefused(t *testing.T) {
 	}
 }
 
+func TestEnrol_HookInAJumpLabelIsRefused(t *testing.T) {
+	m := newMachine(t)
+	hooked := bytes.Clone(m.text)
+	copy(hooked[100:], []byte{0xe9, 0x98, 0x01, 0, 0})
+	m.kernel(hooked)
+	m.wants(m.enrolOne(protocol.OpKtext), protocol.Fatal, expect.ReasonKtextImage, "+0x0..+0x4000")
+}
+
 func TestEnrol_BootTimePatchesBecomeTheReference(t *testing.T) {
 	m := newMachine(t)
 	patched := bytes.Clone(m.text)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 
 	"github.com/klauspost/compress/zstd"
@@ -59,7 +60,7 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 		j.fatal(ReasonMalformed, "%v", err)
 		return j.list
 	}
-	if !protocol.SameDigest(in.Output.Digest, in.Key.Digest(e.Name(), in.Params, text)) {
+	if !protocol.SameDigest(in.Output.Digest, in.Key.Digest(e.Name(), in.Params, textMACs(in.Key, text))) {
 		j.fatal(ReasonDigest, "the digest is not of this text")
 		return j.list
 	}
@@ -78,18 +79,33 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 	return j.list
 }
 
+func textMACs(key protocol.OpKey, text []byte) (macs []byte) {
+	for piece := range slices.Chunk(text, protocol.KtextGranule) {
+		m := key.KtextMAC(len(macs)/protocol.KtextMACSize, piece)
+		macs = append(macs, m[:]...)
+	}
+	return macs
+}
+
 // notStock lists the pieces that differ from the signed kernel where the kernel
-// patches nothing.
+// patches nothing, and those where a run-time site held no legal form: the agent
+// zeroes all that do.
 func notStock(mask *ktextmask.Mask, text []byte) (bad []int) {
-	all := mask.All()
+	all, zero := mask.All(), mask.RunTime()
+	for _, r := range zero {
+		if i := int(r.Off) / ktextmask.Granule; !slices.Contains(bad, i) && len(bytes.Trim(text[r.Off:r.Off+r.Len], "\x00")) > 0 {
+			bad = append(bad, i)
+		}
+	}
 	buf := make([]byte, ktextmask.Granule)
 	for i, want := range mask.Stock {
 		n := copy(buf, text[i*ktextmask.Granule:])
 		ktextmask.Zero(buf[:n], uint64(i)*ktextmask.Granule, all)
-		if sha256.Sum256(buf[:n]) != want {
+		if sha256.Sum256(buf[:n]) != want && !slices.Contains(bad, i) {
 			bad = append(bad, i)
 		}
 	}
+	slices.Sort(bad)
 	return bad
 }
 

@@ -121,6 +121,7 @@ func (m *machine) build() {
 	m.files = map[string][]byte{"/usr/lib/systemd/systemd": random(300_000), "/usr/bin/dockerd": random(1_000_001),
 		"/usr/lib/libc.so.6": random(70_000), "/etc/machine-id": []byte("x\n"), "/etc/passwd": []byte("root\n")}
 	m.text = random(2*protocol.KtextGranule + 0x1000)
+	copy(m.text[100:], []byte{0x0f, 0x1f, 0x44, 0, 0})
 	mask := m.mask()
 	file, err := mask.Encode()
 	m.check(err)
@@ -145,10 +146,11 @@ func (m *machine) build() {
 		CPUClass: "cpu", Notes: map[string][]byte{}}
 }
 
-// mask leaves out bytes 100 to 104 for good and 200 to 204 at boot.
+// mask leaves out bytes 100 to 104, a jump label to byte 512, for good and 200
+// to 204 at boot.
 func (m *machine) mask() *ktextmask.Mask {
 	mask := &ktextmask.Mask{Release: "6.12.0-test", Notes: sha256.Sum256([]byte("notes")), TextBase: textBase, TextSize: uint64(len(m.text)),
-		Classes: []ktextmask.Class{{Name: ktextmask.JumpLabel, When: ktextmask.RunTime, Ranges: []ktextmask.Range{{Off: 100, Len: 5}}},
+		Classes: []ktextmask.Class{{Name: ktextmask.JumpLabel, When: ktextmask.RunTime, Ranges: []ktextmask.Range{{Off: 100, Len: 5}}, Targets: []uint32{512}},
 			{Name: ktextmask.Alternative, When: ktextmask.Boot, Ranges: []ktextmask.Range{{Off: 200, Len: 5}}}}}
 	zeroed := bytes.Clone(m.text)
 	ktextmask.Zero(zeroed, 0, mask.All())

@@ -25,7 +25,8 @@ type KtextParams struct {
 func (*KtextParams) Check() error { return nil }
 
 // KtextData is the answer of op ktext. A raw answer is not this JSON but one
-// zstd frame of the text with the masked bytes zeroed.
+// or more zstd frames of the text with the masked bytes zeroed, and its keyed
+// digest is over the pieces' digests.
 type KtextData struct {
 	Base  uint64 `json:"base"`        // virtual address
 	Size  uint64 `json:"size"`        // bytes

@@ -1,6 +1,7 @@
 package ktextmask
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -58,9 +59,9 @@ func (m *Mask) addRunTime(k *kernel) error {
 	if err != nil {
 		return err
 	}
-	m.class(JumpLabel, RunTime, jumps)
-	m.class(StaticCall, RunTime, calls)
-	m.class(Trampoline, RunTime, tramps)
+	m.jumpLabels(jumps)
+	m.sitesOf(StaticCall, calls)
+	m.sitesOf(Trampoline, tramps)
 	m.class(RuntimeConst, RunTime, consts)
 	return nil
 }
@@ -102,5 +103,22 @@ func (m *Mask) addBoot(k *kernel) error {
 }
 
 func (m *Mask) class(name, when string, ranges []Range) {
-	m.Classes = append(m.Classes, Class{name, when, merge(ranges)})
+	m.Classes = append(m.Classes, Class{Name: name, When: when, Ranges: merge(ranges)})
+}
+
+// sitesOf adds a class whose sites are judged one by one and stay apart.
+func (m *Mask) sitesOf(name string, ranges []Range) {
+	slices.SortFunc(ranges, func(a, b Range) int { return cmp.Compare(a.Off, b.Off) })
+	m.Classes = append(m.Classes, Class{Name: name, When: RunTime, Ranges: slices.CompactFunc(ranges, func(a, b Range) bool { return a.Off == b.Off })})
+}
+
+func (m *Mask) jumpLabels(labels []site) {
+	slices.SortFunc(labels, func(a, b site) int { return cmp.Compare(a.Off, b.Off) })
+	labels = slices.CompactFunc(labels, func(a, b site) bool { return a.Off == b.Off })
+	c := Class{Name: JumpLabel, When: RunTime}
+	for _, l := range labels {
+		c.Ranges = append(c.Ranges, l.Range)
+		c.Targets = append(c.Targets, l.target)
+	}
+	m.Classes = append(m.Classes, c)
 }

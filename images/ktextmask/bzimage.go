@@ -71,9 +71,12 @@ func Vmlinux(bzImage []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("bzImage: %w", err)
 	}
-	out := make([]byte, size)
-	if _, err := io.ReadFull(r, out); err != nil {
+	out, err := io.ReadAll(io.LimitReader(r, int64(size)+1))
+	if err != nil {
 		return nil, fmt.Errorf("bzImage: decompress: %w", err)
+	}
+	if len(out) != int(size) {
+		return nil, fmt.Errorf("bzImage: kernel of %d bytes or more, its head says %d", len(out), size)
 	}
 	return out, nil
 }

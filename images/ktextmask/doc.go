@@ -1,8 +1,12 @@
 // Package ktextmask reads a Linux x86-64 bzImage and says which bytes of its
 // text the stock kernel patches itself: at run time (jump labels, static calls,
 // the address of the dentry table) and once at boot (alternatives, return and
-// retpoline sites, ftrace entries …). The bytes that are patched at run time are
-// left out of every comparison of kernel text and counted; the others must
+// retpoline sites, ftrace entries …).
+//
+// What is patched at run time is left out of every comparison of kernel text,
+// and counted; but only where it holds what the kernel itself can have put
+// there (Sites.Clear): a jump label its NOP or the one JMP to its target, a
+// static call a branch into kernel text, a NOP or a return. All other bytes must
 // equal the reference that was taken of the machine, and that reference must
 // equal the signed image outside of the boot-time sites.
 //
@@ -16,7 +20,7 @@ const Granule = 16 << 10
 
 // When a class of sites is patched.
 const (
-	RunTime = "run"  // at any moment: left out of every comparison
+	RunTime = "run"  // at any moment: left out of every comparison while it has a legal form
 	Boot    = "boot" // before the first process: part of the reference
 )
 
@@ -49,6 +53,9 @@ type Class struct {
 	Name   string
 	When   string // RunTime or Boot
 	Ranges []Range
+	// Targets are where the jumps of class JumpLabel go, one a range, counted
+	// from the start of the text; other classes have none.
+	Targets []uint32
 }
 
 // Mask tells of one kernel which bytes of its text change and what the others are.

@@ -11,10 +11,10 @@ import (
 
 // The file: magic, u16 version, u32 length of a JSON header, the header, then
 // for each class its ranges as pairs of uvarints (gap since the last range's
-// end, length), then the stock digests of 32 bytes. Integers are little-endian.
+// end, length), for jump labels with a varint (target minus start) behind, then the stock digests of 32 bytes. Integers are little-endian.
 var magic = []byte("PCKTMASK")
 
-const version = 1
+const version = 2
 
 type header struct {
 	Release  string        `json:"release"`
@@ -38,10 +38,16 @@ func (m *Mask) Encode() ([]byte, error) {
 	var body []byte
 	for _, c := range m.Classes {
 		hc := headerClass{Name: c.Name, When: c.When, Ranges: len(c.Ranges)}
+		if c.Name == JumpLabel && len(c.Targets) != len(c.Ranges) {
+			return nil, fmt.Errorf("ktext mask: %d jump labels with %d targets", len(c.Ranges), len(c.Targets))
+		}
 		at := uint32(0)
-		for _, r := range c.Ranges {
+		for i, r := range c.Ranges {
 			body = binary.AppendUvarint(body, uint64(r.Off-at))
 			body = binary.AppendUvarint(body, uint64(r.Len))
+			if c.Name == JumpLabel {
+				body = binary.AppendVarint(body, int64(c.Targets[i])-int64(r.Off))
+			}
 			at = r.Off + r.Len
 			hc.Bytes += int(r.Len)
 		}
@@ -141,10 +147,19 @@ func (c *Class) decode(body []byte, hc headerClass, size uint64) ([]byte, error)
 			return nil, errors.New("cut short")
 		}
 		body = body[n+n2:]
-		if gap > size || length == 0 || length > size || at+gap+length > size || (gap == 0 && i > 0) {
-			return nil, fmt.Errorf("range %d is empty, outside of the text or touches the one before", i)
+		if gap > size || length == 0 || length > size || at+gap+length > size {
+			return nil, fmt.Errorf("range %d is empty or outside of the text", i)
 		}
 		c.Ranges = append(c.Ranges, Range{uint32(at + gap), uint32(length)})
+		if c.Name == JumpLabel {
+			delta, n := binary.Varint(body)
+			target := int64(at+gap) + delta
+			if n <= 0 || target < 0 || target >= int64(size) {
+				return nil, fmt.Errorf("jump label %d goes out of the text", i)
+			}
+			body = body[n:]
+			c.Targets = append(c.Targets, uint32(target))
+		}
 		at += gap + length
 		total += int(length)
 	}

@@ -25,9 +25,9 @@ const (
 // kernel runs, code holds exactly a NOP of 2 or 5 bytes or a JMP to target.
 // The longest run is the table; it returns the offset in .rodata of its end,
 // where .static_call_sites begins (RO_AFTER_INIT_DATA in vmlinux.lds.h).
-func (k *kernel) jumpLabels() (ranges []Range, end int, err error) {
+func (k *kernel) jumpLabels() (labels []site, end int, err error) {
 	ro := k.sections[".rodata"]
-	var best, run []Range
+	var best, run []site
 	bestN, n := 0, 0
 	flush := func(at int) {
 		if n > bestN {
@@ -36,16 +36,16 @@ func (k *kernel) jumpLabels() (ranges []Range, end int, err error) {
 		run, n = nil, 0
 	}
 	for at := 0; at+16 <= len(ro.data); {
-		code := ro.relative(at)
-		length := k.jumpSite(code, ro.relative(at+4))
+		code, target := ro.relative(at), ro.relative(at+4)
+		length := k.jumpSite(code, target)
 		if length == 0 {
 			flush(at)
 			at += 8
 			continue
 		}
 		n++
-		if k.text.contains(code) {
-			run = append(run, Range{uint32(code - k.text.addr), uint32(length)})
+		if k.text.contains(code) && k.text.contains(target) {
+			run = append(run, site{Range: Range{uint32(code - k.text.addr), uint32(length)}, target: uint32(target - k.text.addr)})
 		}
 		at += 16
 	}

@@ -1,0 +1,106 @@
+package ktextmask
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"slices"
+)
+
+// Margin is how many bytes of text must be known before and after a piece for
+// the sites on its edges to be judged: no site is longer.
+const Margin = 8
+
+// site is one place that the kernel patches at run time.
+type site struct {
+	Range
+	target uint32 // of a jump label
+	form   func(s site, code []byte, text uint64) bool
+}
+
+// Sites are the places that the kernel patches at run time, in order, with
+// what may stand there.
+type Sites struct {
+	list []site
+	text uint64 // bytes of text
+}
+
+// Sites returns the run-time sites of the mask.
+func (m *Mask) Sites() *Sites {
+	s := &Sites{text: m.TextSize}
+	for _, c := range m.Classes {
+		if c.When != RunTime {
+			continue
+		}
+		form := forms[c.Name]
+		if form == nil {
+			form = anything
+		}
+		for i, r := range c.Ranges {
+			one := site{Range: r, form: form}
+			if c.Name == JumpLabel {
+				one.target = c.Targets[i]
+			}
+			s.list = append(s.list, one)
+		}
+	}
+	slices.SortFunc(s.list, func(a, b site) int { return cmp.Compare(a.Off, b.Off) })
+	return s
+}
+
+// Clear overwrites with zeros every site in buf, which begins at byte off of
+// the text, that holds a legal form. The others stay as they are, so that they
+// show in any comparison; it returns how many they are. Sites that are not
+// wholly in buf are not touched.
+func (s *Sites) Clear(buf []byte, off uint64) (odd int) {
+	end := off + uint64(len(buf))
+	i, _ := slices.BinarySearchFunc(s.list, off, func(x site, at uint64) int { return cmp.Compare(uint64(x.Off), at) })
+	for ; i < len(s.list); i++ {
+		x := s.list[i]
+		if uint64(x.Off)+uint64(x.Len) > end {
+			return odd
+		}
+		code := buf[uint64(x.Off)-off:][:x.Len]
+		if !x.form(x, code, s.text) {
+			odd++
+			continue
+		}
+		clear(code)
+	}
+	return odd
+}
+
+var forms = map[string]func(site, []byte, uint64) bool{JumpLabel: jumpForm, StaticCall: callForm, Trampoline: callForm, RuntimeConst: anything}
+
+// anything: the constant is an address that boot chose.
+func anything(site, []byte, uint64) bool { return true }
+
+// jumpForm: a NOP, or the JMP to the label's target and nowhere else.
+func jumpForm(s site, code []byte, _ uint64) bool {
+	switch len(code) {
+	case 2:
+		return bytes.Equal(code, nop2) || code[0] == 0xeb && int64(s.Off)+2+int64(int8(code[1])) == int64(s.target)
+	case 5:
+		return bytes.Equal(code, nop5) || code[0] == 0xe9 && int64(s.Off)+5+int64(int32(binary.LittleEndian.Uint32(code[1:]))) == int64(s.target)
+	}
+	return false
+}
+
+// What a static call that does nothing becomes: a NOP, "return 0" in place, or
+// a return (arch/x86/kernel/static_call.c).
+var (
+	xor5 = []byte{0x2e, 0x2e, 0x2e, 0x31, 0xc0}
+	ret5 = []byte{0xc3, 0xcc, 0xcc, 0xcc, 0xcc}
+)
+
+// callForm: a call or jump into kernel text, or one of the forms that do nothing.
+// A call into a module or into other memory is none.
+func callForm(s site, code []byte, text uint64) bool {
+	if len(code) == 5 && (bytes.Equal(code, nop5) || bytes.Equal(code, xor5) || bytes.Equal(code, ret5)) {
+		return true
+	}
+	var whole [Margin]byte
+	copy(whole[:], code)
+	to, n, ok := branch(uint64(s.Off), whole[:])
+	return ok && n == len(code) && n >= 5 && to < text
+}
