@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"encoding/json"
 	"path/filepath"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/attestserver/reference"
+	"portcullis/internal/journal"
 )
 
 func TestHonestPCIsTrustedAndStaysSo(t *testing.T) {
@@ -330,5 +332,48 @@ func TestStaleNewsOfAnOlderSessionChangesNothing(t *testing.T) {
 	}
 	if v := l.verdict(); v.State != portcullisv1.TrustState_TRUST_STATE_TRUSTED || v.Session != sid2 {
 		t.Errorf("%v of %s", v.State, v.Session)
+	}
+}
+
+// Whoever reads a verdict, wherever, reads beside it how little it may mean.
+func TestInvariant10_EveryVerdictSaysItsTierAndPosture(t *testing.T) {
+	l := newLab(t)
+	l.pxed.open(sid)
+	l.start()
+	bounded := func(tier, posture any) {
+		t.Helper()
+		if tier != "T0" || posture != "none" {
+			t.Errorf("tier %v, posture %v", tier, posture)
+		}
+	}
+	v := l.verdict()
+	bounded(v.Tier, v.Posture)
+	l.agent(sid, newKey(t))
+	l.awaitState(0, "trusted")
+	v = l.verdict()
+	bounded(v.Tier, v.Posture)
+	l.machine.set("boot", "tampered")
+	l.awaitState(0, "quarantined")
+	v = l.verdict()
+	bounded(v.Tier, v.Posture)
+	for at := 0; ; at++ {
+		i, e, _ := l.events.find(at, "verdict", nil)
+		if e == nil {
+			break
+		}
+		bounded(e["tier"], e["posture"])
+		at = i
+	}
+	l.stop()
+	report, err := journal.ReadFile(filepath.Join(l.dir, "verdicts.journal"), func(r journal.Record) error {
+		var e map[string]any
+		if err := json.Unmarshal(r.Payload, &e); err != nil {
+			return err
+		}
+		bounded(e["tier"], e["posture"])
+		return nil
+	})
+	if err != nil || report.Records < 3 {
+		t.Errorf("%d records, %v", report.Records, err)
 	}
 }
