@@ -68,8 +68,11 @@ func parseRange(header string, size int64) (r byteRange, ok bool) {
 		if !is {
 			return whole, true
 		}
+		if n == 0 {
+			return byteRange{}, false
+		}
 		n = min(n, size)
-		return byteRange{Offset: size - n, Length: n}, n > 0
+		return byteRange{Offset: size - n, Length: n}, true
 	}
 	from, is := number(first)
 	if !is {
