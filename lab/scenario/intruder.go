@@ -12,11 +12,12 @@ import (
 // attackLimit bounds how long three challenges may take to come, with answers.
 const attackLimit = 90 * time.Second
 
-// intruder is a change of the running PC that attestd must find: attack makes it,
-// and a finding of one of probes must name it.
+// intruder is a change of the running PC that attestd must find: attack makes it
+// and returns the place in the log from which it was there, and a finding of one
+// of probes must name it.
 type intruder struct {
 	name, title string
-	attack      func(context.Context, *Stage) (named string, err error)
+	attack      func(context.Context, *Stage) (named string, since int, err error)
 	probes      []string
 }
 
@@ -36,11 +37,11 @@ func intruderScenes() []Scene {
 }
 
 func (in intruder) run(ctx context.Context, s *Stage) error {
-	named, err := in.attack(ctx, s)
+	named, mark, err := in.attack(ctx, s)
 	if err != nil {
 		return fmt.Errorf("making the attack: %w", err)
 	}
-	began, mark := time.Now(), s.Log.Mark()
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, attackLimit)
 	defer cancel()
 	if _, err := s.Log.Wait(ctx, mark, lab.With("verdict", "state", "quarantined")); err != nil {
@@ -92,36 +93,43 @@ func (s *Stage) shell(ctx context.Context, script string) (string, error) {
 }
 
 // extraProcess runs a program that the image has, but from a place that it has not.
-func extraProcess(ctx context.Context, s *Stage) (string, error) {
+func extraProcess(ctx context.Context, s *Stage) (string, int, error) {
 	_, err := s.shell(ctx, "cp /usr/bin/sleep /tmp/intruder; /tmp/intruder 3600 >/dev/null 2>&1 &")
-	return "/tmp/intruder", err
+	return "/tmp/intruder", s.Log.Mark(), err
 }
 
 // changedBinary lays a changed copy over a program of the image and runs it under
 // its good name. One byte at its end is all that differs.
-func changedBinary(ctx context.Context, s *Stage) (string, error) {
+func changedBinary(ctx context.Context, s *Stage) (string, int, error) {
 	_, err := s.shell(ctx, "cp /usr/bin/sleep /run/changed; printf x >> /run/changed; "+
 		"mount --bind /run/changed /usr/bin/sleep; /usr/bin/sleep 3600 >/dev/null 2>&1 &")
-	return "sleep", err
+	return "sleep", s.Log.Mark(), err
 }
 
-func loadedModule(ctx context.Context, s *Stage) (string, error) {
+func loadedModule(ctx context.Context, s *Stage) (string, int, error) {
 	_, err := s.shell(ctx, "modprobe dummy")
-	return "dummy", err
+	return "dummy", s.Log.Mark(), err
 }
 
 const secondMAC = "52:54:00:de:ad:01"
 
-// secondNIC plugs a card into the running machine and waits until the PC has seen it.
-func secondNIC(ctx context.Context, s *Stage) (string, error) {
+// secondNIC plugs a card into the running machine and waits until the PC has seen
+// it. It may be found while that is waited for.
+func secondNIC(ctx context.Context, s *Stage) (string, int, error) {
+	mark := s.Log.Mark()
 	if err := s.PC().AddNIC(ctx, secondMAC); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	err := until(ctx, 30*time.Second, "the second card in the PC", func() (bool, error) {
+		looked := s.Log.Mark()
 		out, err := s.shell(ctx, "cat /sys/class/net/*/address")
-		return strings.Contains(out, secondMAC), err
+		seen := strings.Contains(out, secondMAC)
+		if !seen {
+			mark = looked
+		}
+		return seen, err
 	})
-	return secondMAC, err
+	return secondMAC, mark, err
 }
 
 func contains(list []string, s string) bool {
