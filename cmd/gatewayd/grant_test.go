@@ -369,3 +369,67 @@ func TestSegmentSizeFitsTheUplink(t *testing.T) {
 		t.Errorf("a large transfer stalls: %v", err)
 	}
 }
+
+// The other end does not stop because the PC fell silent: what it goes on sending
+// stays outside from the moment of the cut.
+func TestNothingComesInAfterTheCut(t *testing.T) {
+	for name, cut := range map[string]func(r *rig, g *v1.Grant){
+		"quarantine": func(r *rig, _ *v1.Grant) { r.must(r.phase(first, v1.Phase_PHASE_QUARANTINE, 0)) },
+		"revoke": func(r *rig, g *v1.Grant) {
+			_, err := r.client.RevokeGrant(r.ctx(), connect.NewRequest(&v1.RevokeGrantRequest{Id: g.Id}))
+			r.must(err)
+		},
+		"boot request": func(r *rig, _ *v1.Grant) { r.openBoot(second) },
+		"run not renewed, daemon dead": func(r *rig, _ *v1.Grant) {
+			r.must(r.phase(first, v1.Phase_PHASE_RUN, time.Millisecond))
+			r.kill(syscall.SIGKILL)
+		},
+		"ban of the link table": func(r *rig, _ *v1.Grant) {
+			r.sender().send(arpFrom(pcMAC, gwIP, 2))
+			r.eventually("ban", func() bool { return len(r.status().Bans) == 1 })
+		},
+		"ban of the IP table": func(r *rig, _ *v1.Grant) {
+			r.sender().send(udpTo(upIP, 1, 2, "x"))
+			r.eventually("ban", func() bool { return len(r.status().Bans) == 1 })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.banAfter = 1
+			r.start()
+			r.run(time.Minute)
+			g := r.grant("udp", addrPort(upIP+":5000"), time.Minute)
+			server, err := r.up.ListenPacket("udp4", upIP+":5000")
+			r.must(err)
+			defer server.Close()
+			pc, err := r.pc.ListenPacket("udp4", pcIP+":6000")
+			r.must(err)
+			defer pc.Close()
+			_, err = pc.WriteTo([]byte("begin"), &net.UDPAddr{IP: net.ParseIP(upIP), Port: 5000})
+			r.must(err)
+			_, from, err := server.ReadFrom(make([]byte, 16))
+			r.must(err)
+			go func() {
+				for {
+					if _, err := server.WriteTo([]byte("more"), from); err != nil {
+						return
+					}
+					time.Sleep(time.Millisecond)
+				}
+			}()
+			in := r.capture(r.pc, "eth0")
+			seen := 0
+			r.eventually("the stream runs", func() bool { seen += len(in.frames()); return seen > 10 })
+			cut(r, g)
+			time.Sleep(5 * time.Millisecond) // the frame that was on the cable
+			in.frames()
+			r.must(r.gw.Sysctl("net.ipv4.conf.pc0.forwarding", "1"))
+			time.Sleep(200 * time.Millisecond)
+			for _, f := range in.frames() {
+				if f[14+9] == 17 {
+					t.Fatalf("came in after the cut: % x", f)
+				}
+			}
+		})
+	}
+}
