@@ -1,7 +1,6 @@
 package session
 
 import (
-	"bytes"
 	"context"
 	"reflect"
 	"slices"
