@@ -247,7 +247,7 @@ func indexOf(c *protocol.Challenge, op string) int {
 
 func TestInvariant06_LateAnswerFailsOnceAndIsNamed(t *testing.T) {
 	l := newLab(t)
-	l.deadline = 150 * time.Millisecond
+	l.deadline = time.Second
 	l.pxed.open(sid)
 	l.start()
 	p := l.puppet(sid, newKey(t))
@@ -274,7 +274,7 @@ func TestInvariant06_LateAnswerFailsOnceAndIsNamed(t *testing.T) {
 
 func TestInvariant06_SilenceIsFailure(t *testing.T) {
 	l := newLab(t)
-	l.deadline = 100 * time.Millisecond
+	l.deadline = 500 * time.Millisecond
 	l.pxed.open(sid)
 	l.start()
 	p := l.puppet(sid, newKey(t))

@@ -66,7 +66,7 @@ func newLab(t testing.TB) *lab {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	l := &lab{t: t, dir: dir, pxed: newPxed(), gatewayd: new(gatewayd),
-		machine: &machine{facts: make(map[string]string), class: "x86.6.6.3"},
+		machine: &machine{facts: make(map[string]string), once: make(map[string]string), class: "x86.6.6.3"},
 		names:   []string{"boot", "procs", "hw", "ktext", "net"}, mean: 100 * time.Millisecond, min: 20 * time.Millisecond, deadline: 2 * time.Second}
 	l.image = manifesttest.New(t, func(m *manifest.Manifest) {
 		m.NotBefore, m.NotAfter = time.Now().Add(-time.Hour).UTC().Truncate(time.Second), time.Now().Add(time.Hour).UTC().Truncate(time.Second)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"time"
 
 	"portcullis/attestserver/protocol"
 )
@@ -16,7 +15,7 @@ import (
 type machine struct {
 	mu    sync.Mutex
 	facts map[string]string
-	delay time.Duration
+	once  map[string]string
 	class string
 }
 
@@ -26,19 +25,24 @@ func (m *machine) set(probe, fact string) {
 	m.facts[probe] = fact
 }
 
-func (m *machine) slow(d time.Duration) {
+// setOnce is for the next question only.
+func (m *machine) setOnce(probe, fact string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.delay = d
+	m.once[probe] = fact
 }
 
-func (m *machine) get(probe string) (string, time.Duration) {
+func (m *machine) get(probe string) string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if f, ok := m.facts[probe]; ok {
-		return f, m.delay
+	if f, ok := m.once[probe]; ok {
+		delete(m.once, probe)
+		return f
 	}
-	return "good", m.delay
+	if f, ok := m.facts[probe]; ok {
+		return f
+	}
+	return "good"
 }
 
 // stubProbe hashes a fact of the machine; "hw" names the class, "ktext" sends
@@ -50,12 +54,8 @@ type stubProbe struct {
 
 func (p stubProbe) Name() string { return p.name }
 
-func (p stubProbe) Run(ctx context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
-	fact, delay := p.m.get(p.name)
-	select {
-	case <-ctx.Done():
-	case <-time.After(delay):
-	}
+func (p stubProbe) Run(_ context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
+	fact := p.m.get(p.name)
 	switch {
 	case fact == "error":
 		return protocol.Output{}, errors.New("cannot read \xff")

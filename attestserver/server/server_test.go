@@ -112,9 +112,8 @@ func TestOneFailureIsForgivenAfterACleanBurst(t *testing.T) {
 	l.start()
 	l.agent(sid, newKey(t))
 	at, _ := l.awaitState(0, "trusted")
-	l.machine.set("net", "tampered")
+	l.machine.setOnce("net", "tampered")
 	at, _ = l.awaitState(at, "suspect")
-	l.machine.set("net", "good")
 	end, e := l.awaitState(at, "trusted")
 	if e["reason"] != "burst-clean" {
 		t.Errorf("reason %v", e["reason"])
