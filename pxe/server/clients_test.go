@@ -208,6 +208,15 @@ func TestInvariant11_HostileNeighbour(t *testing.T) {
 			t.Errorf("%v", e)
 		}
 	}
+	// The junk's connections hold their places until the server has seen them go.
+	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if _, _, err := b.get(b.url(sid, manifest.UKI), "bytes=0-0"); err == nil {
+			break
+		}
+		if time.Since(begin) > 10*time.Second {
+			t.Fatal("an honest connection is not taken any more")
+		}
+	}
 	b.fetchAll(sid)
 	if r := b.claim(sid, newKey(t), 0); !r.Accepted {
 		t.Error(r.Reason)

@@ -384,6 +384,7 @@ func (l *eventLog) String() string {
 	defer l.mu.Unlock()
 	var b bytes.Buffer
 	for _, e := range l.all {
+		delete(e, "packet")
 		line, _ := json.Marshal(e)
 		b.Write(append(line, '\n'))
 	}
