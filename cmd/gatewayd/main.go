@@ -53,9 +53,13 @@ func run(ctx context.Context, file string) error {
 		return err
 	}
 	defer kernel.Close()
+	wire, err := server.NewWire(port)
+	if err != nil {
+		return err
+	}
 	// Invariant 1: New returns with default deny in force; only then is anything listened on.
 	g, err := server.New(server.Options{Port: port, StateDir: filepath.Join(c.StateDir, "gatewayd"), Kernel: kernel,
-		Wire: server.NewWire(port), Clock: clock.Real{}, Events: events})
+		Wire: wire, Clock: clock.Real{}, Events: events})
 	if err != nil {
 		return err
 	}

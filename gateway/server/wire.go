@@ -14,14 +14,24 @@ import (
 )
 
 // NewWire is the machine's own conntrack and routing.
-func NewWire(p policy.Port) Wire { return machine{p} }
+func NewWire(p policy.Port) (Wire, error) {
+	// One socket for good: closing one waits for the kernel's clean-up of old rules.
+	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("server: conntrack: %w", err)
+	}
+	return machine{p, h}, nil
+}
 
-type machine struct{ port policy.Port }
+type machine struct {
+	port      policy.Port
+	conntrack *netlink.Handle
+}
 
 // Cut forgets the flows of the PC, so that a new boot that happens to use an old
 // port number is not taken for the old flow. Their marks shut them out already.
 func (m machine) Cut(pc netip.Addr) error {
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, ofPC(pc)); err != nil {
+	if _, err := m.conntrack.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, ofPC(pc)); err != nil {
 		return fmt.Errorf("server: cut flows of %s: %w", pc, err)
 	}
 	return nil
