@@ -38,7 +38,7 @@ func (b *builder) aboutKernel(k *kernel) (*aboutKernel, error) {
 	paths = slices.DeleteFunc(paths, func(p string) bool {
 		return slices.ContainsFunc(b.recipe.Kernel.Unlisted, func(u string) bool { return modlist.Name(u) == moduleName(p) })
 	})
-	key := newKey("about kernel").add("kernel", filepath.Base(k.dir)).add("modules", strings.Join(paths, "\n"))
+	key := newKey("about kernel", "ktextmask", "manifest", "modlist").add("kernel", filepath.Base(k.dir)).add("modules", strings.Join(paths, "\n"))
 	done := b.begin("kernel", "mask of its text, list of modules")
 	dir, cached, err := b.stage("about", key, func(dir string) error { return describeKernel(k, paths, dir, b.Progress.Step) })
 	if err != nil {
@@ -76,13 +76,22 @@ func describeKernel(k *kernel, paths []string, dir string, step func(done, total
 		return fmt.Errorf("mask of kernel text: %w", err)
 	}
 	sources := make([]modlist.Source, 0, len(paths))
-	for i, p := range paths {
+	var done, total int64
+	for _, p := range paths {
+		if st, err := os.Stat(filepath.Join(k.moduleTree(), p)); err == nil {
+			total += st.Size()
+		}
+	}
+	for _, p := range paths {
 		ko, err := k.modules.load(p)
 		if err != nil {
 			return err
 		}
 		sources = append(sources, modlist.Source{Name: moduleName(p), KO: ko})
-		step(int64(i+1), int64(len(paths)))
+		if st, err := os.Stat(filepath.Join(k.moduleTree(), p)); err == nil {
+			done += st.Size()
+		}
+		step(done, total)
 	}
 	allow, err := modlist.Build(sources)
 	if err != nil {

@@ -34,6 +34,7 @@ type builder struct {
 	stubDeb                            deb.Package
 
 	digests Binaries // SHA-256 of the programs
+	stages  int      // begun so far
 }
 
 // Build makes the image that o describes in o.OutDir. It uses what the cache
@@ -89,9 +90,16 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	return &Result{Dir: b.OutDir, Manifest: *m, Digest: digest, Cached: cached, Took: time.Since(begin)}, nil
 }
 
-// begin opens a stage for the progress; the returned function ends it.
+// begin opens a stage for the progress; the returned function ends it, unless
+// stages inside it have ended it already.
 func (b *builder) begin(name, detail string) func(cached bool) {
 	start := time.Now()
+	b.stages++
+	mine := b.stages
 	b.Progress.Stage(name, detail)
-	return func(cached bool) { b.Progress.Done(cached, time.Since(start)) }
+	return func(cached bool) {
+		if b.stages == mine {
+			b.Progress.Done(cached, time.Since(start))
+		}
+	}
 }

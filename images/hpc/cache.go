@@ -9,19 +9,27 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"portcullis/images"
 )
 
-// builderVersion is part of every key: raise it when the code makes other bytes
-// of the same inputs.
-const builderVersion = "2"
+// unpackVersion is part of every key. The stages that unpack packages are slow
+// and their code, in this package, hardly changes: they do not depend on the
+// whole of it but on this number. Raise it when they make other bytes.
+const unpackVersion = "3"
 
 // key digests what a stage depends on. Every part is named and framed, so that
 // two different inputs never run together into one.
 type key struct{ parts bytes.Buffer }
 
-func newKey(stage string) *key {
+// newKey begins the key of a stage that the named packages below images/ make.
+func newKey(stage string, packages ...string) *key {
 	k := new(key)
-	return k.add("stage", stage).add("builder", builderVersion)
+	k.add("stage", stage).add("unpack", unpackVersion)
+	for _, p := range packages {
+		k.add("code of "+p, images.CodeDigest(p))
+	}
+	return k
 }
 
 func (k *key) add(name string, value any) *key {

@@ -48,7 +48,7 @@ func (b *builder) image(ctx context.Context, k *kernel, root *rootInfo) (dir str
 		b.NotAfter = b.NotBefore.Add(DefaultValidity)
 	}
 	t := manifest.Trust{Threshold: b.Threshold, GatewayKey: b.GatewayKey}
-	ik := newKey("image").add("root", filepath.Base(root.dir)).add("kernel", filepath.Base(k.dir)).add("init", b.digests.Init).
+	ik := newKey("image", "cpio", "hpc", "manifest", "pcr", "uki").add("root", filepath.Base(root.dir)).add("kernel", filepath.Base(k.dir)).add("init", b.digests.Init).
 		add("cmdline", b.cmdline(root.Verity)).add("modules", b.recipe.Kernel.Initrd).add("firmware", b.recipe.Kernel.Firmware).
 		add("version", b.Version).add("not before", b.NotBefore.Unix()).add("not after", b.NotAfter.Unix())
 	for _, s := range b.Signers {

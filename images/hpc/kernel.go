@@ -32,18 +32,19 @@ func (k *kernel) moduleTree() string  { return filepath.Join(k.dir, "lib", "modu
 
 // kernel unpacks kernel, stub and firmware into the cache.
 func (b *builder) kernel(ctx context.Context) (*kernel, error) {
-	k := newKey("kernel").add("stub", b.stubDeb.SHA256)
+	k := newKey("kernel", "deb").add("stub", b.stubDeb.SHA256)
 	for _, p := range b.kernelDebs {
 		k.add("kernel", p.SHA256)
 	}
 	for _, p := range b.firmwareDebs {
 		k.add("firmware", p.SHA256)
 	}
-	done := b.begin("kernel", b.recipe.Kernel.Package)
-	dir, cached, err := b.stage("kernel", k, func(dir string) error {
+	dir, _, err := b.stage("kernel", k, func(dir string) error {
 		if err := b.fetch(ctx); err != nil {
 			return err
 		}
+		done := b.begin("kernel", b.recipe.Kernel.Package)
+		defer done(false)
 		return b.unpackKernel(ctx, dir)
 	})
 	if err != nil {
@@ -57,7 +58,6 @@ func (b *builder) kernel(ctx context.Context) (*kernel, error) {
 	if out.modules, err = readModules(out.moduleTree()); err != nil {
 		return nil, err
 	}
-	done(cached)
 	return out, nil
 }
 

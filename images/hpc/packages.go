@@ -106,22 +106,22 @@ func (b *builder) fetch(ctx context.Context) error {
 // base unpacks the root's packages into one tar without what the recipe leaves
 // out. It is the slow half of a root image and changes only with the packages.
 func (b *builder) base(ctx context.Context) (string, error) {
-	k := newKey("base")
+	k := newKey("base", "deb")
 	for _, p := range b.rootDebs {
 		k.add("package", p.String()+" "+p.SHA256)
 	}
 	k.add("exclude", strings.Join(b.recipe.Exclude, "\n"))
-	done := b.begin("unpack", fmt.Sprintf("%d packages", len(b.rootDebs)))
-	dir, cached, err := b.stage("base", k, func(dir string) error {
+	dir, _, err := b.stage("base", k, func(dir string) error {
 		if err := b.fetch(ctx); err != nil {
 			return err
 		}
+		done := b.begin("unpack", fmt.Sprintf("%d packages", len(b.rootDebs)))
+		defer done(false)
 		return b.unpack(ctx, filepath.Join(dir, "base.tar"))
 	})
 	if err != nil {
 		return "", err
 	}
-	done(cached)
 	return filepath.Join(dir, "base.tar"), nil
 }
 

@@ -39,7 +39,7 @@ func (b *builder) root(ctx context.Context, k *kernel) (*rootInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	rk := newKey("root").add("recipe", recipeKey(b.recipe)).add("squashfs", version).
+	rk := newKey("root", "deb", "hpc", "ktextmask", "manifest", "modlist", "recipe", "squash", "verity").add("recipe", recipeKey(b.recipe)).add("squashfs", version).
 		add("profile", b.Profile).add("agent", b.digests.Agent).add("lab", b.digests.Lab).add("kernel", filepath.Base(k.dir))
 	for _, p := range b.rootDebs {
 		rk.add("package", p.SHA256)
