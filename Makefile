@@ -6,7 +6,7 @@ export CGO_ENABLED := 0
 export HOME ?= /root
 
 GO := go
-STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.7.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Namespaces, taps and raw sockets need root; as another user the target runs itself through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=GOPROXY,GOFLAGS,GOSUMDB,PORTCULLIS_CACHE)
 FUZZTIME ?= 10s
@@ -43,7 +43,7 @@ lint:
 	$(GO) run $(STATICCHECK) ./...
 
 bench: setup all
-	$(AS_ROOT) bench/netboot/run.sh
+	$(AS_ROOT) $(GO) run ./bench/netboot
 
 clean:
 	rm -rf bin build

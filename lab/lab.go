@@ -178,7 +178,7 @@ func (l *Lab) follow(ctx context.Context, path string, line func([]byte)) {
 	l.follows.Add(1)
 	go func() {
 		defer l.follows.Done()
-		follow(ctx, path, line)
+		Follow(ctx, path, line)
 	}()
 }
 

@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// follow reads a growing file line by line until ctx ends, beginning at its
+// Follow reads a growing file line by line until ctx ends, beginning at its
 // start; what is there when ctx ends is still read. The children of a lab write
 // files and not pipes so that they outlive the lab that started them (--keep).
-func follow(ctx context.Context, path string, line func([]byte)) {
+func Follow(ctx context.Context, path string, line func([]byte)) {
 	var f *os.File
 	var rest []byte
 	buf := make([]byte, 64<<10)
