@@ -87,6 +87,9 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := b.prune(); err != nil {
+		return nil, fmt.Errorf("build cache: %w", err)
+	}
 	return &Result{Dir: b.OutDir, Manifest: *m, Digest: digest, Cached: cached, Took: time.Since(begin)}, nil
 }
 

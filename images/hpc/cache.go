@@ -6,9 +6,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
+	"time"
 
 	"portcullis/images"
 )
@@ -50,7 +53,8 @@ func (b *builder) stage(name string, k *key, make func(dir string) error) (dir s
 	parent := filepath.Join(b.CacheDir, name)
 	dir = filepath.Join(parent, k.hex())
 	if _, err := os.Stat(dir); err == nil {
-		return dir, true, nil
+		now := time.Now()
+		return dir, true, os.Chtimes(dir, now, now) // used: prune looks at it
 	}
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return "", false, err
@@ -78,6 +82,39 @@ func (b *builder) stage(name string, k *key, make func(dir string) error) (dir s
 		return "", false, err
 	}
 	return dir, false, nil
+}
+
+// What prune keeps of each stage: the newest ones, and whatever another build
+// may have in its hands.
+const (
+	keepStages = 4
+	keepFor    = 2 * time.Hour
+)
+
+// prune removes old results of every stage, so that the cache of somebody who
+// builds all day does not fill the disk.
+func (b *builder) prune() error {
+	for _, name := range []string{"base", "kernel", "about", "root", "image"} {
+		entries, err := os.ReadDir(filepath.Join(b.CacheDir, name))
+		if err != nil {
+			return err
+		}
+		var dirs []fs.FileInfo
+		for _, e := range entries {
+			if info, err := e.Info(); err == nil && e.IsDir() {
+				dirs = append(dirs, info)
+			}
+		}
+		slices.SortFunc(dirs, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
+		for _, d := range dirs[min(keepStages, len(dirs)):] {
+			if time.Since(d.ModTime()) > keepFor {
+				if err := os.RemoveAll(filepath.Join(b.CacheDir, name, d.Name())); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // lockFile waits for the lock of two builds that share a cache.

@@ -358,3 +358,27 @@ func TestCheckStaticRefusesALoader(t *testing.T) {
 		t.Error("a text was taken for a program")
 	}
 }
+
+func TestPruneKeepsTheNewestAndTheRecent(t *testing.T) {
+	b := &builder{Options: Options{CacheDir: t.TempDir()}}
+	for _, stage := range []string{"base", "kernel", "about", "root", "image"} {
+		must(t, os.MkdirAll(filepath.Join(b.CacheDir, stage), 0o755))
+	}
+	ages := map[string]time.Duration{"a": 0, "b": time.Hour, "c": 3 * time.Hour, "d": 4 * time.Hour, "e": 5 * time.Hour, "f": 6 * time.Hour}
+	for name, age := range ages {
+		dir := filepath.Join(b.CacheDir, "root", name)
+		must(t, os.MkdirAll(filepath.Join(dir, "below"), 0o755))
+		must(t, os.Chtimes(dir, time.Now(), time.Now().Add(-age)))
+	}
+	must(t, os.WriteFile(filepath.Join(b.CacheDir, "root", "x.lock"), nil, 0o644))
+	must(t, b.prune())
+	entries, err := os.ReadDir(filepath.Join(b.CacheDir, "root"))
+	must(t, err)
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if got := strings.Join(left, " "); got != "a b c d x.lock" {
+		t.Errorf("left %s", got)
+	}
+}
