@@ -4,6 +4,7 @@
 package dhcp
 
 import (
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"time"
@@ -21,6 +22,9 @@ const LeaseTime = 12 * time.Hour
 // the image which boot session it is.
 const optionSession = dhcpv4.GenericOptionCode(224)
 
+// optionAgentPort tells that client where attestd listens: a port in network order.
+const optionAgentPort = dhcpv4.GenericOptionCode(225)
+
 // optionIPXE carries iPXE's own settings (option 175); feature 176 there means
 // "do not wait for ProxyDHCP offers", which saves it two seconds.
 const optionIPXE = dhcpv4.GenericOptionCode(175)
@@ -31,6 +35,7 @@ type Policy struct {
 	Server    netip.Prefix // ours on the link; IPv4
 	Lease     netip.Addr   // the PC's; IPv4, inside Server
 	BaseURL   string       // http://10.77.0.1, with :port where it is not 80
+	AgentPort uint16       // of attestd, told to the client in the image
 	AllowBIOS bool
 }
 
@@ -230,6 +235,7 @@ func boot(r Request, p Policy, v View) dhcpv4.Modifier {
 	case ClassAgent:
 		return func(d *dhcpv4.DHCPv4) {
 			d.UpdateOption(dhcpv4.OptGeneric(optionSession, []byte(v.ID)))
+			d.UpdateOption(dhcpv4.OptGeneric(optionAgentPort, binary.BigEndian.AppendUint16(nil, p.AgentPort)))
 			d.UpdateOption(dhcpv4.OptGeneric(dhcpv4.OptionBootfileName, []byte(base)))
 		}
 	}

@@ -20,7 +20,7 @@ var (
 	server = netip.MustParsePrefix("10.77.0.1/24")
 	lessee = netip.MustParseAddr("10.77.0.2")
 	pc     = [6]byte{0x52, 0x54, 0, 0xaa, 0, 2}
-	policy = Policy{MAC: pc, Server: server, Lease: lessee, BaseURL: "http://10.77.0.1", AllowBIOS: true}
+	policy = Policy{MAC: pc, Server: server, Lease: lessee, BaseURL: "http://10.77.0.1", AgentPort: 7444, AllowBIOS: true}
 
 	anybody   = netip.MustParseAddrPort("0.0.0.0:68")
 	fromLease = netip.MustParseAddrPort("10.77.0.2:4011")

@@ -77,6 +77,9 @@ func TestAgentGetsItsSession(t *testing.T) {
 	if got := string(d.Reply.Options.Get(optionSession)); got != sid {
 		t.Errorf("option 224 %q", got)
 	}
+	if got := d.Reply.Options.Get(optionAgentPort); string(got) != "\x1d\x14" {
+		t.Errorf("option 225 %x", got)
+	}
 	if got := string(d.Reply.Options.Get(dhcpv4.OptionBootfileName)); got != "http://10.77.0.1/b/"+sid+"/" {
 		t.Errorf("option 67 %q", got)
 	}

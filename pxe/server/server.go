@@ -218,7 +218,7 @@ func (s *state) tftp() *tftp.Server {
 func (s *state) dhcp() *dhcp.Service {
 	mac, _ := net.ParseMAC(s.cfg.Link.PCMAC) // the configuration has checked it
 	policy := dhcp.Policy{
-		Server: s.cfg.Link.Address, Lease: s.cfg.Link.PCAddress, BaseURL: s.baseURL(), AllowBIOS: s.cfg.PXE.AllowBIOS,
+		Server: s.cfg.Link.Address, Lease: s.cfg.Link.PCAddress, BaseURL: s.baseURL(), AgentPort: s.cfg.Attest.Port, AllowBIOS: s.cfg.PXE.AllowBIOS,
 	}
 	copy(policy.MAC[:], mac)
 	return dhcp.NewService(dhcp.Config{

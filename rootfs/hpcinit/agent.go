@@ -15,9 +15,6 @@ import (
 // AgentPath is the agent in the verified root.
 const AgentPath = "/usr/lib/portcullis/hpc-agent"
 
-// agentPort is where the gateway takes claims.
-const agentPort = 7443
-
 // writeNote leaves boot.json on the tmpfs that becomes /run of the new root.
 func writeNote(l Lease, trust manifest.Trust, m *manifest.Verified, d devices) error {
 	if err := os.MkdirAll(filepath.Dir(bootinfo.Path), 0o700); err != nil {
@@ -25,7 +22,7 @@ func writeNote(l Lease, trust manifest.Trust, m *manifest.Verified, d devices) e
 	}
 	err := bootinfo.Write(bootinfo.Path, bootinfo.Info{
 		Session:        l.Session,
-		Gateway:        netip.AddrPortFrom(l.Server, agentPort).String(),
+		Gateway:        netip.AddrPortFrom(l.Server, l.Agent).String(),
 		GatewayKey:     base64.StdEncoding.EncodeToString(trust.GatewayKey),
 		ManifestDigest: m.Fingerprint(),
 		RootHash:       m.Verity.RootHash,

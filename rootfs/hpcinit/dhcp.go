@@ -1,6 +1,7 @@
 package hpcinit
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -19,12 +20,19 @@ const VendorClass = "portcullis-agent/1"
 // RFC 2132 section 2 (as extended by RFC 3942) leaves to a site.
 const optionSession = dhcpv4.GenericOptionCode(224)
 
+// optionAgentPort says where the gateway takes claims, as a port in network order.
+const optionAgentPort = dhcpv4.GenericOptionCode(225)
+
+// defaultAgentPort holds where the gateway does not say.
+const defaultAgentPort = 7443
+
 // Lease is what a valid acknowledgement gives.
 type Lease struct {
 	Address netip.Prefix   // of this machine, with the link's prefix length
 	Server  netip.Addr     // the gateway
 	Router  netip.Addr     // default route; not valid when none was given
 	Session string         // boot session
+	Agent   uint16         // the gateway's port for claims
 	HTTP    netip.AddrPort // where the boot files are
 	Path    string         // their directory there: /b/<session>/
 }
@@ -63,7 +71,7 @@ func message(mac net.HardwareAddr, xid dhcpv4.TransactionID, secs uint16, kind d
 	p.UpdateOption(dhcpv4.OptClassIdentifier(VendorClass))
 	p.UpdateOption(dhcpv4.OptParameterRequestList(
 		dhcpv4.OptionSubnetMask, dhcpv4.OptionRouter, dhcpv4.OptionIPAddressLeaseTime,
-		dhcpv4.OptionServerIdentifier, dhcpv4.OptionBootfileName, optionSession))
+		dhcpv4.OptionServerIdentifier, dhcpv4.OptionBootfileName, optionSession, optionAgentPort))
 	return p
 }
 
@@ -79,6 +87,7 @@ const (
 	dropAddress   = "address"
 	dropRouter    = "router"
 	dropSession   = "session"
+	dropAgentPort = "agent-port"
 	dropBootURL   = "boot-url"
 )
 
@@ -147,9 +156,24 @@ func leaseOf(ack, offer *dhcpv4.DHCPv4) (Lease, error) {
 	if !bootinfo.ValidSession(l.Session) {
 		return l, drop(dropSession, "option 224 is %.64q", l.Session)
 	}
+	var ok bool
+	if l.Agent, ok = agentPort(ack.Options.Get(optionAgentPort)); !ok {
+		return l, drop(dropAgentPort, "option 225 is %.8x", ack.Options.Get(optionAgentPort))
+	}
 	var err error
 	l.HTTP, l.Path, err = bootURL(text(ack.Options.Get(dhcpv4.OptionBootfileName)), l.Server, l.Session)
 	return l, err
+}
+
+func agentPort(b []byte) (uint16, bool) {
+	switch len(b) {
+	case 0:
+		return defaultAgentPort, true
+	case 2:
+		p := binary.BigEndian.Uint16(b)
+		return p, p != 0
+	}
+	return 0, false
 }
 
 // bootURL checks option 67: http://<server>[:port]/b/<session>/ and nothing else.

@@ -53,11 +53,19 @@ func TestLease(t *testing.T) {
 	offer := goodReply(discover(testMAC, testXID, 0))
 	l, err := judgeAck(goodReply(request(testMAC, offer, 0)), offer, gatewayAddr)
 	want := Lease{
-		Address: netip.MustParsePrefix("10.77.0.2/24"), Server: gatewayAddr, Router: gatewayAddr, Session: testSession,
+		Address: netip.MustParsePrefix("10.77.0.2/24"), Server: gatewayAddr, Router: gatewayAddr, Session: testSession, Agent: defaultAgentPort,
 		HTTP: netip.MustParseAddrPort("10.77.0.1:80"), Path: "/b/" + testSession + "/",
 	}
 	if err != nil || l != want {
 		t.Fatalf("%+v, %v", l, err)
+	}
+}
+
+func TestAgentPortIsWhatTheGatewaySays(t *testing.T) {
+	for value, want := range map[string]uint16{"": defaultAgentPort, "\x1d\x14": 7444, "\xff\xff": 65535} {
+		if got, ok := agentPort([]byte(value)); !ok || got != want {
+			t.Errorf("%x: port %d, %v; want %d", value, got, ok, want)
+		}
 	}
 }
 
@@ -92,6 +100,9 @@ func TestRepliesThatArePassedOver(t *testing.T) {
 		"mask of one host":               {dropMask, option(dhcpv4.OptionSubnetMask, "\xff\xff\xff\xff")},
 		"router elsewhere":               {dropRouter, option(dhcpv4.OptionRouter, "\xc0\x00\x02\x01")},
 		"router is this machine":         {dropRouter, option(dhcpv4.OptionRouter, "\x0a\x4d\x00\x02")},
+		"agent port of one byte":         {dropAgentPort, option(optionAgentPort, "\x1d")},
+		"agent port zero":                {dropAgentPort, option(optionAgentPort, "\x00\x00")},
+		"agent port as text":             {dropAgentPort, option(optionAgentPort, "7443")},
 		"no session":                     {dropSession, without(optionSession)},
 		"short session":                  {dropSession, session(testSession[1:])},
 		"long session":                   {dropSession, session(testSession + "a")},
