@@ -75,6 +75,13 @@ func newRig(t testing.TB) *rig {
 		t.Fatal("run the tests as root: they make network namespaces")
 	}
 	hosts := netns.ForTest(t, "pc", "gw", "up")
+	for _, h := range hosts { // a test counts its own packets, not the hosts' neighbour discovery
+		for _, name := range []string{"all", "default"} {
+			if err := h.Sysctl("net.ipv6.conf."+name+".disable_ipv6", "1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	r := &rig{t: t, pc: hosts[0], gw: hosts[1], up: hosts[2], banAfter: 1000, banFor: "10m", banWindow: "1m"}
 	var err error
 	r.dir, err = os.MkdirTemp("", "gw") // short: the path of a unix socket has 107 bytes
@@ -82,9 +89,6 @@ func newRig(t testing.TB) *rig {
 	t.Cleanup(func() { os.RemoveAll(r.dir) })
 	r.must(netns.Veth(r.pc, "eth0", r.gw, "pc0"))
 	r.must(netns.Veth(r.gw, "up0", r.up, "eth0"))
-	for _, h := range []*netns.Host{r.gw, r.up} {
-		r.must(h.Sysctl("net.ipv6.conf.all.disable_ipv6", "1"))
-	}
 	r.must(r.pc.SetMAC("eth0", pcMAC))
 	r.must(r.gw.SetMAC("pc0", gwMAC))
 	r.must(r.pc.Address("eth0", netip.MustParsePrefix(pcIP+"/24")))
@@ -282,17 +286,13 @@ func (r *rig) listen(h *netns.Host, address string) {
 }
 
 // capture counts the frames that arrive at an interface of a host, ARP apart.
-type capture struct {
-	fd   int
-	seen chan []byte
-}
+type capture struct{ fd int }
 
 func (r *rig) capture(h *netns.Host, ifname string) *capture {
 	r.t.Helper()
 	fd := r.packetSocket(h, ifname, unix.ETH_P_ALL)
 	r.must(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20))
-	c := &capture{fd: fd}
-	return c
+	return &capture{fd}
 }
 
 // frames drains the socket: frames from outside the host that are not ARP.

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 	v1 "portcullis/api/portcullis/v1"
 	"portcullis/gateway/nft"
 	"portcullis/gateway/policy"
-	"portcullis/gateway/ruleset"
 	"portcullis/internal/event"
 )
 
@@ -28,114 +25,6 @@ const (
 	one = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
 	two = "bbbbbbbbbbbbbbbbbbbbbbbbbb"
 )
-
-// fakeKernel keeps what it was told and lets elements die as the kernel does.
-type fakeKernel struct {
-	mu      sync.Mutex
-	clock   *fakeClock
-	rs      *ruleset.Ruleset
-	at      time.Time
-	applies int
-	broken  error
-	drift   bool
-}
-
-func (k *fakeKernel) Apply(rs *ruleset.Ruleset) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.broken != nil {
-		return k.broken
-	}
-	k.rs, k.at = rs, k.clock.Now()
-	k.applies++
-	return nil
-}
-func (k *fakeKernel) SetRun(rs *ruleset.Ruleset) error    { return k.Apply(rs) }
-func (k *fakeKernel) SetGrants(rs *ruleset.Ruleset) error { return k.Apply(rs) }
-func (k *fakeKernel) Counters() (map[string]uint64, error) {
-	return map[string]uint64{"vlan": 2, "ban": 1, "stale-flow": 7, "output": 9}, nil
-}
-func (k *fakeKernel) BanLeft() (time.Duration, error) { return time.Minute, nil }
-func (k *fakeKernel) LinkBound() error                { return nil }
-func (k *fakeKernel) Restore() (bool, error)          { return k.drift, nil }
-
-func (k *fakeKernel) Grants() (map[policy.Target]time.Duration, bool, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	left := map[policy.Target]time.Duration{}
-	if k.rs == nil {
-		return left, false, nil
-	}
-	for _, s := range k.rs.Table("inet", ruleset.IPTable).Sets {
-		if s.Name == ruleset.GrantSet {
-			for _, e := range s.Elements {
-				t, err := policy.ParseTarget(e.Text)
-				if err != nil {
-					return nil, false, err
-				}
-				if d := e.Timeout - k.clock.Now().Sub(k.at); d > 0 {
-					left[t] = d
-				}
-			}
-		}
-	}
-	return left, true, nil
-}
-
-// fakeClock moves by hand; the wall can be set apart from the time that passes.
-type fakeClock struct {
-	mu    sync.Mutex
-	now   time.Time
-	waits []wait
-}
-type wait struct {
-	at time.Time
-	c  chan time.Time
-}
-
-func (c *fakeClock) Now() time.Time { c.mu.Lock(); defer c.mu.Unlock(); return c.now }
-func (c *fakeClock) After(d time.Duration) <-chan time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	w := wait{c.now.Add(d), make(chan time.Time, 1)}
-	if d <= 0 {
-		w.c <- c.now
-	} else {
-		c.waits = append(c.waits, w)
-	}
-	return w.c
-}
-func (c *fakeClock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-	var later []wait
-	for _, w := range c.waits {
-		if w.at.After(c.now) {
-			later = append(later, w)
-		} else {
-			w.c <- c.now
-		}
-	}
-	c.waits = later
-}
-
-type fakeWire struct {
-	mu      sync.Mutex
-	cuts    int
-	routing bool
-}
-
-func (w *fakeWire) Cut(netip.Addr) error { w.mu.Lock(); defer w.mu.Unlock(); w.cuts++; return nil }
-func (w *fakeWire) Route(on bool) error  { w.mu.Lock(); defer w.mu.Unlock(); w.routing = on; return nil }
-
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(p) }
-func (l *lines) String() string              { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
 
 type fixture struct {
 	t      *testing.T

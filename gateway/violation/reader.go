@@ -29,7 +29,7 @@ func NewReader(opt Options) *Reader { return &Reader{opt: opt} }
 // Messages and attributes of the configuration: linux/netfilter/nfnetlink_log.h.
 const (
 	subsystem = 4
-	msgPacket = subsystem<<8 | 0
+	msgPacket = subsystem << 8 // message 0
 	msgConfig = subsystem<<8 | 1
 
 	cfgCommand   = 1
