@@ -5,7 +5,6 @@ go 1.26.0
 require (
 	connectrpc.com/connect v1.21.1
 	github.com/diskfs/go-diskfs v1.9.4
-	github.com/florianl/go-nflog/v2 v2.3.0
 	github.com/google/go-tpm v0.9.8
 	github.com/google/nftables v0.3.1-0.20251119083706-1db35da82052
 	github.com/insomniacslk/dhcp v0.0.0-20260901064844-234b97448fae
