@@ -174,29 +174,55 @@ func (p *Ktext) worker(t *kernelText, work func(*reader) error) error {
 }
 
 // The kernel changes a site in steps (text_poke_bp: a breakpoint first, the
-// rest, the first byte last). A site that is met between them is read again.
+// rest, the first byte last). A site that is met between them is read again, up
+// to pokeTries times.
 const (
-	pokeTries = 10
-	pokeWait  = 5 * time.Millisecond
+	pokeTries = 100
+	pokeWait  = time.Millisecond
 )
 
 // span reads span i and zeroes the sites that hold a legal form.
 func (r *reader) span(ctx context.Context, i int) ([]byte, error) {
+	if err := alive(ctx); err != nil {
+		return nil, err
+	}
 	at := uint64(i) * span
 	from, to := at-min(at, ktextmask.Margin), min(at+span+ktextmask.Margin, r.size)
 	b := r.buf[:to-from]
-	for try := 0; ; try++ {
-		if err := alive(ctx); err != nil {
+	if err := r.read(b, from); err != nil {
+		return nil, err
+	}
+	for _, odd := range r.sites.Clear(b, from) {
+		if err := r.settle(ctx, odd, b[uint64(odd.Off)-from:][:odd.Len]); err != nil {
 			return nil, err
 		}
-		if _, err := r.ReadAt(b, r.offset+int64(from)); err != nil {
-			return nil, fmt.Errorf("kernel text at +%#x: %w", from, err)
-		}
-		if odd := r.sites.Clear(b, from); odd == 0 || try == pokeTries {
-			return b[at-from : min(at+span, r.size)-from], nil
+	}
+	return b[at-from : min(at+span, r.size)-from], nil
+}
+
+// settle reads one site until it holds a legal form, and zeroes it then.
+func (r *reader) settle(ctx context.Context, site ktextmask.Range, code []byte) error {
+	for range pokeTries {
+		if err := alive(ctx); err != nil {
+			return err
 		}
 		time.Sleep(pokeWait)
+		if err := r.read(code, uint64(site.Off)); err != nil {
+			return err
+		}
+		if r.sites.Legal(site, code) {
+			clear(code)
+			return nil
+		}
 	}
+	return nil
+}
+
+func (r *reader) read(b []byte, at uint64) error {
+	if _, err := r.ReadAt(b, r.offset+int64(at)); err != nil {
+		return fmt.Errorf("kernel text at +%#x: %w", at, err)
+	}
+	return nil
 }
 
 // raw answers with the text itself, packed; the digest is over the pieces' digests.

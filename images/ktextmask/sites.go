@@ -44,15 +44,17 @@ func (m *Mask) Sites() *Sites {
 			s.list = append(s.list, one)
 		}
 	}
-	slices.SortFunc(s.list, func(a, b site) int { return cmp.Compare(a.Off, b.Off) })
+	slices.SortStableFunc(s.list, func(a, b site) int { return cmp.Compare(a.Off, b.Off) })
+	// A trampoline that goes straight on is a call site of the table as well.
+	s.list = slices.CompactFunc(s.list, func(a, b site) bool { return a.Off == b.Off })
 	return s
 }
 
 // Clear overwrites with zeros every site in buf, which begins at byte off of
 // the text, that holds a legal form. The others stay as they are, so that they
-// show in any comparison; it returns how many they are. Sites that are not
-// wholly in buf are not touched.
-func (s *Sites) Clear(buf []byte, off uint64) (odd int) {
+// show in any comparison, and are returned. Sites that are not wholly in buf are
+// not touched.
+func (s *Sites) Clear(buf []byte, off uint64) (odd []Range) {
 	end := off + uint64(len(buf))
 	i, _ := slices.BinarySearchFunc(s.list, off, func(x site, at uint64) int { return cmp.Compare(uint64(x.Off), at) })
 	for ; i < len(s.list); i++ {
@@ -62,7 +64,7 @@ func (s *Sites) Clear(buf []byte, off uint64) (odd int) {
 		}
 		code := buf[uint64(x.Off)-off:][:x.Len]
 		if !x.form(x, code, s.text) {
-			odd++
+			odd = append(odd, x.Range)
 			continue
 		}
 		clear(code)
@@ -71,6 +73,13 @@ func (s *Sites) Clear(buf []byte, off uint64) (odd int) {
 }
 
 var forms = map[string]func(site, []byte, uint64) bool{JumpLabel: jumpForm, StaticCall: callForm, Trampoline: callForm, RuntimeConst: anything}
+
+// Legal tells whether code is a legal form for the site at r; what was met in a
+// step between two of them can be read again.
+func (s *Sites) Legal(r Range, code []byte) bool {
+	i, ok := slices.BinarySearchFunc(s.list, r.Off, func(x site, at uint32) int { return cmp.Compare(x.Off, at) })
+	return ok && s.list[i].Len == r.Len && uint32(len(code)) == r.Len && s.list[i].form(s.list[i], code, s.text)
+}
 
 // anything: the constant is an address that boot chose.
 func anything(site, []byte, uint64) bool { return true }
