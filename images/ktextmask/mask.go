@@ -29,12 +29,7 @@ func (m *Mask) ranges(want func(Class) bool) []Range {
 // Summary counts what is left out, for the manifest; file is the encoded mask.
 func (m *Mask) Summary(file []byte) manifest.KernelTextMask {
 	sum := sha256.Sum256(file)
-	s := manifest.KernelTextMask{Total: int64(m.TextSize), SHA256: hex.EncodeToString(sum[:])}
-	for _, c := range m.Classes {
-		if c.When == RunTime {
-			s.Sites += len(c.Ranges)
-		}
-	}
+	s := manifest.KernelTextMask{Sites: len(m.Sites().list), Total: int64(m.TextSize), SHA256: hex.EncodeToString(sum[:])}
 	for _, r := range m.RunTime() {
 		s.Bytes += int(r.Len)
 	}
