@@ -55,7 +55,7 @@ func (b *builder) checkProfile() error {
 }
 
 // guard looks at the finished tree: whatever recipe and packages say, an image
-// with a login, a password or, unless it is the lab's, a command channel is refused.
+// with a login, a password, a setuid program or, unless it is the lab's, a command channel is refused.
 func guard(t *squash.Tree, profile string) error {
 	for _, p := range t.Paths() {
 		n := t.Get(p)
@@ -66,6 +66,9 @@ func guard(t *squash.Tree, profile string) error {
 			if err := guardLab(p, n); err != nil {
 				return err
 			}
+		}
+		if n.Kind == squash.File && n.Mode&0o6000 != 0 {
+			return refuse(ReasonUnsafeTree, "%s runs with its owner's rights", p)
 		}
 		if slices.Contains(loginPrograms, p) {
 			return refuse(ReasonUnsafeTree, "%s lets somebody log in", p)

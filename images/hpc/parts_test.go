@@ -213,6 +213,7 @@ func TestNoImageHasALogin(t *testing.T) {
 		"ssh":            func(t *squash.Tree) error { return t.WriteFile("/usr/sbin/sshd", 0o755, nil) },
 		"empty password": func(t *squash.Tree) error { return t.WriteFile("/etc/shadow", 0o600, []byte("root::::::::\n")) },
 		"a password":     func(t *squash.Tree) error { return t.WriteFile("/etc/shadow", 0o600, []byte("root:$6$x$y:::::::\n")) },
+		"setuid":         func(t *squash.Tree) error { return t.WriteFile("/usr/bin/x", 0o4755, nil) },
 		"no shadow":      func(t *squash.Tree) error { t.Remove("/etc/shadow"); return nil },
 	} {
 		for _, profile := range []string{manifest.ProfileLab, manifest.ProfileGeneric} {
@@ -221,6 +222,17 @@ func TestNoImageHasALogin(t *testing.T) {
 			t.Run(name+" "+profile, func(t *testing.T) { wantReason(t, guard(tree, profile), ReasonUnsafeTree) })
 		}
 	}
+}
+
+func TestSetIDBitsAreDropped(t *testing.T) {
+	tree := goodTree(t)
+	must(t, tree.WriteFile("/usr/bin/mount", 0o6755, nil))
+	must(t, tree.Mkdir("/var/mail", 0o2775))
+	dropSetID(tree)
+	if tree.Get("/usr/bin/mount").Mode != 0o755 || tree.Get("/var/mail").Mode != 0o2775 {
+		t.Error("programs lose the bits, directories keep theirs")
+	}
+	must(t, guard(tree, manifest.ProfileGeneric))
 }
 
 // The marker is found wherever it lies, also across the reader's pieces.

@@ -160,7 +160,18 @@ func (b *builder) fill(ctx context.Context, k *kernel, t *squash.Tree, info *roo
 		return err
 	}
 	info.OSRelease = string(os)
+	dropSetID(t)
 	return guard(t, b.Profile)
+}
+
+// dropSetID takes the setuid and setgid bits off every program: nobody but root
+// runs one of them here, and containers bring their own.
+func dropSetID(t *squash.Tree) {
+	for _, p := range t.Paths() {
+		if n := t.Get(p); n != nil && n.Kind == squash.File {
+			n.Mode &^= 0o6000
+		}
+	}
 }
 
 // ownFiles adds the agent, the mask of the kernel's text and, for the lab, its channel.
