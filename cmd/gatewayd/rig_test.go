@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -36,7 +37,15 @@ const (
 
 var program string
 
-func TestMain(m *testing.M) { os.Exit(build(m)) }
+// linked keeps the whole program in the test's own binary: a change of it must not be
+// hidden by the cache of go test, which does not see what build builds.
+var linked = run
+
+func TestMain(m *testing.M) {
+	code := build(m)
+	runtime.KeepAlive(linked)
+	os.Exit(code)
+}
 
 // build makes the real program; the tests run it as a child inside a host.
 func build(m *testing.M) int {

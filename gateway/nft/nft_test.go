@@ -25,7 +25,13 @@ func testPort() policy.Port {
 func phase(t testing.TB, to policy.Phase, grants ...string) policy.Policy {
 	t.Helper()
 	p := policy.Initial(testPort())
-	var err error
+	if to == policy.Idle {
+		return p
+	}
+	p, err := p.OpenBoot(session, "52:54:00:12:34:56", "10.77.0.2")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, g := range grants {
 		target, err := policy.ParseTarget(g)
 		if err != nil {
@@ -34,12 +40,6 @@ func phase(t testing.TB, to policy.Phase, grants ...string) policy.Policy {
 		if p, _, err = p.AddGrant("task", target, time.Minute, time.Now()); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if to == policy.Idle {
-		return p
-	}
-	if p, err = p.OpenBoot(session, "52:54:00:12:34:56", "10.77.0.2"); err != nil {
-		t.Fatal(err)
 	}
 	if p, err = p.SetPhase(session, to, time.Minute); err != nil {
 		t.Fatal(err)

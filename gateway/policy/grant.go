@@ -82,9 +82,12 @@ func NewTarget(protocol, address string, port uint32) (Target, error) {
 
 var taskForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$`)
 
-// AddGrant makes a grant of life d for a task and adds it. A target that is
-// granted already gets a grant of its own: each ends by itself.
+// AddGrant makes a grant of life d for a task of the current session and adds it.
+// A target that is granted already gets a grant of its own: each ends by itself.
 func (p Policy) AddGrant(task string, t Target, d time.Duration, now time.Time) (Policy, Grant, error) {
+	if p.Session == "" {
+		return p, Grant{}, fmt.Errorf("%w: nothing has booted that a grant could be for", ErrNotOpen)
+	}
 	if !taskForm.MatchString(task) {
 		return p, Grant{}, fmt.Errorf("%w: task %q: 1 to 64 letters, digits, dots, colons, dashes", ErrGrant, task)
 	}

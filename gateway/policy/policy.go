@@ -70,7 +70,7 @@ type Policy struct {
 	Session    string // of the current boot; "" only while Idle
 	Generation uint32 // 1..2^24-1, a new one each boot session: no flow of an older session is known
 	Address    netip.Addr
-	Grants     []Grant // pass in Run only; those without remaining time are left out
+	Grants     []Grant // of this session; they pass in Run only, and those without remaining time not at all
 	RunFor     time.Duration
 }
 

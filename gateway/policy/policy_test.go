@@ -141,7 +141,7 @@ func TestGrantsAreBounded(t *testing.T) {
 		task string
 		d    time.Duration
 	}{"no task": {"", time.Minute}, "strange task": {"a b", time.Minute}, "too short": {"t", 0}, "too long": {"t", MaxGrant + 1}, "negative": {"t", -time.Hour}} {
-		if _, _, err := idle().AddGrant(c.task, target, c.d, now); !errors.Is(err, ErrGrant) {
+		if _, _, err := boot(t).AddGrant(c.task, target, c.d, now); !errors.Is(err, ErrGrant) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -149,10 +149,10 @@ func TestGrantsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := idle().AddGrant("t", own, time.Minute, now); !errors.Is(err, ErrGrant) {
+	if _, _, err := boot(t).AddGrant("t", own, time.Minute, now); !errors.Is(err, ErrGrant) {
 		t.Errorf("the Pi itself was granted: %v", err)
 	}
-	p := idle()
+	p := boot(t)
 	for range MaxGrants {
 		if p, _, err = p.AddGrant("t", target, time.Minute, now); err != nil {
 			t.Fatal(err)
@@ -170,9 +170,27 @@ func TestGrantsAreBounded(t *testing.T) {
 	}
 }
 
+// TestInvariant04_GrantsEndWithTheirSession: what a task was granted is not the next boot's.
+func TestInvariant04_GrantsEndWithTheirSession(t *testing.T) {
+	target, _ := ParseTarget("203.0.113.10:443/tcp")
+	if _, _, err := idle().AddGrant("t", target, time.Minute, time.Now()); !errors.Is(err, ErrNotOpen) {
+		t.Errorf("a grant without a session: %v", err)
+	}
+	p, _, err := boot(t).AddGrant("t", target, time.Minute, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := p.OpenBoot(one, mac, "10.77.0.2"); err != nil || len(again.Grants) != 1 {
+		t.Errorf("a retransmitted request ended the grants: %v %v", again.Grants, err)
+	}
+	if next, err := p.OpenBoot(two, mac, "10.77.0.2"); err != nil || len(next.Grants) != 0 {
+		t.Errorf("the next session has %v, %v", next.Grants, err)
+	}
+}
+
 func TestPolicyIsAValue(t *testing.T) {
 	target, _ := ParseTarget("203.0.113.10:443/tcp")
-	p, g, err := idle().AddGrant("t", target, time.Minute, time.Now())
+	p, g, err := boot(t).AddGrant("t", target, time.Minute, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}

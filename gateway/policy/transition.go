@@ -24,7 +24,8 @@ const maxGeneration = 1<<24 - 1
 
 var sessionForm = regexp.MustCompile(`^[a-z2-7]{26}$`)
 
-// OpenBoot begins a session: its flows are all new, older ones are strangers.
+// OpenBoot begins a session: its flows are all new, older ones are strangers, and
+// the grants of the tasks that ran before end with them.
 // Opening the session that is booting already changes nothing; a session that
 // has moved on is not opened again.
 func (p Policy) OpenBoot(session, mac, address string) (Policy, error) {
@@ -45,7 +46,7 @@ func (p Policy) OpenBoot(session, mac, address string) (Policy, error) {
 		}
 		return p, fmt.Errorf("%w: session %s is past its boot", ErrOtherSession, session)
 	}
-	p.Phase, p.Session, p.Address, p.RunFor = Boot, session, a, 0
+	p.Phase, p.Session, p.Address, p.RunFor, p.Grants = Boot, session, a, 0, nil
 	p.Generation++
 	if p.Generation > maxGeneration {
 		p.Generation = 1

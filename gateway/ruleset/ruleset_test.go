@@ -26,19 +26,19 @@ func port() policy.Port {
 func at(t *testing.T, phase policy.Phase) policy.Policy {
 	t.Helper()
 	p := policy.Initial(port())
-	for _, s := range []string{"203.0.113.10:443/tcp", "203.0.113.10:53/udp"} {
-		target, err := policy.ParseTarget(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.Grants = append(p.Grants, policy.Grant{ID: "g-" + s, Task: "task", Target: target, Left: 10 * time.Minute})
-	}
 	if phase == policy.Idle {
 		return p
 	}
 	p, err := p.OpenBoot(session, "52:54:00:12:34:56", "10.77.0.2")
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, s := range []string{"203.0.113.10:443/tcp", "203.0.113.10:53/udp"} {
+		target, err := policy.ParseTarget(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Grants = append(p.Grants, policy.Grant{ID: "g-" + s, Task: "task", Target: target, Left: 10 * time.Minute})
 	}
 	if p, err = p.SetPhase(session, phase, 30*time.Second); err != nil {
 		t.Fatal(err)

@@ -219,6 +219,9 @@ func (g *Gateway) move(next policy.Policy, reason string) error {
 	}
 	g.policy, g.runEnd = next, end
 	if next.Session != before.Session {
+		for _, x := range before.Grants {
+			g.grantEnded(x, reason)
+		}
 		// The marks shut the old flows out already; this makes room for equal port numbers.
 		if err := g.opt.Wire.Cut(next.Address); err != nil {
 			g.failed(err)

@@ -205,6 +205,30 @@ func TestRunFallsBackAndRenewalsAreQuiet(t *testing.T) {
 	}
 }
 
+// TestInvariant04_BootEndsTheGrants: before OpenBoot answers, the grants of the
+// session before have ended and are told so.
+func TestInvariant04_BootEndsTheGrants(t *testing.T) {
+	f := newFixture(t)
+	if _, err := f.grant(time.Minute); connect.CodeOf(err) != connect.CodeFailedPrecondition {
+		t.Errorf("a grant before any boot: %v", err)
+	}
+	f.must(f.boot(one))
+	g, err := f.grant(time.Minute)
+	f.must(err)
+	f.must(f.boot(two))
+	if l := f.status().Grants; len(l) != 0 {
+		t.Errorf("grants of the old session: %v", l)
+	}
+	if left, _, _ := f.kernel.Grants(); len(left) != 0 {
+		t.Errorf("the kernel still has %v", left)
+	}
+	for _, want := range []string{`"event":"grant.ended"`, g.Id, `"reason":"boot-request"`} {
+		if !strings.Contains(f.log.String(), want) {
+			t.Errorf("no %s in %s", want, f.log)
+		}
+	}
+}
+
 func TestRestart(t *testing.T) {
 	f := newFixture(t)
 	f.must(f.boot(one))
@@ -230,6 +254,7 @@ func TestRestart(t *testing.T) {
 // kernel's own count decides, and the grant gains nothing.
 func TestClockSetBackLengthensNoGrant(t *testing.T) {
 	f := newFixture(t)
+	f.must(f.boot(one))
 	_, err := f.grant(time.Minute)
 	f.must(err)
 	f.crash()
@@ -249,6 +274,7 @@ func TestClockSetBackLengthensNoGrant(t *testing.T) {
 // A reboot clears the kernel; the file alone says what is granted, at most its time.
 func TestRebootKeepsGrantsByTheirEnd(t *testing.T) {
 	f := newFixture(t)
+	f.must(f.boot(one))
 	_, err := f.grant(time.Minute)
 	f.must(err)
 	f.crash()

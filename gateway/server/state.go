@@ -66,8 +66,8 @@ func decodeState(port policy.Port, b []byte) (policy.Policy, error) {
 		if next, err = next.SetPhase(s.Session, s.Phase, 0); err != nil {
 			return p, fmt.Errorf("server: state file: %w", err)
 		}
-	} else if s.Phase != policy.Idle {
-		return p, fmt.Errorf("server: state file: phase %q without a session", s.Phase)
+	} else if s.Phase != policy.Idle || len(s.Grants) > 0 {
+		return p, fmt.Errorf("server: state file: phase %q with %d grants but no session", s.Phase, len(s.Grants))
 	}
 	if s.Generation < 1 || s.Generation >= 1<<24 {
 		return p, fmt.Errorf("server: state file: generation %d", s.Generation)
