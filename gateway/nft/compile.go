@@ -42,10 +42,11 @@ func statement(s ruleset.Statement) ([]expr.Any, error) {
 			&expr.Immediate{Register: register, Data: native32(uint32(s))},
 			&expr.Ct{Key: expr.CtKeyMARK, Register: register, SourceRegister: true},
 		}, nil
-	case ruleset.AddSerial:
+	case ruleset.Slot:
 		return []expr.Any{
-			&expr.Numgen{Register: register, Modulus: 1<<32 - 1, Type: unix.NFT_NG_INCREMENTAL},
-			&expr.Dynset{SrcRegKey: register, SetName: s.Set, Operation: unix.NFT_DYNSET_OP_ADD, Timeout: s.Timeout},
+			&expr.Numgen{Register: register, Modulus: s.Slots, Type: unix.NFT_NG_INCREMENTAL},
+			&expr.Lookup{SourceRegister: register, SetName: s.Set, Invert: true},
+			&expr.Dynset{SrcRegKey: register, SetName: s.Set, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: s.Timeout},
 		}, nil
 	case ruleset.Update:
 		load, err := loadField(s.Field, register)

@@ -130,7 +130,7 @@ func TestOwnChangesAreNoDrift(t *testing.T) {
 	}
 }
 
-// A ban, a strike and the counters are the kernel's: no apply and no new owner touches them.
+// A ban and the counters are the kernel's: no apply and no new owner touches them.
 func TestBansAndCountersOutliveApplyAndOwner(t *testing.T) {
 	_, gw, _ := wire(t)
 	k := open(t, gw, Options{Unowned: true})

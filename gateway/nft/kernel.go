@@ -74,7 +74,7 @@ func (k *Kernel) Owned() bool {
 }
 
 // Apply makes the kernel enforce rs, in one transaction, and returns when it
-// does. Elements of kept sets (bans, strikes) and the counters stay. A port
+// does. Elements of kept sets (bans) and the counters stay. A port
 // that does not exist yet gets its link table at the next Apply; LinkBound tells.
 func (k *Kernel) Apply(rs *ruleset.Ruleset) error {
 	k.mu.Lock()

@@ -30,7 +30,8 @@ const (
 func banSets(p policy.Port) []*Set {
 	sets := []*Set{{Name: banSet, Type: KeyIfName, Size: banSize, Dynamic: true, Kept: true}}
 	if p.BanAfter > 1 {
-		sets = append(sets, &Set{Name: strikeSet, Type: KeyMark, Size: uint32(p.BanAfter - 1), Dynamic: true, Kept: true})
+		// The kernel frees the dead once a second; there is room for those of several windows.
+		sets = append(sets, &Set{Name: strikeSet, Type: KeyMark, Size: uint32(4*p.BanAfter + 16), Dynamic: true})
 	}
 	return sets
 }

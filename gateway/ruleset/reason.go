@@ -110,15 +110,13 @@ func endings(p policy.Port, reasons []Reason) []*Chain {
 	return append(chains, strike(p))
 }
 
-// strike is the exact sliding window of the ban: each forbidden packet puts a
-// fresh number, alive for BanWindow, into a set of size BanAfter-1. The packet
-// that finds the set full is the BanAfter-th within the window; it bans the port
-// in passing. The kernel frees dead numbers once a second, so the window is up
-// to a second longer than configured, never shorter.
+// strike is an exact sliding window. BanAfter-1 slots are used in turn, each alive for
+// BanWindow after its packet: a packet that finds its slot alive is the BanAfter-th
+// within the window, and bans the port in passing. A new phase begins with empty slots.
 func strike(p policy.Port) *Chain {
 	c := &Chain{Name: "strike"}
 	if p.BanAfter > 1 {
-		c.Rules = append(c.Rules, Rule{AddSerial{Set: strikeSet, Timeout: p.BanWindow}, drop})
+		c.Rules = append(c.Rules, Rule{Slot{Set: strikeSet, Slots: uint32(p.BanAfter - 1), Timeout: p.BanWindow}, drop})
 	}
 	c.Rules = append(c.Rules,
 		Rule{Update{Set: banSet, Field: IIfName, Timeout: p.BanFor}, Count(BanReason),

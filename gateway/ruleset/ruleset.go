@@ -29,7 +29,7 @@ type Set struct {
 	Type     SetType
 	Size     uint32 // limit of elements; bounds memory
 	Dynamic  bool   // rules add elements
-	Kept     bool   // its elements belong to the kernel: never flushed by an apply
+	Kept     bool   // its elements outlive an apply
 	Elements []Element
 }
 

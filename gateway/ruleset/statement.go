@@ -144,14 +144,16 @@ type SetMark uint32
 
 func (m SetMark) String() string { return fmt.Sprintf("ct mark set 0x%08x", uint32(m)) }
 
-// AddSerial adds a fresh number to a set; the rule stops here when the set is full.
-type AddSerial struct {
+// Slot counts in a ring: it draws the next of Slots numbers in turn. When the set still has
+// that number the rule stops here; otherwise the number is put in for Timeout.
+type Slot struct {
 	Set     string
+	Slots   uint32
 	Timeout time.Duration
 }
 
-func (a AddSerial) String() string {
-	return fmt.Sprintf("add @%s { numgen inc mod 4294967295 timeout %s }", a.Set, a.Timeout)
+func (s Slot) String() string {
+	return fmt.Sprintf("slot (numgen inc mod %d) != @%s update @%s { slot timeout %s }", s.Slots, s.Set, s.Set, s.Timeout)
 }
 
 // Update puts a field into a set, or begins its time anew.
