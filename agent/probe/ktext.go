@@ -37,6 +37,7 @@ type Ktext struct {
 	once  sync.Once
 	sum   string // of the mask file, hex
 	sites *ktextmask.Sites
+	boot  []ktextmask.Range // patched at boot
 	err   error
 }
 
@@ -57,16 +58,17 @@ func (p *Ktext) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 		return protocol.Output{}, err
 	}
 	defer text.Close()
-	if want.Raw {
-		return p.raw(ctx, key, params, text)
-	}
-	began := time.Now()
-	macs, _, err := p.sweep(ctx, key, text, nil)
-	if err != nil {
+	d := protocol.KtextData{Base: text.base, Size: text.size, Mask: p.sum}
+	var sites []byte
+	if d.MACs, sites, err = p.sweep(ctx, key, text, want.Sites); err != nil {
 		return protocol.Output{}, err
 	}
-	return answer(key, p.Name(), params, protocol.KtextData{Base: text.base, Size: text.size, Mask: p.sum,
-		MACs: macs, Swept: time.Since(began).Microseconds()})
+	if want.Sites {
+		if d.Sites, err = packSites(sites); err != nil {
+			return protocol.Output{}, err
+		}
+	}
+	return answer(key, p.Name(), params, d)
 }
 
 func (p *Ktext) load() {
@@ -81,7 +83,7 @@ func (p *Ktext) load() {
 		return
 	}
 	sum := sha256.Sum256(b)
-	p.sum, p.sites = hex.EncodeToString(sum[:]), mask.Sites()
+	p.sum, p.sites, p.boot = hex.EncodeToString(sum[:]), mask.Sites(), mask.BootSites()
 }
 
 // kernelText is the text as /proc/kcore shows it.
@@ -117,12 +119,13 @@ func (p *Ktext) find() (*kernelText, error) {
 // span is how much of the text one goroutine takes at a time: whole pieces.
 const span = 64 * protocol.KtextGranule
 
-// sweep keys a digest over every piece of the text. Where pack is not nil it
-// also packs the text, span after span.
-func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText, pack func([]byte) []byte) (macs []byte, packed [][]byte, err error) {
+// sweep keys a digest over every piece of the text. On demand it also gathers
+// the bytes of the boot-time sites.
+func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText, gather bool) (macs, sites []byte, err error) {
 	pieces := int((t.size + protocol.KtextGranule - 1) / protocol.KtextGranule)
 	spans := int((t.size + span - 1) / span)
-	macs, packed = make([]byte, pieces*protocol.KtextMACSize), make([][]byte, spans)
+	macs = make([]byte, pieces*protocol.KtextMACSize)
+	gathered := make([][]byte, spans)
 	workers := min(runtime.NumCPU(), 4, spans)
 	errs := make(chan error, workers)
 	for w := range workers {
@@ -138,8 +141,8 @@ func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText, pa
 						m := key.KtextMAC(n, text[at:min(at+protocol.KtextGranule, len(text))])
 						copy(macs[n*protocol.KtextMACSize:], m[:])
 					}
-					if pack != nil {
-						packed[i] = pack(text)
+					if gather {
+						gathered[i] = ktextmask.Gather(nil, text, uint64(i)*span, p.boot)
 					}
 				}
 				return nil
@@ -149,7 +152,17 @@ func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText, pa
 	for range workers {
 		err = errors.Join(err, <-errs)
 	}
-	return macs, packed, err
+	return macs, bytes.Join(gathered, nil), err
+}
+
+// packSites makes one zstd frame of the sites' bytes.
+func packSites(sites []byte) ([]byte, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
+	if err != nil {
+		return nil, err
+	}
+	defer enc.Close()
+	return enc.EncodeAll(sites, nil), nil
 }
 
 // reader is one goroutine's own view of the text.
@@ -223,18 +236,4 @@ func (r *reader) read(b []byte, at uint64) error {
 		return fmt.Errorf("kernel text at +%#x: %w", at, err)
 	}
 	return nil
-}
-
-// raw answers with the text itself, packed; the digest is over the pieces' digests.
-func (p *Ktext) raw(ctx context.Context, key protocol.OpKey, params []byte, t *kernelText) (protocol.Output, error) {
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20))
-	if err != nil {
-		return protocol.Output{}, err
-	}
-	defer enc.Close()
-	macs, packed, err := p.sweep(ctx, key, t, func(b []byte) []byte { return enc.EncodeAll(b, nil) })
-	if err != nil {
-		return protocol.Output{}, err
-	}
-	return protocol.Output{Digest: key.Digest(p.Name(), params, macs), Data: bytes.Join(packed, nil)}, nil
 }

@@ -64,7 +64,7 @@ func (e *Block) Judge(in protocol.JudgeInput) []protocol.Finding {
 		return j.list
 	}
 	var d protocol.BlockData
-	if j.decode(in, &d) {
+	if j.decode(in, &d, protocol.MaxData) {
 		e.verity(j, &d.Verity)
 	}
 	return j.list

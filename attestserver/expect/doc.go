@@ -148,15 +148,19 @@ func (j *judge) fatal(reason, format string, args ...any) {
 
 // read checks the keyed digest over an answer's data and decodes it.
 func (j *judge) read(in protocol.JudgeInput, data interface{ Check() error }) bool {
+	return j.readUpTo(in, data, protocol.MaxData)
+}
+
+func (j *judge) readUpTo(in protocol.JudgeInput, data interface{ Check() error }, max int) bool {
 	if !protocol.SameDigest(in.Output.Digest, in.Key.Digest(j.op, in.Params, in.Output.Data)) {
 		j.fatal(ReasonDigest, "the digest is not of this answer to this question")
 		return false
 	}
-	return j.decode(in, data)
+	return j.decode(in, data, max)
 }
 
-func (j *judge) decode(in protocol.JudgeInput, data interface{ Check() error }) bool {
-	if err := protocol.DecodeOp(in.Output.Data, protocol.MaxData, data); err != nil {
+func (j *judge) decode(in protocol.JudgeInput, data interface{ Check() error }, max int) bool {
+	if err := protocol.DecodeOp(in.Output.Data, max, data); err != nil {
 		j.fatal(ReasonMalformed, "%v", err)
 		return false
 	}

@@ -65,20 +65,40 @@ func TestEnrol_BootTimePatchesBecomeTheReference(t *testing.T) {
 func TestEnrol_HostileKernelText(t *testing.T) {
 	m := newMachine(t)
 	good := m.input(protocol.OpKtext, true)
-	for name, edit := range map[string]func(*protocol.JudgeInput){
-		"empty":          func(in *protocol.JudgeInput) { in.Output.Data = nil },
-		"not zstd":       func(in *protocol.JudgeInput) { in.Output.Data = []byte("text") },
-		"cut short":      func(in *protocol.JudgeInput) { in.Output.Data = in.Output.Data[:len(in.Output.Data)/2] },
-		"too long":       func(in *protocol.JudgeInput) { in.Output.Data = append(bytes.Clone(in.Output.Data), in.Output.Data...) },
-		"other digest":   func(in *protocol.JudgeInput) { in.Output.Digest[0] ^= 1 },
-		"other question": func(in *protocol.JudgeInput) { in.Key[0] ^= 1 },
+	for name, edit := range map[string]func(*protocol.KtextData){
+		"no sites":      func(d *protocol.KtextData) { d.Sites = nil },
+		"not zstd":      func(d *protocol.KtextData) { d.Sites = []byte("sites") },
+		"cut short":     func(d *protocol.KtextData) { d.Sites = d.Sites[:len(d.Sites)-3] },
+		"too many":      func(d *protocol.KtextData) { d.Sites = append(bytes.Clone(d.Sites), d.Sites...) },
+		"other digests": func(d *protocol.KtextData) { d.MACs[3] ^= 1 },
+		"fewer digests": func(d *protocol.KtextData) { d.MACs = d.MACs[8:] },
+		"another place": func(d *protocol.KtextData) { d.Base += 0x1000 },
+		"another mask":  func(d *protocol.KtextData) { d.Mask = "00" },
 	} {
+		var d protocol.KtextData
+		m.check(protocol.DecodeOp(good.Output.Data, protocol.MaxEnrolData, &d))
+		edit(&d)
+		b, err := protocol.EncodeOp(d)
+		m.check(err)
 		in := good
-		edit(&in)
+		in.Output = protocol.Output{Data: b, Digest: in.Key.Digest(protocol.OpKtext, in.Params, b)}
 		if f := m.twins[protocol.OpKtext].(protocol.Enroller).Enrol(in); len(f) == 0 || m.enrolled(protocol.OpKtext) {
 			t.Errorf("%s: taken as a reference", name)
 		}
 	}
+	good.Key[0] ^= 1
+	if f := m.twins[protocol.OpKtext].(protocol.Enroller).Enrol(good); len(f) == 0 {
+		t.Error("an answer to another question was taken as a reference")
+	}
+}
+
+// A kernel file that is not the mask's cannot be enrolled against.
+func TestEnrol_OtherKernelFileIsUnjudged(t *testing.T) {
+	m := newMachine(t)
+	other := bytes.Clone(m.text)
+	other[0x5000] ^= 1
+	m.write(bzImage(other), "vmlinuz")
+	m.wants(m.enrolOne(protocol.OpKtext), protocol.Fatal, protocol.ProbeUnjudged, "+0x4000")
 }
 
 // Disks, USB devices and cards are found after the first question: within the

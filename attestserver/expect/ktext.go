@@ -2,11 +2,13 @@ package expect
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -14,6 +16,7 @@ import (
 
 	"portcullis/attestserver/protocol"
 	"portcullis/images/ktextmask"
+	"portcullis/images/manifest"
 )
 
 // Ktext is the twin of probe.Ktext. Its reference is the whole text, taken once
@@ -27,8 +30,8 @@ type Ktext struct{ user }
 const kindKtext = "ktext"
 
 var (
-	ktextAsk = []byte(`{"raw":false}`)
-	ktextRaw = []byte(`{"raw":true}`)
+	ktextAsk   = []byte(`{"sites":false}`)
+	ktextEnrol = []byte(`{"sites":true}`)
 )
 
 // Name implements protocol.Expectation.
@@ -38,7 +41,7 @@ func (*Ktext) Name() string { return protocol.OpKtext }
 func (*Ktext) Params(io.Reader, *protocol.ImageState) ([]byte, error) { return ktextAsk, nil }
 
 // EnrolParams implements protocol.Enroller.
-func (*Ktext) EnrolParams(io.Reader, *protocol.ImageState) ([]byte, error) { return ktextRaw, nil }
+func (*Ktext) EnrolParams(io.Reader, *protocol.ImageState) ([]byte, error) { return ktextEnrol, nil }
 
 // Enrolled implements protocol.Enroller.
 func (*Ktext) Enrolled(st *protocol.ImageState, refs protocol.References) (bool, error) {
@@ -52,16 +55,14 @@ func (*Ktext) Enrolled(st *protocol.ImageState, refs protocol.References) (bool,
 	return true, r.Close()
 }
 
-// Enrol implements protocol.Enroller.
+// Enrol implements protocol.Enroller. The reference is put together from the
+// signed kernel's own text and from what the PC's kernel has in the sites that
+// it patched at boot; the digest of every piece must come out as the PC sent it,
+// so that a byte that was changed elsewhere cannot get into the reference.
 func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 	j := &judge{op: e.Name()}
-	text, err := unpackText(in.Output.Data, e.kernel.size)
-	if err != nil {
-		j.fatal(ReasonMalformed, "%v", err)
-		return j.list
-	}
-	if !protocol.SameDigest(in.Output.Digest, in.Key.Digest(e.Name(), in.Params, textMACs(in.Key, text))) {
-		j.fatal(ReasonDigest, "the digest is not of this text")
+	var d protocol.KtextData
+	if !j.readUpTo(in, &d, protocol.MaxEnrolData) || !e.rightPlace(j, &d) {
 		return j.list
 	}
 	mask, err := e.mask()
@@ -69,7 +70,17 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 		j.unjudged(err)
 		return j.list
 	}
-	if bad := notStock(mask, text); len(bad) > 0 {
+	text, err := e.stockText(mask)
+	if err != nil {
+		j.unjudged(err)
+		return j.list
+	}
+	ktextmask.Zero(text, 0, mask.RunTime())
+	if err := applySites(text, d.Sites, mask.BootSites()); err != nil {
+		j.fatal(ReasonMalformed, "%v", err)
+		return j.list
+	}
+	if bad := differing(in.Key, text, d.MACs); len(bad) > 0 {
 		j.fatal(ReasonKtextImage, "differs from the signed kernel at %s", spans(bad, e.kernel.size))
 		return j.list
 	}
@@ -79,67 +90,73 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 	return j.list
 }
 
-func textMACs(key protocol.OpKey, text []byte) (macs []byte) {
-	for piece := range slices.Chunk(text, protocol.KtextGranule) {
-		m := key.KtextMAC(len(macs)/protocol.KtextMACSize, piece)
-		macs = append(macs, m[:]...)
-	}
-	return macs
-}
-
-// notStock lists the pieces that differ from the signed kernel where the kernel
-// patches nothing, and those where a run-time site held no legal form: the agent
-// zeroes all that do.
-func notStock(mask *ktextmask.Mask, text []byte) (bad []int) {
-	all, zero := mask.All(), mask.RunTime()
-	for _, r := range zero {
-		if i := int(r.Off) / ktextmask.Granule; !slices.Contains(bad, i) && len(bytes.Trim(text[r.Off:r.Off+r.Len], "\x00")) > 0 {
-			bad = append(bad, i)
-		}
-	}
-	buf := make([]byte, ktextmask.Granule)
-	for i, want := range mask.Stock {
-		n := copy(buf, text[i*ktextmask.Granule:])
-		ktextmask.Zero(buf[:n], uint64(i)*ktextmask.Granule, all)
-		if sha256.Sum256(buf[:n]) != want && !slices.Contains(bad, i) {
-			bad = append(bad, i)
-		}
-	}
-	slices.Sort(bad)
-	return bad
-}
-
-// unpackText unpacks what the agent sent: exactly size bytes.
-func unpackText(packed []byte, size uint64) ([]byte, error) {
-	d, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxWindow(1<<20), zstd.WithDecoderMaxMemory(protocol.MaxKernelText))
+// stockText reads the signed kernel's text from the image's kernel file.
+func (e *Ktext) stockText(mask *ktextmask.Mask) ([]byte, error) {
+	f, err := os.Open(filepath.Join(e.Dir, manifest.Kernel))
 	if err != nil {
 		return nil, err
 	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	// What unpacking took is given back: enrolments are rare, memory is not ample.
+	defer debug.FreeOSMemory()
+	return mask.StockText(f, st.Size())
+}
+
+// applySites puts the bytes of the boot-time sites into text.
+func applySites(text, packed []byte, sites []ktextmask.Range) error {
+	size := 0
+	for _, r := range sites {
+		size += int(r.Len)
+	}
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(max(uint64(size)+1, 2<<20)))
+	if err != nil {
+		return err
+	}
 	defer d.Close()
-	text := make([]byte, size)
-	if _, err := io.ReadFull(d, text); err != nil {
-		return nil, fmt.Errorf("kernel text of %d bytes is wanted: %w", size, err)
+	raw, err := d.DecodeAll(packed, nil)
+	if err != nil {
+		return fmt.Errorf("sites: %w", err)
 	}
-	if n, err := d.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("kernel text is longer than %d bytes", size)
+	if rest, err := ktextmask.Scatter(text, raw, sites); err != nil || len(rest) > 0 {
+		return fmt.Errorf("sites: %d bytes, want %d", len(raw), size)
 	}
-	return text, nil
+	return nil
+}
+
+// differing lists the pieces of text whose digest is another one.
+func differing(key protocol.OpKey, text, macs []byte) (bad []int) {
+	i := 0
+	for piece := range slices.Chunk(text, protocol.KtextGranule) {
+		if m := key.KtextMAC(i, piece); !bytes.Equal(m[:], macs[i*protocol.KtextMACSize:][:protocol.KtextMACSize]) {
+			bad = append(bad, i)
+		}
+		i++
+	}
+	return bad
+}
+
+// rightPlace checks that the text is where and what the signed kernel's is.
+func (e *Ktext) rightPlace(j *judge, d *protocol.KtextData) bool {
+	if d.Base != e.kernel.base || d.Size != e.kernel.size {
+		j.fatal(ReasonKtextPlace, "%d bytes at %#x, signed are %d bytes at %#x", d.Size, d.Base, e.kernel.size, e.kernel.base)
+		return false
+	}
+	if d.Mask != e.kernel.maskSum {
+		j.fatal(ReasonKtextMask, "mask %.16s was applied, signed is %.16s", d.Mask, e.kernel.maskSum)
+		return false
+	}
+	return true
 }
 
 // Judge implements protocol.Expectation.
 func (e *Ktext) Judge(in protocol.JudgeInput) []protocol.Finding {
 	j := &judge{op: e.Name()}
 	var d protocol.KtextData
-	if !j.read(in, &d) {
-		return j.list
-	}
-	if d.Base != e.kernel.base || d.Size != e.kernel.size {
-		j.fatal(ReasonKtextPlace, "%d bytes at %#x, signed are %d bytes at %#x", d.Size, d.Base, e.kernel.size, e.kernel.base)
-		return j.list
-	}
-	if d.Mask != e.kernel.maskSum {
-		j.fatal(ReasonKtextMask, "mask %.16s was applied, signed is %.16s", d.Mask, e.kernel.maskSum)
+	if !j.read(in, &d) || !e.rightPlace(j, &d) {
 		return j.list
 	}
 	bad, err := e.compare(in, d.MACs)

@@ -2,6 +2,7 @@ package expect_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -126,6 +127,7 @@ func (m *machine) build() {
 	file, err := mask.Encode()
 	m.check(err)
 	m.files[expect.MaskPath] = file
+	m.write(bzImage(m.text), manifest.Kernel)
 	m.write(file, "ktext.mask")
 	m.files[modlist.Path] = []byte("# portcullis modules v1: name build-id\nbridge " + bridgeID + "\n")
 	for p, b := range m.files {
@@ -144,6 +146,28 @@ func (m *machine) build() {
 	}}
 	m.state = &protocol.ImageState{Image: m.image, Session: testSession, MAC: testMAC, Address: "10.77.0.2",
 		CPUClass: "cpu", Notes: map[string][]byte{}}
+}
+
+// bzImage is a kernel file with nothing but text in it, stored uncompressed by gzip.
+func bzImage(text []byte) []byte {
+	const at = 4096
+	le := binary.LittleEndian
+	elf := make([]byte, at)
+	copy(elf, "\x7fELF\x02\x01")
+	le.PutUint64(elf[32:], 64)
+	le.PutUint16(elf[56:], 1)
+	le.PutUint32(elf[64:], 1)
+	le.PutUint64(elf[72:], at)
+	le.PutUint64(elf[80:], textBase)
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	_, _ = w.Write(append(elf, text...))
+	_ = w.Close()
+	b := make([]byte, 5*512)
+	b[0x1f1] = 4
+	copy(b[0x202:], "HdrS")
+	le.PutUint32(b[0x24c:], uint32(packed.Len()))
+	return append(b, packed.Bytes()...)
 }
 
 // mask leaves out bytes 100 to 104, a jump label to byte 512, for good and 200

@@ -16,23 +16,22 @@ const KtextMACSize = 8
 // MaxKernelText bounds the kernel text, in bytes.
 const MaxKernelText = 256 << 20
 
-// KtextParams asks for digests, or for the text itself when a reference is taken.
+// KtextParams asks for digests and, when a reference is taken, for the bytes of
+// the sites that the kernel patched at boot.
 type KtextParams struct {
-	Raw bool `json:"raw"`
+	Sites bool `json:"sites"`
 }
 
 // Check has nothing to refuse.
 func (*KtextParams) Check() error { return nil }
 
-// KtextData is the answer of op ktext. A raw answer is not this JSON but one
-// or more zstd frames of the text with the masked bytes zeroed, and its keyed
-// digest is over the pieces' digests.
+// KtextData is the answer of op ktext.
 type KtextData struct {
 	Base  uint64 `json:"base"`        // virtual address
 	Size  uint64 `json:"size"`        // bytes
 	Mask  string `json:"mask_sha256"` // of the mask file that was applied
 	MACs  []byte `json:"macs"`        // KtextMACSize bytes a piece, in order
-	Swept int64  `json:"swept_us"`    // microseconds from the first byte to the last
+	Sites []byte `json:"sites"`       // one zstd frame: the bytes of the boot-time sites, in order
 }
 
 // Check bounds the sizes.

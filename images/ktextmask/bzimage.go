@@ -49,28 +49,15 @@ func Release(bzImage []byte) (string, error) {
 // Vmlinux takes the kernel's ELF file out of a bzImage. Debian's kernels are
 // compressed with zstd (trixie) or xz; gzip is the upstream default.
 func Vmlinux(bzImage []byte) ([]byte, error) {
-	if err := checkHeader(bzImage); err != nil {
+	payload, size, err := findPayload(bytes.NewReader(bzImage), int64(len(bzImage)))
+	if err != nil {
 		return nil, err
 	}
-	sects := int(bzImage[offSetupSects])
-	if sects == 0 {
-		sects = 4
-	}
-	start := uint64(sects+1)*512 + uint64(binary.LittleEndian.Uint32(bzImage[offPayload:]))
-	length := uint64(binary.LittleEndian.Uint32(bzImage[offPayloadLength:]))
-	if start+length > uint64(len(bzImage)) || length < 8 {
-		return nil, errors.New("bzImage: payload is outside of the file")
-	}
-	p := bzImage[start : start+length]
-	// The build appends the decompressed size; gzip ends with its own.
-	size := binary.LittleEndian.Uint32(p[len(p)-4:])
-	if size > maxKernel {
-		return nil, fmt.Errorf("bzImage: kernel of %d bytes", size)
-	}
-	r, err := decompressor(p)
+	r, err := decompressor(payload)
 	if err != nil {
 		return nil, fmt.Errorf("bzImage: %w", err)
 	}
+	defer r.Close()
 	out, err := io.ReadAll(io.LimitReader(r, int64(size)+1))
 	if err != nil {
 		return nil, fmt.Errorf("bzImage: decompress: %w", err)
@@ -81,26 +68,63 @@ func Vmlinux(bzImage []byte) ([]byte, error) {
 	return out, nil
 }
 
-func decompressor(p []byte) (io.Reader, error) {
-	body := p[:len(p)-4]
+// findPayload returns the compressed kernel and its size when it is unpacked.
+func findPayload(bzImage io.ReaderAt, size int64) (payload *io.SectionReader, unpacked uint32, err error) {
+	head := make([]byte, min(size, headerSize))
+	if _, err := bzImage.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return nil, 0, fmt.Errorf("bzImage: %w", err)
+	}
+	if err := checkHeader(head); err != nil {
+		return nil, 0, err
+	}
+	sects := int64(head[offSetupSects])
+	if sects == 0 {
+		sects = 4
+	}
+	start := (sects+1)*512 + int64(binary.LittleEndian.Uint32(head[offPayload:]))
+	length := int64(binary.LittleEndian.Uint32(head[offPayloadLength:]))
+	if start+length > size || length < 8 {
+		return nil, 0, errors.New("bzImage: payload is outside of the file")
+	}
+	// The build appends the unpacked size; gzip ends with its own.
+	var last [4]byte
+	if _, err := bzImage.ReadAt(last[:], start+length-4); err != nil {
+		return nil, 0, fmt.Errorf("bzImage: %w", err)
+	}
+	if unpacked = binary.LittleEndian.Uint32(last[:]); unpacked > maxKernel {
+		return nil, 0, fmt.Errorf("bzImage: kernel of %d bytes", unpacked)
+	}
+	return io.NewSectionReader(bzImage, start, length), unpacked, nil
+}
+
+func decompressor(p *io.SectionReader) (io.ReadCloser, error) {
+	var magic [6]byte
+	if _, err := p.ReadAt(magic[:], 0); err != nil {
+		return nil, err
+	}
+	body := io.NewSectionReader(p, 0, p.Size()-4)
 	switch {
-	case bytes.HasPrefix(p, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		d, err := zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderConcurrency(1),
+	case bytes.HasPrefix(magic[:], []byte{0x28, 0xb5, 0x2f, 0xfd}):
+		d, err := zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxKernel), zstd.WithDecoderMaxMemory(2*maxKernel))
 		if err != nil {
 			return nil, err
 		}
 		return d.IOReadCloser(), nil
-	case bytes.HasPrefix(p, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return xz.NewReader(bytes.NewReader(body))
-	case bytes.HasPrefix(p, []byte{0x1f, 0x8b}):
-		return gzip.NewReader(bytes.NewReader(p))
+	case bytes.Equal(magic[:], []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		r, err := xz.NewReader(body)
+		return io.NopCloser(r), err
+	case bytes.HasPrefix(magic[:], []byte{0x1f, 0x8b}):
+		return gzip.NewReader(io.NewSectionReader(p, 0, p.Size()))
 	}
-	return nil, fmt.Errorf("payload begins with % x: not zstd, xz or gzip", p[:4])
+	return nil, fmt.Errorf("payload begins with % x: not zstd, xz or gzip", magic[:4])
 }
 
+// headerSize holds the setup header, with what is read of it.
+const headerSize = 0x268
+
 func checkHeader(b []byte) error {
-	if len(b) < 0x268 || !bytes.Equal(b[offMagic:offMagic+4], []byte("HdrS")) {
+	if len(b) < headerSize || !bytes.Equal(b[offMagic:offMagic+4], []byte("HdrS")) {
 		return errors.New("not a bzImage: no HdrS at 0x202")
 	}
 	return nil

@@ -39,6 +39,11 @@ func (m *Mask) Summary(file []byte) manifest.KernelTextMask {
 // Zero overwrites with zeros what ranges cover of buf, which begins at byte off
 // of the text. ranges must be sorted and must not overlap.
 func Zero(buf []byte, off uint64, ranges []Range) {
+	each(buf, off, ranges, func(b []byte) { clear(b) })
+}
+
+// each calls do with every piece of buf that ranges cover, in order.
+func each(buf []byte, off uint64, ranges []Range, do func([]byte)) {
 	end := off + uint64(len(buf))
 	i, _ := slices.BinarySearchFunc(ranges, off, func(r Range, at uint64) int {
 		return cmp.Compare(uint64(r.Off)+uint64(r.Len), at+1)
@@ -48,7 +53,7 @@ func Zero(buf []byte, off uint64, ranges []Range) {
 		if from >= end {
 			return
 		}
-		clear(buf[max(from, off)-off : min(to, end)-off])
+		do(buf[max(from, off)-off : min(to, end)-off])
 	}
 }
 
