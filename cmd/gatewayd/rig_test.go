@@ -35,7 +35,7 @@ const (
 	second = "bbbbbbbbbbbbbbbbbbbbbbbbbb"
 )
 
-var program string
+var program, programDir string
 
 // linked keeps the whole program in the test's own binary: a change of it must not be
 // hidden by the cache of go test, which does not see what build builds.
@@ -55,7 +55,7 @@ func build(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	program = filepath.Join(dir, "gatewayd")
+	program, programDir = filepath.Join(dir, "gatewayd"), dir
 	c := exec.Command("go", "build", "-o", program, ".")
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
@@ -76,6 +76,7 @@ type rig struct {
 	banAfter   int
 	banFor     string
 	banWindow  string
+	attr       *syscall.SysProcAttr // of the child; nil = as the test
 }
 
 func newRig(t testing.TB) *rig {
@@ -146,8 +147,9 @@ func (r *rig) start() {
 func (r *rig) spawn() {
 	r.t.Helper()
 	file := filepath.Join(r.dir, "portcullis.yaml")
-	r.must(os.WriteFile(file, fmt.Appendf(nil, configText, r.dir, r.banAfter, r.banFor, r.banWindow), 0o600))
+	r.must(os.WriteFile(file, fmt.Appendf(nil, configText, r.dir, r.banAfter, r.banFor, r.banWindow), 0o644))
 	r.child = exec.Command(program, "--config", file)
+	r.child.SysProcAttr = r.attr
 	r.child.Stderr = os.Stderr
 	out, err := r.child.StdoutPipe()
 	r.must(err)
