@@ -290,3 +290,26 @@ func TestTFTPWorksInTheBootPhaseOnly(t *testing.T) {
 		t.Errorf("a netboot was taken for an attack: %v", s.Dropped)
 	}
 }
+
+// The uplink is a USB adapter that is pulled and put back: the run goes on without
+// it, and the grant works again after the next renewal.
+func TestUplinkThatComesAndGoes(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.must(r.gw.DeleteLink("up0"))
+	r.openBoot(first)
+	r.grant("tcp", addrPort(upIP+":80"), time.Minute)
+	if err := r.phase(first, v1.Phase_PHASE_RUN, time.Minute); err != nil {
+		t.Fatalf("no run without an uplink: %v", err)
+	}
+	r.must(netns.Veth(r.gw, "up0", r.up, "eth0"))
+	r.must(r.gw.Address("up0", netip.MustParsePrefix("203.0.113.1/24")))
+	r.must(r.up.Address("eth0", netip.MustParsePrefix(upIP+"/24")))
+	r.listen(r.up, upIP+":80")
+	r.must(r.phase(first, v1.Phase_PHASE_RUN, time.Minute))
+	c, err := r.dial(upIP+":80", 2*time.Second)
+	if err != nil {
+		t.Fatalf("the grant does not come back with its uplink: %v", err)
+	}
+	c.Close()
+}

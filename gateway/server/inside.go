@@ -41,7 +41,7 @@ func (g *Gateway) setPhase(session string, to policy.Phase, ttl time.Duration, r
 			return err
 		}
 		g.policy, g.runEnd = next, end
-		return nil
+		return g.opt.Wire.Route(true) // an interface may have come since
 	}
 	return g.move(next, reason)
 }

@@ -50,14 +50,20 @@ func (a ofPC) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 }
 
 // Route switches the routing of the PC's port, and the uplink's for the answers.
-// The uplink is left as it is on the way back: others may route through it.
+// The uplink is left as it is on the way back: others may route through it. An
+// interface that is not there routes nothing; the next renewal finds it.
 func (m machine) Route(on bool) error {
-	err := link.Forward(m.port.Interface, on && m.port.Uplink != "")
-	if errors.Is(err, fs.ErrNotExist) {
-		err = nil // no port, nothing to route
+	on = on && m.port.Uplink != ""
+	err := present(link.Forward(m.port.Interface, on))
+	if on {
+		err = errors.Join(err, present(link.Forward(m.port.Uplink, true)))
 	}
-	if on && m.port.Uplink != "" {
-		err = errors.Join(err, link.Forward(m.port.Uplink, true))
+	return err
+}
+
+func present(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
 	return err
 }
