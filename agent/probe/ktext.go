@@ -83,7 +83,7 @@ func (p *Ktext) load() {
 		return
 	}
 	sum := sha256.Sum256(b)
-	p.sum, p.sites, p.boot = hex.EncodeToString(sum[:]), mask.Sites(), mask.BootSites()
+	p.sum, p.sites, p.boot = hex.EncodeToString(sum[:]), mask.Sites(), mask.Boot
 }
 
 // kernelText is the text as /proc/kcore shows it.

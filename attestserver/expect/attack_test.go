@@ -174,7 +174,7 @@ func TestAttacks(t *testing.T) {
 		}},
 		{"another mask is applied", protocol.OpKtext, expect.ReasonKtextMask, "mask", func(m *machine) {
 			mask := m.mask()
-			mask.Classes[1].Ranges[0].Len = 4000
+			mask.Boot[0].Len = 4000
 			b, err := mask.Encode()
 			m.check(err)
 			m.write(b, "ktext.mask")

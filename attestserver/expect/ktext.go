@@ -76,7 +76,7 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 		return j.list
 	}
 	ktextmask.Zero(text, 0, mask.RunTime())
-	if err := applySites(text, d.Sites, mask.BootSites()); err != nil {
+	if err := applySites(text, d.Sites, mask.Boot); err != nil {
 		j.fatal(ReasonMalformed, "%v", err)
 		return j.list
 	}

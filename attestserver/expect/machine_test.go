@@ -174,10 +174,11 @@ func bzImage(text []byte) []byte {
 // to 204 at boot.
 func (m *machine) mask() *ktextmask.Mask {
 	mask := &ktextmask.Mask{Release: "6.12.0-test", Notes: sha256.Sum256([]byte("notes")), TextBase: textBase, TextSize: uint64(len(m.text)),
-		Classes: []ktextmask.Class{{Name: ktextmask.JumpLabel, When: ktextmask.RunTime, Ranges: []ktextmask.Range{{Off: 100, Len: 5}}, Targets: []uint32{512}},
-			{Name: ktextmask.Alternative, When: ktextmask.Boot, Ranges: []ktextmask.Range{{Off: 200, Len: 5}}}}}
+		Classes: []ktextmask.Class{{Name: ktextmask.JumpLabel, Ranges: []ktextmask.Range{{Off: 100, Len: 5}}, Targets: []uint32{512}}},
+		Boot:    []ktextmask.Range{{Off: 200, Len: 5}}}
 	zeroed := bytes.Clone(m.text)
-	ktextmask.Zero(zeroed, 0, mask.All())
+	ktextmask.Zero(zeroed, 0, mask.RunTime())
+	ktextmask.Zero(zeroed, 0, mask.Boot)
 	for piece := range slices.Chunk(zeroed, ktextmask.Granule) {
 		mask.Stock = append(mask.Stock, sha256.Sum256(piece))
 	}

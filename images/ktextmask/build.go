@@ -38,7 +38,7 @@ func build(release string, vmlinux []byte) (*Mask, error) {
 		return nil, fmt.Errorf("boot-time sites of %s: %w", release, err)
 	}
 	text := slices.Clone(k.text.data)
-	Zero(text, 0, m.All())
+	m.zeroAll(text)
 	for piece := range slices.Chunk(text, Granule) {
 		m.Stock = append(m.Stock, sha256.Sum256(piece))
 	}
@@ -62,16 +62,26 @@ func (m *Mask) addRunTime(k *kernel) error {
 	m.jumpLabels(jumps)
 	m.sitesOf(StaticCall, calls)
 	m.sitesOf(Trampoline, tramps)
-	m.class(RuntimeConst, RunTime, consts)
+	m.sitesOf(RuntimeConst, consts)
 	return nil
 }
 
 func (m *Mask) addBoot(k *kernel) error {
+	var all []Range
+	add := func(name string, ranges []Range) {
+		c := Count{Name: name}
+		for _, r := range merge(ranges) {
+			c.Ranges++
+			c.Bytes += int(r.Len)
+		}
+		m.AtBoot = append(m.AtBoot, c)
+		all = append(all, ranges...)
+	}
 	alternatives, err := k.alternatives()
 	if err != nil {
 		return err
 	}
-	m.class(Alternative, Boot, alternatives)
+	add(Alternative, alternatives)
 	for _, s := range []struct {
 		class, section string
 		size           func([]byte) uint32
@@ -86,7 +96,7 @@ func (m *Mask) addBoot(k *kernel) error {
 		if err != nil {
 			return err
 		}
-		m.class(s.class, Boot, ranges)
+		add(s.class, ranges)
 	}
 	entries, err := k.ftraceEntries()
 	if err != nil {
@@ -96,26 +106,23 @@ func (m *Mask) addBoot(k *kernel) error {
 	if err != nil {
 		return err
 	}
-	m.class(CallPadding, Boot, k.callPadding())
-	m.class(FtraceEntry, Boot, entries)
-	m.class(CPUConst, Boot, consts)
+	add(CallPadding, k.callPadding())
+	add(FtraceEntry, entries)
+	add(CPUConst, consts)
+	m.Boot = subtract(merge(all), m.RunTime())
 	return nil
-}
-
-func (m *Mask) class(name, when string, ranges []Range) {
-	m.Classes = append(m.Classes, Class{Name: name, When: when, Ranges: merge(ranges)})
 }
 
 // sitesOf adds a class whose sites are judged one by one and stay apart.
 func (m *Mask) sitesOf(name string, ranges []Range) {
 	slices.SortFunc(ranges, func(a, b Range) int { return cmp.Compare(a.Off, b.Off) })
-	m.Classes = append(m.Classes, Class{Name: name, When: RunTime, Ranges: slices.CompactFunc(ranges, func(a, b Range) bool { return a.Off == b.Off })})
+	m.Classes = append(m.Classes, Class{Name: name, Ranges: slices.CompactFunc(ranges, func(a, b Range) bool { return a.Off == b.Off })})
 }
 
 func (m *Mask) jumpLabels(labels []site) {
 	slices.SortFunc(labels, func(a, b site) int { return cmp.Compare(a.Off, b.Off) })
 	labels = slices.CompactFunc(labels, func(a, b site) bool { return a.Off == b.Off })
-	c := Class{Name: JumpLabel, When: RunTime}
+	c := Class{Name: JumpLabel}
 	for _, l := range labels {
 		c.Ranges = append(c.Ranges, l.Range)
 		c.Targets = append(c.Targets, l.target)

@@ -18,27 +18,31 @@ package ktextmask
 // difference is named by. Text is a multiple of it but for its last piece.
 const Granule = 16 << 10
 
-// When a class of sites is patched.
+// Classes of sites that are patched at run time, at any moment: they are left
+// out of every comparison while they have a legal form.
 const (
-	RunTime = "run"  // at any moment: left out of every comparison while it has a legal form
-	Boot    = "boot" // before the first process: part of the reference
+	JumpLabel    = "jump-label"        // NOP ↔ JMP of static keys, __jump_table
+	StaticCall   = "static-call"       // calls of .static_call_sites
+	Trampoline   = "static-call-tramp" // the trampolines they go through
+	RuntimeConst = "runtime-const"     // addresses of boot-time allocations
 )
 
-// Classes of sites, in the order in which they are stored.
+// Classes of sites that are patched once, before the first process: they are
+// part of the reference.
 const (
-	JumpLabel     = "jump-label"        // NOP ↔ JMP of static keys, __jump_table
-	StaticCall    = "static-call"       // calls of .static_call_sites
-	Trampoline    = "static-call-tramp" // the trampolines they go through
-	RuntimeConst  = "runtime-const"     // addresses of boot-time allocations
-	Alternative   = "alternative"       // .altinstructions
-	Retpoline     = "retpoline"         // .retpoline_sites
-	Return        = "return"            // .return_sites
-	Call          = "call"              // .call_sites: call depth tracking
-	CallPadding   = "call-padding"      // the bytes before the functions they call
-	SMPLock       = "smp-lock"          // .smp_locks
-	Endbr         = "endbr"             // .ibt_endbr_seal
-	FtraceEntry   = "ftrace-entry"      // calls of __fentry__, NOPs after boot
-	CPUConst      = "cpu-const"         // constants that follow from the CPU
+	Alternative = "alternative"  // .altinstructions
+	Retpoline   = "retpoline"    // .retpoline_sites
+	Return      = "return"       // .return_sites
+	Call        = "call"         // .call_sites: call depth tracking
+	CallPadding = "call-padding" // the bytes before the functions they call
+	SMPLock     = "smp-lock"     // .smp_locks
+	Endbr       = "endbr"        // .ibt_endbr_seal
+	FtraceEntry = "ftrace-entry" // calls of __fentry__, NOPs after boot
+	CPUConst    = "cpu-const"    // constants that follow from the CPU
+)
+
+// Limits of a mask file.
+const (
 	maxClasses    = 64
 	maxRanges     = 1 << 20
 	maxTextSize   = 256 << 20
@@ -48,14 +52,20 @@ const (
 // Range is a piece of text, counted in bytes from its start.
 type Range struct{ Off, Len uint32 }
 
-// Class is one sort of site.
+// Class is one sort of site that is patched at run time.
 type Class struct {
 	Name   string
-	When   string // RunTime or Boot
 	Ranges []Range
 	// Targets are where the jumps of class JumpLabel go, one a range, counted
 	// from the start of the text; other classes have none.
 	Targets []uint32
+}
+
+// Count tells of a class of sites that is patched at boot.
+type Count struct {
+	Name   string `json:"name"`
+	Ranges int    `json:"ranges"`
+	Bytes  int    `json:"bytes"`
 }
 
 // Mask tells of one kernel which bytes of its text change and what the others are.
@@ -64,6 +74,8 @@ type Mask struct {
 	Notes    [32]byte   // SHA-256 of the kernel's ELF notes, as in /sys/kernel/notes
 	TextBase uint64     // virtual address of the text when it is not moved (nokaslr)
 	TextSize uint64     // bytes
-	Classes  []Class    // sorted, not overlapping within a class
-	Stock    [][32]byte // SHA-256 of each granule of the signed text with all ranges zeroed
+	Classes  []Class    // run-time sites, sorted, not overlapping within a class
+	Boot     []Range    // what is patched at boot only, sorted, not overlapping
+	AtBoot   []Count    // what Boot is made of
+	Stock    [][32]byte // SHA-256 of each granule of the signed text with all of these zeroed
 }

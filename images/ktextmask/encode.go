@@ -14,45 +14,36 @@ import (
 // end, length), for jump labels with a varint (target minus start) behind, then the stock digests of 32 bytes. Integers are little-endian.
 var magic = []byte("PCKTMASK")
 
-const version = 2
+const version = 3
 
 type header struct {
-	Release  string        `json:"release"`
-	Notes    string        `json:"notes_sha256"`
-	TextBase uint64        `json:"text_base"`
-	TextSize uint64        `json:"text_size"`
-	Granule  int           `json:"granule"`
-	Classes  []headerClass `json:"classes"`
-}
-
-type headerClass struct {
-	Name   string `json:"name"`
-	When   string `json:"when"`
-	Ranges int    `json:"ranges"`
-	Bytes  int    `json:"bytes"`
+	Release  string  `json:"release"`
+	Notes    string  `json:"notes_sha256"`
+	TextBase uint64  `json:"text_base"`
+	TextSize uint64  `json:"text_size"`
+	Granule  int     `json:"granule"`
+	Classes  []Count `json:"classes"`
+	AtBoot   []Count `json:"at_boot"` // for the reader's eye: classes overlap
+	Boot     int     `json:"boot_ranges"`
 }
 
 // Encode writes the mask file. Equal masks give equal bytes.
 func (m *Mask) Encode() ([]byte, error) {
-	h := header{Release: m.Release, Notes: hex.EncodeToString(m.Notes[:]), TextBase: m.TextBase, TextSize: m.TextSize, Granule: Granule}
+	h := header{Release: m.Release, Notes: hex.EncodeToString(m.Notes[:]), TextBase: m.TextBase, TextSize: m.TextSize, Granule: Granule,
+		AtBoot: m.AtBoot, Boot: len(m.Boot)}
 	var body []byte
 	for _, c := range m.Classes {
-		hc := headerClass{Name: c.Name, When: c.When, Ranges: len(c.Ranges)}
 		if c.Name == JumpLabel && len(c.Targets) != len(c.Ranges) {
 			return nil, fmt.Errorf("ktext mask: %d jump labels with %d targets", len(c.Ranges), len(c.Targets))
 		}
-		at := uint32(0)
-		for i, r := range c.Ranges {
-			body = binary.AppendUvarint(body, uint64(r.Off-at))
-			body = binary.AppendUvarint(body, uint64(r.Len))
-			if c.Name == JumpLabel {
-				body = binary.AppendVarint(body, int64(c.Targets[i])-int64(r.Off))
-			}
-			at = r.Off + r.Len
+		hc := Count{Name: c.Name, Ranges: len(c.Ranges)}
+		for _, r := range c.Ranges {
 			hc.Bytes += int(r.Len)
 		}
 		h.Classes = append(h.Classes, hc)
+		body = c.encode(body)
 	}
+	body = Class{Ranges: m.Boot}.encode(body)
 	for _, d := range m.Stock {
 		body = append(body, d[:]...)
 	}
@@ -67,6 +58,19 @@ func (m *Mask) Encode() ([]byte, error) {
 	return append(out, body...), nil
 }
 
+func (c Class) encode(body []byte) []byte {
+	at := uint32(0)
+	for i, r := range c.Ranges {
+		body = binary.AppendUvarint(body, uint64(r.Off-at))
+		body = binary.AppendUvarint(body, uint64(r.Len))
+		if c.Name == JumpLabel {
+			body = binary.AppendVarint(body, int64(c.Targets[i])-int64(r.Off))
+		}
+		at = r.Off + r.Len
+	}
+	return body
+}
+
 // Decode reads a mask file and refuses one that is not exactly what Encode
 // writes: unsorted or overlapping ranges, ranges outside of the text, missing
 // or surplus bytes.
@@ -75,17 +79,22 @@ func Decode(file []byte) (*Mask, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ktext mask: %w", err)
 	}
-	m := &Mask{Release: h.Release, TextBase: h.TextBase, TextSize: h.TextSize}
+	m := &Mask{Release: h.Release, TextBase: h.TextBase, TextSize: h.TextSize, AtBoot: h.AtBoot}
 	if n, err := hex.Decode(m.Notes[:], []byte(h.Notes)); err != nil || n != 32 {
 		return nil, errors.New("ktext mask: notes_sha256 is no digest")
 	}
 	for _, hc := range h.Classes {
-		c := Class{Name: hc.Name, When: hc.When}
-		if body, err = c.decode(body, hc, h.TextSize); err != nil {
+		c := Class{Name: hc.Name}
+		if body, err = c.decode(body, hc.Ranges, h.TextSize); err != nil {
 			return nil, fmt.Errorf("ktext mask: class %s: %w", hc.Name, err)
 		}
 		m.Classes = append(m.Classes, c)
 	}
+	var boot Class
+	if body, err = boot.decode(body, h.Boot, h.TextSize); err != nil {
+		return nil, fmt.Errorf("ktext mask: patched at boot: %w", err)
+	}
+	m.Boot = boot.Ranges
 	pieces := int((h.TextSize + Granule - 1) / Granule)
 	if len(body) != 32*pieces {
 		return nil, fmt.Errorf("ktext mask: %d bytes of digests, want %d", len(body), 32*pieces)
@@ -121,23 +130,20 @@ func decodeHeader(file []byte) (h header, body []byte, err error) {
 		return h, nil, fmt.Errorf("text of %d bytes", h.TextSize)
 	case h.Granule != Granule:
 		return h, nil, fmt.Errorf("granule %d, want %d", h.Granule, Granule)
-	case len(h.Classes) > maxClasses:
-		return h, nil, fmt.Errorf("%d classes", len(h.Classes))
+	case len(h.Classes)+len(h.AtBoot) > maxClasses:
+		return h, nil, fmt.Errorf("%d classes", len(h.Classes)+len(h.AtBoot))
 	}
 	return h, body[size:], nil
 }
 
-func (c *Class) decode(body []byte, hc headerClass, size uint64) ([]byte, error) {
-	if hc.When != RunTime && hc.When != Boot {
-		return nil, fmt.Errorf("patched at %q", hc.When)
-	}
+func (c *Class) decode(body []byte, ranges int, size uint64) ([]byte, error) {
 	// Two bytes are the least that a range takes.
-	if hc.Ranges < 0 || hc.Ranges > maxRanges || 2*hc.Ranges > len(body) {
-		return nil, fmt.Errorf("%d ranges in %d bytes", hc.Ranges, len(body))
+	if ranges < 0 || ranges > maxRanges || 2*ranges > len(body) {
+		return nil, fmt.Errorf("%d ranges in %d bytes", ranges, len(body))
 	}
-	c.Ranges = make([]Range, 0, hc.Ranges)
-	at, total := uint64(0), 0
-	for i := range hc.Ranges {
+	c.Ranges = make([]Range, 0, ranges)
+	at := uint64(0)
+	for i := range ranges {
 		gap, n := binary.Uvarint(body)
 		if n <= 0 {
 			return nil, errors.New("cut short")
@@ -161,10 +167,6 @@ func (c *Class) decode(body []byte, hc headerClass, size uint64) ([]byte, error)
 			c.Targets = append(c.Targets, uint32(target))
 		}
 		at += gap + length
-		total += int(length)
-	}
-	if total != hc.Bytes {
-		return nil, fmt.Errorf("%d bytes, header says %d", total, hc.Bytes)
 	}
 	return body, nil
 }

@@ -11,19 +11,18 @@ import (
 
 // RunTime returns the ranges that are left out of every comparison, sorted and
 // without overlap.
-func (m *Mask) RunTime() []Range { return m.ranges(func(c Class) bool { return c.When == RunTime }) }
-
-// All returns the ranges that are patched at run time or at boot.
-func (m *Mask) All() []Range { return m.ranges(func(Class) bool { return true }) }
-
-func (m *Mask) ranges(want func(Class) bool) []Range {
+func (m *Mask) RunTime() []Range {
 	var all []Range
 	for _, c := range m.Classes {
-		if want(c) {
-			all = append(all, c.Ranges...)
-		}
+		all = append(all, c.Ranges...)
 	}
 	return merge(all)
+}
+
+// zeroAll zeroes what is patched at run time or at boot.
+func (m *Mask) zeroAll(text []byte) {
+	Zero(text, 0, m.RunTime())
+	Zero(text, 0, m.Boot)
 }
 
 // Summary counts what is left out, for the manifest; file is the encoded mask.

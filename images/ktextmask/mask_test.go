@@ -28,8 +28,11 @@ func TestBuild_FindsEverySite(t *testing.T) {
 		if m.Release != "6.12.0-test" || m.TextBase != textAddr || m.TextSize != textSize {
 			t.Errorf("%s: %q, text of %d bytes at %#x", how, m.Release, m.TextSize, m.TextBase)
 		}
+		if want := merge(append(slices.Clone(s.entries), Range{textSize - 0x200, 7})); !slices.Equal(m.Boot, want) {
+			t.Errorf("%s: patched at boot: %d ranges, want %d", how, len(m.Boot), len(want))
+		}
 		for name, want := range map[string][]Range{JumpLabel: s.jumps, StaticCall: s.calls, Trampoline: s.tramps,
-			FtraceEntry: s.entries, RuntimeConst: {{textSize - 0x300, 8}}, Alternative: {{textSize - 0x200, 7}}} {
+			RuntimeConst: {{textSize - 0x300, 8}}} {
 			if got := classRanges(m, name); !slices.Equal(got, want) {
 				t.Errorf("%s: %s: %d ranges, want %d", how, name, len(got), len(want))
 			}
@@ -121,14 +124,14 @@ func TestEncode_RoundTripAndSummary(t *testing.T) {
 }
 
 func TestDecode_RefusesWhatEncodeDoesNotWrite(t *testing.T) {
-	m := &Mask{Release: "r", TextBase: 1, TextSize: 100, Classes: []Class{{Name: JumpLabel, When: RunTime, Ranges: []Range{{4, 2}, {10, 5}}, Targets: []uint32{50, 60}}}, Stock: make([][32]byte, 1)}
+	m := &Mask{Release: "r", TextBase: 1, TextSize: 100, Classes: []Class{{Name: JumpLabel, Ranges: []Range{{4, 2}, {10, 5}}, Targets: []uint32{50, 60}}}, Stock: make([][32]byte, 1)}
 	good, err := m.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
 	bad := func(edit func(*Mask)) []byte {
 		c := *m
-		c.Classes = []Class{{Name: JumpLabel, When: RunTime, Ranges: slices.Clone(m.Classes[0].Ranges), Targets: slices.Clone(m.Classes[0].Targets)}}
+		c.Classes = []Class{{Name: JumpLabel, Ranges: slices.Clone(m.Classes[0].Ranges), Targets: slices.Clone(m.Classes[0].Targets)}}
 		edit(&c)
 		b, err := c.Encode()
 		if err != nil {
@@ -137,7 +140,7 @@ func TestDecode_RefusesWhatEncodeDoesNotWrite(t *testing.T) {
 		return b
 	}
 	version := slices.Clone(good)
-	binary.LittleEndian.PutUint16(version[8:], 1)
+	binary.LittleEndian.PutUint16(version[8:], 2)
 	for name, file := range map[string][]byte{
 		"empty":          {},
 		"magic":          append([]byte("X"), good...),
@@ -148,7 +151,7 @@ func TestDecode_RefusesWhatEncodeDoesNotWrite(t *testing.T) {
 		"outside":        bad(func(c *Mask) { c.Classes[0].Ranges[1].Off = 99 }),
 		"empty range":    bad(func(c *Mask) { c.Classes[0].Ranges[1].Len = 0 }),
 		"jump out":       bad(func(c *Mask) { c.Classes[0].Targets[1] = 100 }),
-		"when":           bad(func(c *Mask) { c.Classes[0].When = "never" }),
+		"boot outside":   bad(func(c *Mask) { c.Boot = []Range{{99, 2}} }),
 		"no text":        bad(func(c *Mask) { c.TextSize = 0 }),
 		"huge text":      bad(func(c *Mask) { c.TextSize = maxTextSize + 1 }),
 		"digests":        bad(func(c *Mask) { c.Stock = nil }),
@@ -198,7 +201,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for _, r := range m.All() {
+		for _, r := range append(m.RunTime(), m.Boot...) {
 			if uint64(r.Off)+uint64(r.Len) > m.TextSize {
 				t.Fatalf("range %v behind the end %d", r, m.TextSize)
 			}

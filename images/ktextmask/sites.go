@@ -29,9 +29,6 @@ type Sites struct {
 func (m *Mask) Sites() *Sites {
 	s := &Sites{text: m.TextSize}
 	for _, c := range m.Classes {
-		if c.When != RunTime {
-			continue
-		}
 		form := forms[c.Name]
 		if form == nil {
 			form = anything

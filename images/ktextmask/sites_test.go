@@ -8,12 +8,11 @@ import (
 // Only what the kernel itself can have written may pass unseen.
 func TestSites_OnlyLegalFormsAreLeftOut(t *testing.T) {
 	m := &Mask{TextSize: 0x1000, Classes: []Class{
-		{Name: JumpLabel, When: RunTime, Ranges: []Range{{0x10, 2}, {0x20, 5}}, Targets: []uint32{0x30, 0x500}},
-		{Name: StaticCall, When: RunTime, Ranges: []Range{{0x40, 5}, {0x50, 6}}},
-		{Name: Trampoline, When: RunTime, Ranges: []Range{{0x40, 5}, {0x60, 5}}},
-		{Name: RuntimeConst, When: RunTime, Ranges: []Range{{0x70, 8}}},
-		{Name: Alternative, When: Boot, Ranges: []Range{{0x80, 4}}},
-	}}
+		{Name: JumpLabel, Ranges: []Range{{0x10, 2}, {0x20, 5}}, Targets: []uint32{0x30, 0x500}},
+		{Name: StaticCall, Ranges: []Range{{0x40, 5}, {0x50, 6}}},
+		{Name: Trampoline, Ranges: []Range{{0x40, 5}, {0x60, 5}}},
+		{Name: RuntimeConst, Ranges: []Range{{0x70, 8}}},
+	}, Boot: []Range{{0x80, 4}}}
 	for _, c := range []struct {
 		name  string
 		at    int
@@ -67,7 +66,7 @@ func TestSites_OnlyLegalFormsAreLeftOut(t *testing.T) {
 
 // A site across the edge of a piece is judged in the piece read with its margin.
 func TestSites_Edges(t *testing.T) {
-	m := &Mask{TextSize: 0x1000, Classes: []Class{{Name: StaticCall, When: RunTime, Ranges: []Range{{0x0e, 5}, {0x20, 5}}}}}
+	m := &Mask{TextSize: 0x1000, Classes: []Class{{Name: StaticCall, Ranges: []Range{{0x0e, 5}, {0x20, 5}}}}}
 	text := bytes.Repeat([]byte{0x55}, 0x40)
 	copy(text[0x0e:], nop5)
 	copy(text[0x20:], nop5)

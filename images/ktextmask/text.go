@@ -74,22 +74,17 @@ func (m *Mask) textOffset(head []byte) (int64, error) {
 // NotStock lists the granules of text that differ from the signed kernel where
 // the kernel patches nothing. text must have the size of the mask's.
 func (m *Mask) NotStock(text []byte) (bad []int) {
-	all := m.All()
+	run := m.RunTime()
 	buf := make([]byte, Granule)
 	for i, want := range m.Stock {
 		n := copy(buf, text[i*Granule:])
-		Zero(buf[:n], uint64(i)*Granule, all)
+		Zero(buf[:n], uint64(i)*Granule, run)
+		Zero(buf[:n], uint64(i)*Granule, m.Boot)
 		if sha256.Sum256(buf[:n]) != want {
 			bad = append(bad, i)
 		}
 	}
 	return bad
-}
-
-// BootSites returns what is patched at boot only, sorted and without overlap:
-// the ranges of the boot-time classes less those of the run-time ones.
-func (m *Mask) BootSites() []Range {
-	return subtract(m.ranges(func(c Class) bool { return c.When == Boot }), m.RunTime())
 }
 
 // subtract takes b away from a; both are sorted and without overlap.

@@ -73,7 +73,7 @@ func TestGatherScatter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sites := m.BootSites()
+	sites := m.Boot
 	var got []byte
 	for at := 0; at < len(s.text); at += 1000 {
 		got = Gather(got, s.text[at:min(at+1000, len(s.text))], uint64(at), sites)
@@ -86,7 +86,7 @@ func TestGatherScatter(t *testing.T) {
 	if _, err := Scatter(text, got[1:], sites); err == nil {
 		t.Error("a byte too few was accepted")
 	}
-	if len(got) == 0 || len(m.BootSites()) == 0 {
+	if len(got) == 0 || len(m.Boot) == 0 {
 		t.Error("nothing was gathered")
 	}
 }
