@@ -88,6 +88,11 @@ func (s *Store) Resolve(ctx context.Context, r Request) (*Lock, error) {
 	if _, err := NeedTool("apt-get", "apt"); err != nil {
 		return nil, err
 	}
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
 	conf, err := s.configure(ctx, r)
 	if err != nil {
 		return nil, err
@@ -116,7 +121,9 @@ func (s *Store) Resolve(ctx context.Context, r Request) (*Lock, error) {
 // configure writes an apt configuration that has its own sources, state and
 // cache, and takes from the machine only how to reach the network (Acquire).
 func (s *Store) configure(ctx context.Context, r Request) (string, error) {
-	dir, err := filepath.Abs(filepath.Join(s.Dir, "apt-"+r.Suite+"-"+r.Arch))
+	// One directory a set of components: apt drops the lists that its sources do not name.
+	name := strings.Join(append([]string{"apt", r.Suite, r.Arch}, r.Components...), "-")
+	dir, err := filepath.Abs(filepath.Join(s.Dir, name))
 	if err != nil {
 		return "", err
 	}
@@ -149,6 +156,8 @@ Dir::Cache::srcpkgcache "";
 Dir::Etc "%[1]s/etc";
 Dir::Etc::main "empty.conf";
 Dir::Etc::parts "%[1]s/empty";
+Dir::Etc::netrc "/etc/apt/auth.conf";
+Dir::Etc::netrcparts "/etc/apt/auth.conf.d";
 Dir::Etc::sourcelist "%[1]s/sources.list";
 Dir::Etc::sourceparts "%[1]s/empty";
 Dir::Etc::trusted "%[2]s";

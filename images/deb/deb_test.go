@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const digestA = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -227,4 +228,76 @@ func FuzzParseLock(f *testing.F) {
 			t.Fatalf("%v", err)
 		}
 	})
+}
+
+// A package that the archive does not have (any more) is a typed error, so that
+// the builder can ask the archive anew.
+func TestFetchOfWhatIsGone(t *testing.T) {
+	s := &Store{Dir: t.TempDir()}
+	r := Request{Suite: "trixie", Arch: "amd64", Components: []string{"main"}}
+	l := &Lock{Packages: []Package{{Name: "bash", Version: "0.0-1", Arch: "amd64", Size: 5, SHA256: digestA}}}
+	if err := s.Fetch(t.Context(), r, l, nil); !errors.Is(err, ErrFetch) {
+		t.Fatalf("got %v", err)
+	}
+	if entries, _ := filepath.Glob(filepath.Join(s.Dir, "fetch-*")); len(entries) != 0 {
+		t.Errorf("left behind: %v", entries)
+	}
+	// What is there already needs no archive.
+	have := filepath.Join(s.Dir, "debs", digestA+".deb")
+	if err := os.WriteFile(have, []byte("12345"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Fetch(t.Context(), r, l, nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The private configuration names no source, state or cache of this machine.
+func TestConfigurationIsPrivate(t *testing.T) {
+	s := &Store{Dir: t.TempDir()}
+	conf, err := s.configure(t.Context(), Request{Suite: "trixie", Arch: "amd64", Components: []string{"main", "non-free-firmware"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := append(os.Environ(), "APT_CONFIG="+conf)
+	out, err := run(t.Context(), env, "apt-config", "shell", "STATE", "Dir::State/d", "STATUS", "Dir::State::status/f", "CACHE", "Dir::Cache/d", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d", "ARCH", "APT::Architecture")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		if !strings.Contains(line, s.Dir) && !strings.HasPrefix(line, "ARCH='amd64'") {
+			t.Errorf("not private: %s", line)
+		}
+	}
+	if n := strings.Count(out, "="); n != 6 {
+		t.Errorf("%d of 6 settings: %s", n, out)
+	}
+	b, err := os.ReadFile(filepath.Join(filepath.Dir(conf), "sources.list"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
+		if !strings.Contains(line, "signed-by="+keyring) || strings.Contains(line, "trusted=") || !strings.Contains(line, " trixie") {
+			t.Errorf("source %q", line)
+		}
+	}
+}
+
+func TestFileLockKeepsOthersOut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	unlock, err := FileLock(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 120*time.Millisecond)
+	defer cancel()
+	if _, err := FileLock(ctx, path); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a second holder: %v", err)
+	}
+	unlock()
+	again, err := FileLock(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
 }

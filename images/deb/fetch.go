@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,11 +18,11 @@ type Progress func(done, total int64)
 // Path returns where the store keeps p.
 func (s *Store) Path(p Package) string { return filepath.Join(s.Dir, "debs", p.SHA256+".deb") }
 
-// Fetch downloads what the store lacks of l. Every file is checked against its
-// digest before it enters the store; r must be the request that l came from.
-func (s *Store) Fetch(ctx context.Context, r Request, l *Lock, progress Progress) error {
-	var total, have int64
-	var missing []Package
+// ErrFetch is wrapped by the errors of Fetch that asking the archive anew may cure.
+var ErrFetch = errors.New("the archive does not give what was resolved")
+
+// missing returns what the store lacks of l, and how many bytes it has and needs.
+func (s *Store) missing(l *Lock) (missing []Package, have, total int64) {
 	for _, p := range l.Packages {
 		total += p.Size
 		if st, err := os.Stat(s.Path(p)); err == nil && st.Size() == p.Size {
@@ -30,9 +31,21 @@ func (s *Store) Fetch(ctx context.Context, r Request, l *Lock, progress Progress
 		}
 		missing = append(missing, p)
 	}
-	if len(missing) == 0 {
+	return missing, have, total
+}
+
+// Fetch downloads what the store lacks of l. Every file is checked against its
+// digest before it enters the store; r must be the request that l came from.
+func (s *Store) Fetch(ctx context.Context, r Request, l *Lock, progress Progress) error {
+	if missing, _, _ := s.missing(l); len(missing) == 0 {
 		return nil
 	}
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	missing, have, total := s.missing(l)
 	if err := os.MkdirAll(filepath.Join(s.Dir, "debs"), 0o755); err != nil {
 		return err
 	}
@@ -56,14 +69,14 @@ func (s *Store) Fetch(ctx context.Context, r Request, l *Lock, progress Progress
 			args = append(args, p.Name+"="+p.Version)
 		}
 		if _, err := runIn(ctx, dir, env, "apt-get", args...); err != nil {
-			return fmt.Errorf("fetch packages: %w (the archive may have moved on: build again with fresh package lists)", err)
+			return fmt.Errorf("%w: %w", ErrFetch, err)
 		}
 		if err := s.adopt(dir, l); err != nil {
 			return err
 		}
 		for _, p := range missing[:n] {
 			if _, err := os.Stat(s.Path(p)); err != nil {
-				return fmt.Errorf("fetch packages: apt did not fetch %s with the digest that was resolved", p)
+				return fmt.Errorf("%w: %s has another digest", ErrFetch, p)
 			}
 			have += p.Size
 		}

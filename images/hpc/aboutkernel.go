@@ -1,6 +1,7 @@
 package hpc
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -23,7 +24,7 @@ type aboutKernel struct {
 // aboutKernel computes the mask of the kernel's text and the list of modules:
 // everything that initrd and root carry but the unlisted ones. Both follow from
 // the kernel package and the recipe's module lists alone, and are kept.
-func (b *builder) aboutKernel(k *kernel) (*aboutKernel, error) {
+func (b *builder) aboutKernel(ctx context.Context, k *kernel) (*aboutKernel, error) {
 	initrd, err := k.modules.order(b.recipe.Kernel.Initrd)
 	if err != nil {
 		return nil, err
@@ -40,7 +41,7 @@ func (b *builder) aboutKernel(k *kernel) (*aboutKernel, error) {
 	})
 	key := newKey("about kernel", "ktextmask", "manifest", "modlist").add("kernel", filepath.Base(k.dir)).add("modules", strings.Join(paths, "\n"))
 	done := b.begin("kernel", "mask of its text, list of modules")
-	dir, cached, err := b.stage("about", key, func(dir string) error { return describeKernel(k, paths, dir, b.Progress.Step) })
+	dir, cached, err := b.stage(ctx, "about", key, func(dir string) error { return describeKernel(k, paths, dir, b.Progress.Step) })
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package hpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -47,16 +48,22 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	b := &builder{Options: o}
-	var err error
-	if b.CacheDir, err = filepath.Abs(b.CacheDir); err != nil {
+	r, err := buildOnce(ctx, o)
+	if errors.Is(err, deb.ErrFetch) && !o.Refresh {
+		// The archive has moved on since it was asked: what was resolved then is no longer there.
+		o.Refresh = true
+		r, err = buildOnce(ctx, o)
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(b.CacheDir, 0o755); err != nil {
-		return nil, fmt.Errorf("build cache: %w", err)
-	}
-	b.store = &deb.Store{Dir: filepath.Join(b.CacheDir, "deb")}
-	if b.recipe, err = recipe.Load(rootfs.FS, b.Profile, b.Recipe); err != nil {
+	r.Took = time.Since(begin)
+	return r, nil
+}
+
+func buildOnce(ctx context.Context, o Options) (*Result, error) {
+	b, err := newBuilder(o)
+	if err != nil {
 		return nil, err
 	}
 	if err := b.checkProfile(); err != nil {
@@ -90,7 +97,21 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := b.prune(); err != nil {
 		return nil, fmt.Errorf("build cache: %w", err)
 	}
-	return &Result{Dir: b.OutDir, Manifest: *m, Digest: digest, Cached: cached, Took: time.Since(begin)}, nil
+	return &Result{Dir: b.OutDir, Manifest: *m, Digest: digest, Cached: cached}, nil
+}
+
+func newBuilder(o Options) (*builder, error) {
+	b := &builder{Options: o}
+	var err error
+	if b.CacheDir, err = filepath.Abs(b.CacheDir); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(b.CacheDir, 0o755); err != nil {
+		return nil, fmt.Errorf("build cache: %w", err)
+	}
+	b.store = &deb.Store{Dir: filepath.Join(b.CacheDir, "deb")}
+	b.recipe, err = recipe.Load(rootfs.FS, b.Profile, b.Recipe)
+	return b, err
 }
 
 // begin opens a stage for the progress; the returned function ends it, unless

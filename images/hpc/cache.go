@@ -2,6 +2,7 @@ package hpc
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -10,10 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
 	"portcullis/images"
+	"portcullis/images/deb"
 )
 
 // unpackVersion is part of every key. The stages that unpack packages are slow
@@ -49,7 +50,7 @@ func (k *key) hex() string {
 // stage returns the directory with the result of the stage called name with
 // key k, which make has to fill when it is not there yet. What make writes is
 // renamed into place as a whole: a build that is killed leaves no half result.
-func (b *builder) stage(name string, k *key, make func(dir string) error) (dir string, cached bool, err error) {
+func (b *builder) stage(ctx context.Context, name string, k *key, make func(dir string) error) (dir string, cached bool, err error) {
 	parent := filepath.Join(b.CacheDir, name)
 	dir = filepath.Join(parent, k.hex())
 	if _, err := os.Stat(dir); err == nil {
@@ -59,7 +60,7 @@ func (b *builder) stage(name string, k *key, make func(dir string) error) (dir s
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return "", false, err
 	}
-	unlock, err := lockFile(filepath.Join(parent, k.hex()+".lock"))
+	unlock, err := deb.FileLock(ctx, filepath.Join(parent, k.hex()+".lock"))
 	if err != nil {
 		return "", false, err
 	}
@@ -115,20 +116,6 @@ func (b *builder) prune() error {
 		}
 	}
 	return nil
-}
-
-// lockFile waits for the lock of two builds that share a cache.
-func lockFile(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	// The file stays: removing it would let two builds hold two different locks.
-	return func() { f.Close() }, nil
 }
 
 // digestFile returns the hex SHA-256 of a file.

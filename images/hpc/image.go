@@ -62,7 +62,7 @@ func (b *builder) image(ctx context.Context, k *kernel, root *rootInfo) (dir str
 	}
 	ik.add("trust", string(trust))
 	done := b.begin("image", "initrd, UKI, manifest")
-	dir, cached, err = b.stage("image", ik, func(dir string) error { return b.makeImage(ctx, k, root, trust, dir) })
+	dir, cached, err = b.stage(ctx, "image", ik, func(dir string) error { return b.makeImage(ctx, k, root, trust, dir) })
 	if err != nil {
 		return "", false, err
 	}

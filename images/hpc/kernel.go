@@ -39,7 +39,7 @@ func (b *builder) kernel(ctx context.Context) (*kernel, error) {
 	for _, p := range b.firmwareDebs {
 		k.add("firmware", p.SHA256)
 	}
-	dir, _, err := b.stage("kernel", k, func(dir string) error {
+	dir, _, err := b.stage(ctx, "kernel", k, func(dir string) error {
 		if err := b.fetch(ctx); err != nil {
 			return err
 		}

@@ -111,7 +111,7 @@ func (b *builder) base(ctx context.Context) (string, error) {
 		k.add("package", p.String()+" "+p.SHA256)
 	}
 	k.add("exclude", strings.Join(b.recipe.Exclude, "\n"))
-	dir, _, err := b.stage("base", k, func(dir string) error {
+	dir, _, err := b.stage(ctx, "base", k, func(dir string) error {
 		if err := b.fetch(ctx); err != nil {
 			return err
 		}

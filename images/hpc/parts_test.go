@@ -260,7 +260,7 @@ func TestStageIsWholeOrAbsentAndMadeOnce(t *testing.T) {
 	b := &builder{Options: Options{CacheDir: t.TempDir()}}
 	k := func() *key { return newKey("test").add("a", 1) }
 	dir := filepath.Join(b.CacheDir, "s", k().hex())
-	_, _, err := b.stage("s", k(), func(d string) error {
+	_, _, err := b.stage(t.Context(), "s", k(), func(d string) error {
 		must(t, os.WriteFile(filepath.Join(d, "half"), nil, 0o644))
 		return errors.New("interrupted")
 	})
@@ -274,7 +274,7 @@ func TestStageIsWholeOrAbsentAndMadeOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			got, _, err := b.stage("s", k(), func(d string) error {
+			got, _, err := b.stage(t.Context(), "s", k(), func(d string) error {
 				made.Add(1)
 				return os.WriteFile(filepath.Join(d, "whole"), nil, 0o644)
 			})
@@ -287,7 +287,7 @@ func TestStageIsWholeOrAbsentAndMadeOnce(t *testing.T) {
 	if made.Load() != 1 {
 		t.Errorf("made %d times", made.Load())
 	}
-	if _, cached, _ := b.stage("s", k(), nil); !cached {
+	if _, cached, _ := b.stage(t.Context(), "s", k(), nil); !cached {
 		t.Error("not taken from the cache")
 	}
 }

@@ -45,7 +45,7 @@ func (b *builder) root(ctx context.Context, k *kernel) (*rootInfo, error) {
 		rk.add("package", p.SHA256)
 	}
 	done := b.begin("root", "root.img")
-	dir, cached, err := b.stage("root", rk, func(dir string) error { return b.makeRoot(ctx, k, dir) })
+	dir, cached, err := b.stage(ctx, "root", rk, func(dir string) error { return b.makeRoot(ctx, k, dir) })
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func (b *builder) fill(ctx context.Context, k *kernel, t *squash.Tree, info *roo
 	if err := b.rootModules(ctx, k, t, scratch); err != nil {
 		return err
 	}
-	if err := b.ownFiles(k, t, info); err != nil {
+	if err := b.ownFiles(ctx, k, t, info); err != nil {
 		return err
 	}
 	for _, u := range r.Enable {
@@ -175,7 +175,7 @@ func dropSetID(t *squash.Tree) {
 }
 
 // ownFiles adds the agent, the mask of the kernel's text and, for the lab, its channel.
-func (b *builder) ownFiles(k *kernel, t *squash.Tree, info *rootInfo) error {
+func (b *builder) ownFiles(ctx context.Context, k *kernel, t *squash.Tree, info *rootInfo) error {
 	add := func(to, from string) error {
 		data, err := os.ReadFile(from)
 		if err != nil {
@@ -191,7 +191,7 @@ func (b *builder) ownFiles(k *kernel, t *squash.Tree, info *rootInfo) error {
 			return err
 		}
 	}
-	about, err := b.aboutKernel(k)
+	about, err := b.aboutKernel(ctx, k)
 	if err != nil {
 		return err
 	}
