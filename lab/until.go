@@ -13,14 +13,19 @@ import (
 // ErrNotTrusted is a boot that did not end in trust.
 var ErrNotTrusted = errors.New("the PC is not trusted")
 
-// UntilTrusted waits for the verdict trusted after mark. It fails early where
-// nothing more can come of it: a service given up, the PC's power gone, an
-// image refused. The error names the last thing that happened and what failed.
+// UntilTrusted waits for the verdict trusted on a boot session opened after mark.
+// It fails early where nothing more can come of it: a quarantine of that session,
+// a service given up, the PC's power gone, an image refused. The error names the
+// last thing that happened and what failed.
 func (l *Lab) UntilTrusted(ctx context.Context, mark int) (Event, error) {
+	opened := map[string]bool{}
 	e, err := l.Log.Wait(ctx, mark, func(e Event) bool {
 		switch e.Name {
+		case "session.opened":
+			opened[e.Text("session")] = true
 		case "verdict":
-			return e.Text("state") == "trusted" || e.Text("state") == "quarantined"
+			// attestd also speaks of the session before; its file may be read first.
+			return opened[e.Text("session")] && (e.Text("state") == "trusted" || e.Text("state") == "quarantined")
 		case "daemon.given-up", "image.refused":
 			return true
 		case "pc.power":
