@@ -1,0 +1,133 @@
+package protocol
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+)
+
+type checked interface{ Check() error }
+
+// opTypes are all parameters and data of the ops, with an example of each.
+var opTypes = []struct {
+	name    string
+	fresh   func() checked
+	example string
+}{
+	{"boot", func() checked { return &BootData{} }, `{"cmdline":"a","release":"6.12","notes_sha256":"00","boot_id":"x","lockdown":"integrity","tainted":0,"kexec_loaded":false,"uptime_ms":5,"traced":null}`},
+	{"block parameters", func() checked { return &BlockParams{} }, `{"blocks":[1,2,3]}`},
+	{"block", func() checked { return &BlockData{} }, `{"device":"loop0","direct":true,"verity":{"device":"dm-0","targets":1}}`},
+	{"procs", func() checked { return &ProcsData{} }, `{"processes":[{"pid":1,"ppid":0,"start":5,"comm":"init","exe":"/init"}],"kernel":3,"files":[{"path":"/init","segments":[{"offset":0,"length":4096}],"pids":[1]}],"anonymous":[],"mounts":[],"vanished":0}`},
+	{"pmem parameters", func() checked { return &PmemParams{} }, `{"seed":"` + strings.Repeat("ab", 32) + `","extra":4}`},
+	{"pmem", func() checked { return &PmemData{} }, `{"pages":[{"path":"/init","segment":{"offset":0,"length":4096},"pick":0,"offset":0,"pid":1,"mac":"00"}],"vanished":0}`},
+	{"modules", func() checked { return &ModulesData{} }, `{"modules":[{"name":"a","build_id":"00","taint":"","state":"Live"}],"only_sys":["b"],"only_proc":null}`},
+	{"net", func() checked { return &NetData{} }, `{"links":[{"name":"lo","index":1,"loopback":true}]}`},
+	{"hw", func() checked { return &HwData{} }, `{"cpu_class":"intel-6.1","memory_kib":5,"uptime_ms":1,"components":[{"class":"pci","slot":"0","value":"1"}]}`},
+	{"ktext parameters", func() checked { return &KtextParams{} }, `{"sites":true}`},
+	{"ktext", func() checked { return &KtextData{} }, `{"base":1,"size":4096,"mask_sha256":"00","macs":"AAAAAAAAAAA=","sites":null}`},
+}
+
+func TestDecodeOp_Examples(t *testing.T) {
+	for _, o := range opTypes {
+		if err := DecodeOp([]byte(o.example), MaxData, o.fresh()); err != nil {
+			t.Errorf("%s: %v", o.name, err)
+		}
+		for _, bad := range []string{"", "null x", o.example + " {}", strings.Replace(o.example, "{", `{"unknown":1,`, 1), "[]", "5"} {
+			if err := DecodeOp([]byte(bad), MaxData, o.fresh()); err == nil {
+				t.Errorf("%s: %.60q was accepted", o.name, bad)
+			}
+		}
+		if err := DecodeOp([]byte(o.example), len(o.example)-1, o.fresh()); err == nil {
+			t.Errorf("%s: more than the limit was read", o.name)
+		}
+	}
+}
+
+func TestDecodeOp_Limits(t *testing.T) {
+	many := func(one string, n int) string { return "[" + strings.Repeat(one+",", n) + one + "]" }
+	long := `"` + strings.Repeat("x", MaxString+1) + `"`
+	for i, bad := range []struct{ op, data string }{
+		{"boot", `{"uptime_ms":-1}`}, {"boot", `{"cmdline":` + long + `}`}, {"boot", `{"traced":` + many(`"x"`, MaxTraced) + `}`},
+		{"block parameters", `{"blocks":[]}`}, {"block parameters", `{"blocks":` + many("1", MaxBlocks) + `}`}, {"block parameters", `{"blocks":[-1]}`},
+		{"block", `{"device":` + long + `}`},
+		{"procs", `{"processes":` + many("{}", MaxProcesses) + `}`}, {"procs", `{"files":` + many("{}", MaxFiles) + `}`}, {"procs", `{"mounts":` + many("{}", MaxMounts) + `}`},
+		{"procs", `{"anonymous":` + many("{}", MaxFiles) + `}`}, {"procs", `{"files":[{"segments":` + many("{}", MaxSegments) + `}]}`},
+		{"procs", `{"files":[{"pids":` + many("1", MaxFilePIDs) + `}]}`}, {"procs", `{"files":[{"path":` + long + `}]}`}, {"procs", `{"processes":[{"exe":` + long + `}]}`},
+		{"procs", `{"mounts":[{"point":` + long + `}]}`},
+		{"pmem parameters", `{"seed":"00","extra":1}`}, {"pmem parameters", `{"seed":"` + strings.Repeat("00", 32) + `","extra":-1}`},
+		{"pmem parameters", `{"seed":"` + strings.Repeat("00", 32) + `","extra":5000}`},
+		{"pmem", `{"pages":` + many("{}", MaxPages+MaxFiles) + `}`}, {"pmem", `{"pages":[{"path":` + long + `}]}`},
+		{"modules", `{"modules":` + many("{}", MaxModules) + `}`}, {"modules", `{"only_sys":[` + long + `]}`}, {"modules", `{"modules":[{"name":` + long + `}]}`},
+		{"net", `{"links":` + many("{}", MaxLinks) + `}`}, {"net", `{"links":[{"name":` + long + `}]}`},
+		{"hw", `{"cpu_class":""}`}, {"hw", `{"cpu_class":"A"}`}, {"hw", `{"cpu_class":"a","uptime_ms":-1}`}, {"hw", `{"cpu_class":"a","components":` + many("{}", MaxComponents) + `}`},
+		{"hw", `{"cpu_class":"a","components":[{"value":` + long + `}]}`},
+		{"ktext", `{"size":0}`}, {"ktext", `{"size":268435457}`}, {"ktext", `{"size":4096,"macs":""}`}, {"ktext", `{"size":4096,"macs":"AAAAAAAAAAA=","mask_sha256":` + long + `}`},
+	} {
+		for _, o := range opTypes {
+			if o.name == bad.op {
+				if err := DecodeOp([]byte(bad.data), MaxEnrolData, o.fresh()); err == nil {
+					t.Errorf("%d: %s took %.80s", i, bad.op, bad.data)
+				}
+			}
+		}
+	}
+}
+
+// The page of a segment must lie inside of it, whatever the segment says.
+func TestPickPage(t *testing.T) {
+	seen := map[uint64]bool{}
+	var key OpKey
+	for pick := range 200 {
+		s := Segment{Offset: 0x3000, Length: 0x5000}
+		at := key.PickPage("seed", "/bin/a", s, pick)
+		if at < s.Offset || at >= s.Offset+s.Length || at%PageSize != 0 {
+			t.Fatalf("page at %#x", at)
+		}
+		seen[at] = true
+	}
+	if len(seen) != 5 {
+		t.Errorf("%d of 5 pages were ever picked", len(seen))
+	}
+	a := key.PickPage("seed", "/bin/a", Segment{Length: 1 << 30}, 0)
+	if a == key.PickPage("other", "/bin/a", Segment{Length: 1 << 30}, 0) || a == key.PickPage("seed", "/bin/b", Segment{Length: 1 << 30}, 0) {
+		t.Error("seed and path do not decide")
+	}
+	key[0] = 1
+	if a == key.PickPage("seed", "/bin/a", Segment{Length: 1 << 30}, 0) {
+		t.Error("the key does not decide")
+	}
+	if at := key.PickPage("seed", "/bin/a", Segment{}, 0); at != 0 {
+		t.Errorf("empty segment: %#x", at)
+	}
+}
+
+func FuzzDecodeOp(f *testing.F) {
+	for i, o := range opTypes {
+		f.Add(uint8(i), []byte(o.example))
+	}
+	f.Fuzz(func(t *testing.T, which uint8, data []byte) {
+		o := opTypes[int(which)%len(opTypes)]
+		v := o.fresh()
+		if err := DecodeOp(data, MaxData, v); err != nil {
+			return
+		}
+		again, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := DecodeOp(again, MaxEnrolData, o.fresh()); err != nil {
+			t.Fatalf("%s: what was read cannot be read again: %v", o.name, err)
+		}
+	})
+}
+
+func BenchmarkKtextMACs(b *testing.B) {
+	var key OpKey
+	text := make([]byte, 16<<20)
+	b.SetBytes(int64(len(text)))
+	for b.Loop() {
+		for i := 0; i < len(text)/KtextGranule; i++ {
+			key.KtextMAC(i, text[i*KtextGranule:][:KtextGranule])
+		}
+	}
+}
