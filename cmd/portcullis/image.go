@@ -19,7 +19,7 @@ func init() { commands = append(commands, imageCommand()) }
 
 func imageCommand() *cli.Command {
 	c := &cli.Command{Name: "image", Summary: "Build and check the image that the PC boots."}
-	c.Sub = []*cli.Command{imageHPCCommand(), imageVerifyCommand(), imageKeygenCommand()}
+	c.Sub = []*cli.Command{imageHPCCommand(), imageVerifyCommand(), imageSignCommand(), imageKeygenCommand()}
 	return c
 }
 
@@ -153,6 +153,40 @@ func imageVerifyCommand() *cli.Command {
 		if !report.OK {
 			return &cli.ExitError{Code: 1}
 		}
+		return nil
+	}
+	return c
+}
+
+func imageSignCommand() *cli.Command {
+	c := &cli.Command{
+		Name: "image sign", Args: "DIR",
+		Summary: "Add a signature to an image whose release keys are kept on different machines.",
+		Example: "portcullis image sign image/ --key second-release.key",
+	}
+	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
+		fs := cli.NewFlags(c, stdio)
+		key := fs.String("key", "", "release key that signs (required)")
+		asJSON := fs.Bool("json", false, "print the result as JSON")
+		words, err := cli.Parse(c, stdio, fs, args)
+		if err != nil {
+			return err
+		}
+		if len(words) != 1 || *key == "" {
+			return cli.Usagef("image sign: one directory and --key are needed")
+		}
+		signer, err := manifest.LoadKey(*key)
+		if err != nil {
+			return err
+		}
+		report, err := hpc.Cosign(ctx, words[0], signer, time.Now())
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			return json.NewEncoder(stdio.Out).Encode(report)
+		}
+		fmt.Fprintf(stdio.Out, "%s version %d is signed by %s: %d of %d signatures\n", report.Image, report.Version, report.Key, report.Signatures, report.Threshold)
 		return nil
 	}
 	return c

@@ -64,6 +64,8 @@ func TestImageUsage(t *testing.T) {
 		{[]string{"hpc", "--key", filepath.Join(dir, "none"), "--out", out, "--gateway-key", key + ".pub"}, 1, "none"},
 		{[]string{"hpc", "--key", key, "--out", out, "--wrong"}, 2, "wrong"},
 		{[]string{"verify"}, 2, "directory"},
+		{[]string{"sign", dir}, 2, "--key"},
+		{[]string{"sign", dir, "--key", key}, 1, "trust file"},
 		{[]string{"keygen"}, 2, "file name"},
 	} {
 		if code, _, errs := runImage(t, c.args...); code != c.code || !strings.Contains(errs, c.says) {
@@ -87,7 +89,7 @@ func TestImageVerifyOfNothingEndsWithOne(t *testing.T) {
 }
 
 func TestImageHelpHasExamples(t *testing.T) {
-	for _, c := range []string{"hpc", "verify", "keygen"} {
+	for _, c := range []string{"hpc", "verify", "sign", "keygen"} {
 		if code, out, _ := runImage(t, c, "--help"); code != 0 || !strings.Contains(out, "Example:\n  portcullis image") {
 			t.Errorf("%s: %d %q", c, code, out)
 		}

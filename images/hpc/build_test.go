@@ -157,7 +157,32 @@ func TestLabImage(t *testing.T) {
 			t.Error("version or root hash are not as expected")
 		}
 	})
+	t.Run("two keys on two machines", func(t *testing.T) { cosignTest(t) })
 	t.Run("verify", func(t *testing.T) { verifyTests(t, out, r) })
+}
+
+func cosignTest(t *testing.T) {
+	o := labOptions(t, t.TempDir())
+	second := testKey(t, 5)
+	o.TrustKeys, o.Threshold = []ed25519.PublicKey{publicKey(second)}, 2
+	build(t, o)
+	now := time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)
+	if rep := verify(o.OutDir, ""); rep.OK || rep.Reason != manifest.ReasonThreshold {
+		t.Fatalf("one of two signatures: ok %t %s", rep.OK, rep.Reason)
+	}
+	_, err := Cosign(t.Context(), o.OutDir, testKey(t, 6), now)
+	wantReason(t, err, ReasonOptions)
+	flip(t, filepath.Join(o.OutDir, manifest.Root), 4096)
+	_, err = Cosign(t.Context(), o.OutDir, second, now)
+	wantReason(t, err, Reason(manifest.ReasonArtefact))
+	flip(t, filepath.Join(o.OutDir, manifest.Root), 4096)
+	r, err := Cosign(t.Context(), o.OutDir, second, now)
+	if err != nil || r.Signatures != 2 || r.Threshold != 2 {
+		t.Fatalf("%+v %v", r, err)
+	}
+	if rep := verify(o.OutDir, ""); !rep.OK {
+		t.Fatalf("two of two signatures: %s %s", rep.Reason, rep.Detail)
+	}
 }
 
 func verify(dir, trust string) *Report {

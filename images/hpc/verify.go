@@ -66,7 +66,8 @@ type Report struct {
 
 type verifier struct {
 	VerifyOptions
-	trust     manifest.Trust
+	open      *manifest.Trust // instead of the trust file, for the signatures
+	trust     manifest.Trust  // what the initrd has to trust
 	m         *manifest.Verified
 	artefacts map[string][]byte // but root.img
 }
@@ -74,7 +75,13 @@ type verifier struct {
 // Verify recomputes everything that the manifest of an image directory says
 // and stops at the first thing that differs.
 func Verify(ctx context.Context, o VerifyOptions) *Report {
-	v := &verifier{VerifyOptions: o, artefacts: map[string][]byte{}}
+	return verifyWith(ctx, o, nil, manifest.Trust{})
+}
+
+// verifyWith verifies the signatures against open where it is given, and
+// compares the initrd's trust file with inside.
+func verifyWith(ctx context.Context, o VerifyOptions, open *manifest.Trust, inside manifest.Trust) *Report {
+	v := &verifier{VerifyOptions: o, open: open, trust: inside, artefacts: map[string][]byte{}}
 	r := &Report{Dir: o.Dir, OwnTrust: o.TrustFile == ""}
 	for _, c := range []struct {
 		name string
@@ -125,25 +132,36 @@ func (v *verifier) read(name string) ([]byte, error) {
 }
 
 func (v *verifier) manifest(context.Context) (string, error) {
-	file := v.TrustFile
-	if file == "" {
-		file = filepath.Join(v.Dir, TrustFile)
-	}
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("trust file: %w", err)
-	}
-	if v.trust, err = manifest.ParseTrust(data); err != nil {
+	if err := v.readTrust(); err != nil {
 		return "", err
 	}
 	envelope, err := v.read(manifest.Envelope)
 	if err != nil {
 		return "", err
 	}
-	if v.m, err = manifest.Open(envelope, v.trust, v.Now, v.Floor); err != nil {
+	if v.m, err = manifest.Open(envelope, *v.open, v.Now, v.Floor); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%s version %d, valid until %s", v.m.Image, v.m.Version, v.m.NotAfter.Format("2006-01-02")), nil
+}
+
+func (v *verifier) readTrust() error {
+	if v.open != nil {
+		return nil
+	}
+	file := v.TrustFile
+	if file == "" {
+		file = filepath.Join(v.Dir, TrustFile)
+	}
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("trust file: %w", err)
+	}
+	if v.trust, err = manifest.ParseTrust(data); err != nil {
+		return err
+	}
+	v.open = &v.trust
+	return nil
 }
 
 func (v *verifier) artefactsMatch(context.Context) (string, error) {
