@@ -12,15 +12,18 @@ import (
 	"portcullis/attestserver/protocol"
 )
 
-// Pmem reads pages of the executable memory of processes: one of every segment
-// that is mapped, and more at random. The gateway compares them with the files
-// of the image.
+// Pmem looks at the executable memory of processes. It lists every mapping of a
+// file that holds pages which are no longer the file's, and it reads pages: one
+// of every segment that is mapped, and more at random, which the gateway
+// compares with the files of the image.
 //
 // It finds code that was patched in memory (a debugger, /proc/PID/mem, a
 // uprobe) and another file under an image file's path, since of that nearly
 // every page differs.
 //
-// It samples: a small patch is found only in time. Data is not read.
+// It samples what it reads: a file of the page cache that was changed in few
+// bytes, which the kernel's own accounting does not show, is found only in
+// time. Data is not read.
 type Pmem struct{ Host }
 
 // Name implements protocol.Probe.
@@ -58,6 +61,7 @@ func (p *Pmem) Run(ctx context.Context, key protocol.OpKey, params []byte) (prot
 		d.Pages = append(d.Pages, protocol.Page{Path: c.file.Path, Segment: c.segment, Pick: c.n, Offset: offset,
 			PID: pid, MAC: key.PageMAC(c.file.Path, offset, page)})
 	}
+	d.Patches = p.patches(s)
 	return answer(key, p.Name(), params, d)
 }
 

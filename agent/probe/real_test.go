@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,58 @@ func TestPmem_ReadsWhatIsInTheFile(t *testing.T) {
 	}
 	if n == 0 {
 		t.Errorf("no page of %s among %d", path, len(d.Pages))
+	}
+}
+
+// One byte of a running program's code is written as a debugger does it.
+func TestPmem_FindsOnePatchedByte(t *testing.T) {
+	path, pid, _ := started(t)
+	patches := func() (out []protocol.Patch) {
+		t.Helper()
+		answer, err := find(t, protocol.OpPmem).Run(context.Background(), protocol.OpKey{}, []byte(`{"seed":"`+strings.Repeat("00", 32)+`","extra":0}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var d protocol.PmemData
+		if err := protocol.DecodeOp(answer.Data, protocol.MaxData, &d); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range d.Patches {
+			if p.PID == pid {
+				out = append(out, p)
+			}
+		}
+		return out
+	}
+	if p := patches(); len(p) > 0 {
+		t.Fatalf("an untouched program is patched: %+v", p)
+	}
+	maps, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "maps"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, err := executableMappings(string(maps))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(code, func(m mapping) bool { return m.path == path })
+	mem, err := os.OpenFile(filepath.Join("/proc", strconv.Itoa(pid), "mem"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	// The last byte of the mapping's third page, put back as it was: the page is the process's own all the same.
+	at := int64(code[i].start) + 3*protocol.PageSize - 1
+	b := make([]byte, 1)
+	if _, err := mem.ReadAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := mem.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	p := patches()
+	if len(p) != 1 || p[0].Path != path || p[0].Pages != 1 || p[0].Offset != code[i].offset+2*protocol.PageSize {
+		t.Errorf("%+v", p)
 	}
 }
 

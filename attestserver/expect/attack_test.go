@@ -94,6 +94,12 @@ func TestAttacks(t *testing.T) {
 			}
 			m.process(300, "dockerd", "/usr/bin/dockerd", patched)
 		}},
+		{"a debugger writes one byte of code", protocol.OpPmem, expect.ReasonPatchedCode, "process 300: 1 pages of /usr/bin/dockerd are no longer the file's, the first at 0x5000", func(m *machine) {
+			m.pagemap(300, 245, 5)
+		}},
+		{"a name tries to write to the operator's terminal", protocol.OpPmem, expect.ReasonUnknownCode, "/tmp/?[2Jevil?", func(m *machine) {
+			m.mapped(666, "evil", "/tmp/\x1b[2Jevil\u0085", []byte("evil"), probe.FileStat{Size: 4, Inode: 5, FSType: "tmpfs"}, "r-xp")
+		}},
 		{"memory of a foreign program", protocol.OpPmem, expect.ReasonUnknownCode, "/tmp/evil", func(m *machine) {
 			m.mapped(666, "evil", "/tmp/evil", []byte("evil"), probe.FileStat{Size: 4, FSType: "tmpfs"}, "r-xp")
 		}},

@@ -14,7 +14,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
+	"unicode"
 
 	"portcullis/attestserver/expect/rootimage"
 	"portcullis/attestserver/protocol"
@@ -135,11 +137,22 @@ const maxFindings = 32
 func (j *judge) add(class protocol.Class, reason, format string, args ...any) {
 	switch {
 	case len(j.list) < maxFindings:
-		d := fmt.Sprintf(format, args...)
-		j.list = append(j.list, protocol.Finding{Probe: j.op, Reason: reason, Class: class, Detail: d[:min(len(d), protocol.MaxReasonBytes)]})
+		j.list = append(j.list, protocol.Finding{Probe: j.op, Reason: reason, Class: class, Detail: plain(fmt.Sprintf(format, args...))})
 	case j.list[maxFindings-1].Reason != ReasonMore:
 		j.list[maxFindings-1] = protocol.Finding{Probe: j.op, Reason: ReasonMore, Class: protocol.Fatal, Detail: "more findings than are listed"}
 	}
+}
+
+// plain makes a detail fit for a log and a terminal: names in it come from a
+// machine that may be hostile.
+func plain(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
+	return strings.ToValidUTF8(s[:min(len(s), protocol.MaxReasonBytes)], "")
 }
 
 func (j *judge) fatal(reason, format string, args ...any) {

@@ -237,9 +237,24 @@ func (m *machine) mapped(pid int, comm, path string, content []byte, st probe.Fi
 	f, err := os.Create(m.path(dir, "mem"))
 	m.check(err)
 	defer f.Close()
+	m.pagemap(pid, size/protocol.PageSize, -1)
 	_, err = f.WriteAt(content, loadAddress)
 	m.check(err)
 	m.check(f.Truncate(int64(loadAddress + size)))
+}
+
+// pagemap writes the page table of a process's only mapping: n pages of the
+// file, but for one that is the process's own.
+func (m *machine) pagemap(pid, n, own int) {
+	b := make([]byte, 8*(loadAddress/protocol.PageSize+n))
+	for i := range n {
+		e := uint64(1<<63 | 1<<61)
+		if i == own {
+			e = 1 << 63
+		}
+		binary.LittleEndian.PutUint64(b[8*(loadAddress/protocol.PageSize+i):], e)
+	}
+	m.write(b, "proc", strconv.Itoa(pid), "pagemap")
 }
 
 // number is the inode number of a file in the image.

@@ -37,6 +37,9 @@ func (e *Pmem) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if !j.read(in, &d) {
 		return j.list
 	}
+	for _, p := range d.Patches {
+		j.fatal(ReasonPatchedCode, "process %d: %d pages of %s are no longer the file's, the first at %#x", p.PID, p.Pages, p.Path, p.Offset)
+	}
 	if len(d.Pages) == 0 {
 		j.fatal(ReasonNoPages, "no page was read, %d were given up", d.Vanished)
 	}

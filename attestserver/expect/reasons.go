@@ -30,6 +30,7 @@ const (
 	ReasonNoRoot             = "procs-root"                // the root is not the overlay on the image
 	ReasonVanished           = "procs-vanished"            // too many processes ended while they were read
 
+	ReasonPatchedCode = "pmem-patched-code" // a process has pages of its own where a file's code should be
 	ReasonChangedCode = "pmem-changed-code" // memory differs from the file in the image
 	ReasonUnknownCode = "pmem-unknown-code" // memory of a file that the image has not
 	ReasonPick        = "pmem-pick"         // another page than the one asked for

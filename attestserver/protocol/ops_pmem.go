@@ -38,16 +38,37 @@ type Page struct {
 	MAC     string  `json:"mac"`     // PageMAC, hex
 }
 
+// Patch is a process whose executable mapping of a file holds pages that are no
+// longer the file's.
+type Patch struct {
+	PID    int    `json:"pid"`
+	Path   string `json:"path"`
+	Offset uint64 `json:"offset"` // of the first such page in the file
+	Pages  int    `json:"pages"`
+}
+
+// MaxPatches is how many are named; the first are enough.
+const MaxPatches = 64
+
 // PmemData is the answer of op pmem.
 type PmemData struct {
-	Pages    []Page `json:"pages"`
-	Vanished int    `json:"vanished"` // segments whose processes ended while they were read
+	Pages    []Page  `json:"pages"`
+	Patches  []Patch `json:"patches"`
+	Vanished int     `json:"vanished"` // segments whose processes ended while they were read
 }
 
 // Check bounds the lists and strings.
 func (d *PmemData) Check() error {
 	if err := atMost("pages", len(d.Pages), MaxPages+MaxFiles); err != nil {
 		return err
+	}
+	if err := atMost("patches", len(d.Patches), MaxPatches); err != nil {
+		return err
+	}
+	for _, p := range d.Patches {
+		if err := short("patch", p.Path); err != nil {
+			return err
+		}
 	}
 	for _, p := range d.Pages {
 		if err := short("page", p.Path, p.MAC); err != nil {
