@@ -70,7 +70,9 @@ func (p *Block) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 	return protocol.Output{Digest: protocol.Sum(h), Data: data}, nil
 }
 
-// root finds the device-mapper device with a verity table and the device below it.
+// root reads the first device of device-mapper, the one that hpc-init made for the
+// root, and the device below it. Another one behind it is not looked for: who
+// exchanges the table of the root could leave a decoy with the right one there.
 func (p *Block) root() (v protocol.Verity, below string, err error) {
 	devices, err := filepath.Glob(filepath.Join(p.Sys, "block/dm-*"))
 	if err != nil {
@@ -83,7 +85,7 @@ func (p *Block) root() (v protocol.Verity, below string, err error) {
 			return v, "", fmt.Errorf("table of %s: %w", name, err)
 		}
 		if v.Target != "verity" {
-			continue
+			return v, "", fmt.Errorf("%s, the first device of device-mapper, is of target %.16q instead of verity", name, v.Target)
 		}
 		slaves, err := os.ReadDir(filepath.Join(d, "slaves"))
 		if err != nil {

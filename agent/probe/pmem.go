@@ -2,6 +2,7 @@ package probe
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -48,7 +49,7 @@ func (p *Pmem) Run(ctx context.Context, key protocol.OpKey, params []byte) (prot
 	var d protocol.PmemData
 	m := memories{proc: p.Proc, open: map[int]*os.File{}}
 	defer m.close()
-	for _, c := range picks(s, want.Extra) {
+	for _, c := range picks(s, want.Extra, first(key, want.Seed)) {
 		if err := alive(ctx); err != nil {
 			return protocol.Output{}, err
 		}
@@ -65,16 +66,28 @@ func (p *Pmem) Run(ctx context.Context, key protocol.OpKey, params []byte) (prot
 	return answer(key, p.Name(), params, d)
 }
 
-// picks lists what is read: every segment once, then extra ones in turn.
-func picks(s *scan, extra int) []pick {
+// first draws where the extra pages and the holders begin: nobody can know it
+// before the question, so that a patch in one process of many is met in time.
+func first(key protocol.OpKey, seed string) uint64 {
+	d := key.Digest("pmem-first", []byte(seed), nil)
+	return binary.BigEndian.Uint64(d[:8]) >> 1
+}
+
+// picks lists what is read: every segment once, then extra ones in turn, from
+// the one that start says on. The holders of each file are put in an order that
+// begins elsewhere each time, too: the same page can differ in every process.
+func picks(s *scan, extra int, start uint64) []pick {
 	var out []pick
 	for _, f := range s.files {
+		if n := uint64(len(f.holders)); n > 0 {
+			f.holders = slices.Concat(f.holders[start%n:], f.holders[:start%n])
+		}
 		for _, seg := range f.Segments {
 			out = append(out, pick{f, seg, 0})
 		}
 	}
 	for i, n := 0, len(out); n > 0 && i < extra && len(out) < protocol.MaxPages+protocol.MaxFiles; i++ {
-		c := out[i%n]
+		c := out[(uint64(i)+start)%uint64(n)]
 		c.n = i/n + 1
 		out = append(out, c)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"path"
+	"slices"
 	"strings"
 
 	"portcullis/attestserver/protocol"
@@ -110,8 +111,35 @@ var code = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx3
 // mayCover are files of the image that systemd itself covers where it needs to.
 var mayCover = map[string]bool{"/etc/machine-id": true}
 
+// kernelFS are the places of proc and sysfs at which systemd mounts other file
+// systems of the kernel, and which.
+var kernelFS = map[string][]string{
+	"/proc":                     {"proc"},
+	"/proc/sys/fs/binfmt_misc":  {"autofs", "binfmt_misc"},
+	"/sys":                      {"sysfs"},
+	"/sys/firmware/efi/efivars": {"efivarfs"},
+	"/sys/fs/bpf":               {"bpf"},
+	"/sys/fs/cgroup":            {"cgroup2"},
+	"/sys/fs/fuse/connections":  {"fusectl"},
+	"/sys/fs/pstore":            {"pstore"},
+	"/sys/kernel/config":        {"configfs"},
+	"/sys/kernel/debug":         {"debugfs"},
+	"/sys/kernel/debug/tracing": {"tracefs"},
+	"/sys/kernel/security":      {"securityfs"},
+	"/sys/kernel/tracing":       {"tracefs"},
+}
+
+// hides tells whether a mount covers what the probes read: a directory over
+// /proc/PID hides a process, a file over /proc/modules a module.
+func hides(point string, m protocol.Mount) bool {
+	if point != "/proc" && point != "/sys" && !strings.HasPrefix(point, "/proc/") && !strings.HasPrefix(point, "/sys/") {
+		return false
+	}
+	return m.Root != "/" || !slices.Contains(kernelFS[point], m.FS)
+}
+
 // mounts judges what process 1 sees: the root must be the overlay, and nothing
-// may cover a file of the image or a directory of code.
+// may cover a file of the image, a directory of code or what the kernel says.
 func (e *Procs) mounts(j *judge, mounts []protocol.Mount) error {
 	root := ""
 	for _, m := range mounts {
@@ -124,7 +152,7 @@ func (e *Procs) mounts(j *judge, mounts []protocol.Mount) error {
 		if err != nil {
 			return err
 		}
-		if covered {
+		if covered || hides(point, m) {
 			j.fatal(ReasonMount, "%s of device %s is mounted on %s", m.FS, m.Dev, point)
 		}
 	}

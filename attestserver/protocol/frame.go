@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -84,6 +85,9 @@ func (s *Stream) Receive(max int) (*Message, error) {
 
 // DecodeMessage decodes the payload of one frame. The message copies what it keeps.
 func DecodeMessage(b []byte) (*Message, error) {
+	if err := fewFields(b); err != nil {
+		return nil, err
+	}
 	m := new(Message)
 	if err := (proto.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, m); err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrFrame, err)
@@ -92,4 +96,29 @@ func DecodeMessage(b []byte) (*Message, error) {
 		return nil, fmt.Errorf("%w: no body", ErrFrame)
 	}
 	return m, nil
+}
+
+// maxFields bounds the fields of one body: the ops or results, and the rest.
+const maxFields = MaxOps + 32
+
+// fewFields counts before anything is decoded: two bytes of an empty result
+// would become some two hundred of memory. A frame is one field, and what is
+// repeated inside of it stands at its top.
+func fewFields(b []byte) error {
+	_, kind, n := protowire.ConsumeTag(b)
+	if n < 0 || kind != protowire.BytesType {
+		return fmt.Errorf("%w: not one message", ErrFrame)
+	}
+	body, m := protowire.ConsumeBytes(b[n:])
+	if m < 0 || n+m != len(b) {
+		return fmt.Errorf("%w: not one message", ErrFrame)
+	}
+	for fields := 0; len(body) > 0; fields++ {
+		_, _, n := protowire.ConsumeField(body)
+		if n < 0 || fields == maxFields {
+			return fmt.Errorf("%w: more than %d fields, or one that does not decode", ErrFrame, maxFields)
+		}
+		body = body[n:]
+	}
+	return nil
 }

@@ -45,11 +45,25 @@ func EncodeOp(v any) ([]byte, error) {
 	return b, nil
 }
 
+// Bounds of what decoding may take in memory, counted in the bytes before it is
+// decoded: three bytes of JSON can become hundreds. All the lists of one answer
+// at their limits stay below them.
+const (
+	maxObjects = 32 << 10
+	maxValues  = 256 << 10
+)
+
 // DecodeOp reads parameters or data of an op into v: one JSON value, no unknown
 // key, at most max bytes. Lists are bounded by their types' Check.
 func DecodeOp(data []byte, max int, v interface{ Check() error }) error {
 	if len(data) > max {
 		return fmt.Errorf("op data of %d bytes, at most %d are read", len(data), max)
+	}
+	if n := bytes.Count(data, []byte("{")); n > maxObjects {
+		return fmt.Errorf("op data of %d objects, at most %d are read", n, maxObjects)
+	}
+	if n := bytes.Count(data, []byte(",")); n > maxValues {
+		return fmt.Errorf("op data of %d values, at most %d are read", n, maxValues)
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()

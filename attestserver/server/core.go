@@ -215,7 +215,11 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 	c.state, c.enrol = nil, nil
 	c.chooser = new(challenge.Chooser)
 	go c.prepare(now) // the PC is booting meanwhile
+	failed, fatal := c.o.Record.failed == s.Id, c.o.Record.fatal
 	c.changed(now, 0, c.machine.NewSession(s.Id, reason))
+	if failed {
+		c.machine.Doubt(fatal)
+	}
 	if c.o.Record.wasQuarantined(s.Id) {
 		c.changed(now, 0, c.machine.Quarantine(verdict.ReasonRestored))
 	}
@@ -229,13 +233,15 @@ func (c *core) disconnect() {
 }
 
 // lost ends the current connection. A challenge that is open on it has failed:
-// who cannot answer must not get another question by hanging up.
+// who cannot answer must not get another question by hanging up. The end of a
+// believed PC's connection has failed as well: who hangs up after each answer
+// would choose by coming back when it is asked next.
 func (c *core) lost(now time.Time, l *link, why string) {
 	if l != c.link {
 		return
 	}
 	c.o.Events.Emit("agent.disconnected", event.Fields{"session": c.machine.Session(), "detail": why})
-	if c.open != nil {
+	if s := c.machine.State(); c.open != nil || s == verdict.Trusted || s == verdict.Suspect {
 		c.fail(now, finding("", protocol.EvidenceMissing, protocol.Soft, why))
 	}
 	c.disconnect()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/verdict"
 	"portcullis/internal/journal"
 )
@@ -40,6 +41,8 @@ type entryFinding struct {
 type Record struct {
 	journal     *journal.Journal
 	quarantined string
+	failed      string // session that has failed, not forgiven by a restart
+	fatal       bool   // with a fatal finding
 	renewed     time.Time
 }
 
@@ -54,6 +57,7 @@ func OpenRecord(path string) (*Record, error) {
 		if e.State == verdict.Quarantined.String() {
 			r.quarantined = e.Session
 		}
+		r.remember(e)
 		return nil
 	})
 	if err != nil {
@@ -72,6 +76,19 @@ func (r *Record) wasQuarantined(session string) bool {
 	return session != "" && r.quarantined == session
 }
 
+// remember notes a failure of the session of e.
+func (r *Record) remember(e entry) {
+	if e.Session != r.failed {
+		r.failed, r.fatal = "", false
+	}
+	if e.Failures > 0 && e.Session != "" {
+		r.failed = e.Session
+	}
+	for _, f := range e.Findings {
+		r.fatal = r.fatal || f.Class == protocol.Fatal.String()
+	}
+}
+
 // write appends e. The kernel has it when write returns; a quarantine is on
 // the disk, too.
 func (r *Record) write(e entry) error {
@@ -82,6 +99,7 @@ func (r *Record) write(e entry) error {
 	if _, err := r.journal.Append(b); err != nil {
 		return fmt.Errorf("verdicts: %w", err)
 	}
+	r.remember(e)
 	if e.State == verdict.Quarantined.String() && r.quarantined != e.Session {
 		r.quarantined = e.Session
 		if err := r.journal.Sync(); err != nil {

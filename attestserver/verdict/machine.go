@@ -153,6 +153,10 @@ func (m *Machine) NewSession(session, reason string) *Change {
 // quarantined before attestd started anew.
 func (m *Machine) Quarantine(reason string) *Change { return m.move(Quarantined, reason) }
 
+// Doubt carries a failure over from before attestd started anew: who can make
+// attestd fall over must not be forgiven by it.
+func (m *Machine) Doubt(fatal bool) { m.doubt, m.fatal = true, m.fatal || fatal }
+
 // Enrolling notes that a reference has to be taken first.
 func (m *Machine) Enrolling() *Change {
 	if m.v.State != Unknown {

@@ -223,3 +223,16 @@ func FuzzParseGrant(f *testing.F) {
 		}
 	})
 }
+
+// A renewed run or the end of the boot that was on its way comes too late.
+func TestQuarantineEndsWithTheNextSessionOnly(t *testing.T) {
+	p, err := boot(t).SetPhase(one, Quarantine, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []Phase{Run, Attest, Idle, Boot} {
+		if next, err := p.SetPhase(one, to, time.Minute); !errors.Is(err, ErrOtherSession) || next.Phase != Quarantine {
+			t.Errorf("%s: %v, now %s", to, err, next.Phase)
+		}
+	}
+}

@@ -74,6 +74,11 @@ func (p Policy) SetPhase(session string, to Phase, ttl time.Duration) (Policy, e
 	if session != p.Session {
 		return p, fmt.Errorf("%w: the current session is %s", ErrOtherSession, p.Session)
 	}
+	if p.Phase == Quarantine && to != Quarantine {
+		// It ends with the next session. A call that was on its way when the
+		// quarantine came (a renewed run, the end of the boot) must not lift it.
+		return p, fmt.Errorf("%w: session %s is quarantined until the next boot", ErrOtherSession, session)
+	}
 	switch to {
 	case Idle, Attest, Quarantine:
 		ttl = 0

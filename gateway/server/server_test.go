@@ -165,7 +165,7 @@ func TestInvariant04_NoAnswerWithoutTheKernel(t *testing.T) {
 func TestRoutingIsOpenInARunOnly(t *testing.T) {
 	f := newFixture(t)
 	f.must(f.boot(one))
-	for _, p := range []v1.Phase{v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_RUN, v1.Phase_PHASE_QUARANTINE, v1.Phase_PHASE_RUN, v1.Phase_PHASE_IDLE} {
+	for _, p := range []v1.Phase{v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_RUN, v1.Phase_PHASE_IDLE, v1.Phase_PHASE_RUN, v1.Phase_PHASE_QUARANTINE} {
 		f.must(f.phase(one, p, 1000*bit(p == v1.Phase_PHASE_RUN)))
 		f.wire.mu.Lock()
 		if f.wire.routing != (p == v1.Phase_PHASE_RUN) {

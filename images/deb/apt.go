@@ -142,7 +142,7 @@ func (s *Store) configure(ctx context.Context, r Request) (string, error) {
 	}
 	var conf bytes.Buffer
 	for _, line := range strings.Split(acquire, "\n") {
-		// Index targets and languages are ours; the rest (proxies, certificates, retries) is the machine's.
+		// Index targets, languages and, below, what is believed are ours; the rest (proxies, certificates, retries) is the machine's.
 		if strings.HasPrefix(line, "Acquire::") && !strings.HasPrefix(line, "Acquire::IndexTargets") && !strings.HasPrefix(line, "Acquire::Languages") {
 			fmt.Fprintln(&conf, line)
 		}
@@ -168,6 +168,10 @@ APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 Acquire::Languages "none";
 Acquire::ForceHash "SHA256";
+Acquire::AllowInsecureRepositories "false";
+Acquire::AllowWeakRepositories "false";
+Acquire::AllowDowngradeToInsecureRepositories "false";
+APT::Get::AllowUnauthenticated "false";
 `, dir, keyring, r.Arch)
 	opts := fmt.Sprintf("[arch=%s signed-by=%s]", r.Arch, keyring)
 	comps := strings.Join(r.Components, " ")

@@ -49,7 +49,8 @@ func startAgent(root string, console *os.File) (int, error) {
 		Env:   []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"},
 		Files: []*os.File{null, console, console},
 		// A session of its own: a hang-up of the console's terminal must not reach it.
-		Sys: &syscall.SysProcAttr{Chroot: root, Setsid: true},
+		// Mounts of its own: what is mounted over /proc or /sys later is not what it reads.
+		Sys: &syscall.SysProcAttr{Chroot: root, Setsid: true, Unshareflags: syscall.CLONE_NEWNS},
 	})
 	if err != nil {
 		return 0, boot.Failf(ReasonAgent, "%w", err)
