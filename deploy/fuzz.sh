@@ -1,15 +1,24 @@
 #!/bin/sh
-# fuzz.sh DURATION [PACKAGE…] runs every fuzz target of the module for DURATION each,
-# found by its name, one after the other. It fails at the first that finds something.
+# fuzz.sh DURATION [PACKAGE[:TARGET]…] runs fuzz targets for DURATION each, one after
+# the other, and fails at the first that finds something. Without a package it runs
+# every target of the module, found by its name.
 set -eu
 time=${1:-10s}
 [ $# -gt 0 ] && shift
+[ $# -gt 0 ] || set -- $(go list ./...)
 found=0
-for dir in $(go list -f '{{.Dir}}' "${@:-./...}"); do
-  for target in $(grep -hos '^func Fuzz[A-Za-z0-9_]*' "$dir"/*_test.go | sed 's/^func //' | sort -u); do
+for what in "$@"; do
+  dir=$(go list -f '{{.Dir}}' "${what%%:*}")
+  case "$what" in
+  *:*) targets=${what##*:} ;;
+  *) targets=$(cat "$dir"/*_test.go 2>/dev/null | sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' | sort -u) ;;
+  esac
+  for target in $targets; do
     found=$((found + 1))
-    echo "fuzz $(basename "$dir") $target"
+    echo "fuzz ${what%%:*} $target"
     out=$(go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$dir" 2>&1) || { echo "$out"; exit 1; }
+    # go test passes when no target matches: that is a wrong name, not a success.
+    case "$out" in *"no fuzz tests to fuzz"*) echo "fuzz: $dir has no target $target" >&2; exit 1 ;; esac
     echo "$out" | tail -n 1
   done
 done

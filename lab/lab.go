@@ -279,11 +279,6 @@ func (l *Lab) Exec(ctx context.Context, argv ...string) (channel.Response, error
 	return channel.Run(ctx, qemu.ChannelSocket(l.place.file("pc")), channel.Request{Argv: argv})
 }
 
-// ExecInput is Exec with a standard input.
-func (l *Lab) ExecInput(ctx context.Context, stdin []byte, argv ...string) (channel.Response, error) {
-	return channel.Run(ctx, qemu.ChannelSocket(l.place.file("pc")), channel.Request{Argv: argv, Stdin: stdin})
-}
-
 // World asks what has reached the internet behind the gateway.
 func (l *Lab) World(ctx context.Context) (world.Report, error) {
 	return world.Get(ctx, l.place.world())
@@ -321,11 +316,6 @@ func (l *Lab) Run(ctx context.Context, argv ...string) ([]byte, error) {
 		}
 	}
 	return l.Wire.Gateway.Run(ctx, argv[0], argv[1:]...)
-}
-
-// Command prepares a program of the project.
-func (l *Lab) Command(name string, args ...string) *exec.Cmd {
-	return exec.Command(filepath.Join(l.bin, name), args...)
 }
 
 // Leave lets the lab run on without its owner; `lab down` ends it.

@@ -19,7 +19,7 @@ const ChannelPort = "org.portcullis.lab"
 // HotplugBus is a free PCIe root port: devices can be added there at run time.
 const HotplugBus = "hotplug0"
 
-// Config describes one machine. Every field is needed but TPM and Extra.
+// Config describes one machine. Every field but TPM and Start is needed.
 type Config struct {
 	Name     string // shown in the process list
 	Dir      string // sockets, variables and logs; must exist
@@ -29,7 +29,6 @@ type Config struct {
 	MemoryMB int    // 1024 .. 65536
 	CPUs     int    // 1 .. 64
 	TPM      bool   // a TPM 2.0 by swtpm
-	Extra    []string
 	// Start starts a prepared command where the tap is; nil starts it here.
 	Start func(*exec.Cmd) error
 }
@@ -78,7 +77,7 @@ func Args(cfg Config) ([]string, error) {
 	if cfg.TPM {
 		args = append(args, tpmArgs(cfg.Dir)...)
 	}
-	return append(args, cfg.Extra...), nil
+	return args, nil
 }
 
 // Start powers the machine on. The context bounds the start only.
@@ -169,13 +168,6 @@ func (m *Machine) AddNIC(ctx context.Context, mac string) error {
 	_, err := m.qmp.Execute(ctx, "device_add", map[string]any{
 		"driver": "virtio-net-pci", "id": "nic1", "netdev": "net1", "mac": mac, "bus": HotplugBus, "romfile": "",
 	})
-	return err
-}
-
-// RemoveNIC takes the second card out of a machine so that it can be added
-// again; the guest's consent is not waited for, a reset gives it.
-func (m *Machine) RemoveNIC(ctx context.Context) error {
-	_, err := m.qmp.Execute(ctx, "device_del", map[string]any{"id": "nic1"})
 	return err
 }
 

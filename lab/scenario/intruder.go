@@ -37,6 +37,8 @@ func intruderScenes() []Scene {
 }
 
 func (in intruder) run(ctx context.Context, s *Stage) error {
+	// A reset would keep a card that was plugged in: the next scene gets another machine.
+	defer s.PowerCut()
 	named, mark, err := in.attack(ctx, s)
 	if err != nil {
 		return fmt.Errorf("making the attack: %w", err)
