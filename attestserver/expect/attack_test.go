@@ -62,6 +62,15 @@ func TestAttacks(t *testing.T) {
 		{"a mount covers a file of /etc", protocol.OpProcs, expect.ReasonMount, "/etc/passwd", func(m *machine) {
 			m.mounts("0 0 0:26 / / rw - overlay root rw\n9 0 0:24 /evil /etc/passwd rw - tmpfs none rw\n")
 		}},
+		{"an empty directory covers a process", protocol.OpProcs, expect.ReasonMount, "/proc/300", func(m *machine) {
+			m.mounts("0 0 0:26 / / rw - overlay root rw\n8 0 0:21 / /proc rw - proc proc rw\n9 8 0:24 /empty /proc/300 rw - tmpfs none rw\n")
+		}},
+		{"a part of proc covers another", protocol.OpProcs, expect.ReasonMount, "/proc/modules", func(m *machine) {
+			m.mounts("0 0 0:26 / / rw - overlay root rw\n8 0 0:21 / /proc rw - proc proc rw\n9 8 0:21 /version /proc/modules rw - proc proc rw\n")
+		}},
+		{"another file system is mounted on the modules of sysfs", protocol.OpProcs, expect.ReasonMount, "/sys/module", func(m *machine) {
+			m.mounts("0 0 0:26 / / rw - overlay root rw\n8 0 0:22 / /sys rw - sysfs sysfs rw\n9 8 0:24 / /sys/module rw - tmpfs none rw\n")
+		}},
 		{"the root is another one", protocol.OpProcs, expect.ReasonNoRoot, "ext4", func(m *machine) {
 			m.mounts("0 0 0:26 / / rw - overlay root rw\n1 0 8:1 / / rw - ext4 /dev/sda1 rw\n")
 		}},
