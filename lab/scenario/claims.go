@@ -28,7 +28,14 @@ func (s *Stage) fetched(ctx context.Context) (b *attack.Boot, f claim.Facts, sta
 		return
 	}
 	started = time.Now()
+	mark := s.Log.Mark()
 	if err = s.played().FetchAll(ctx, b); err != nil {
+		return
+	}
+	// The last byte is here before pxed has written down that it was sent.
+	served, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if _, err = s.Log.Wait(served, mark, lab.With("session.served", "session", b.Session)); err != nil {
 		return
 	}
 	f, err = s.facts(b)

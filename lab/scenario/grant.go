@@ -11,7 +11,7 @@ import (
 	"portcullis/lab/world"
 )
 
-const grantFor = 12 * time.Second
+const grantFor = 15 * time.Second
 
 // grantScene adds a grant by the operator's own command, uses it from the PC and
 // sees it end, also for the connection that it had opened.
@@ -39,7 +39,7 @@ func grantScene() Scene {
 			if err := s.try(ctx, forbidden{"another port", tool("send", "udp", "203.0.113.10:7"), "udp"}); err != nil {
 				return err
 			}
-			endCtx, cancel := context.WithTimeout(ctx, grantFor+5*time.Second)
+			endCtx, cancel := context.WithTimeout(ctx, 3*grantFor)
 			defer cancel()
 			// A connection that stands when the grant ends: hpc-lab holds it open and
 			// asks again afterwards.
