@@ -55,7 +55,7 @@ func killedInBoot(service string) Scene {
 				return err
 			}
 			if n := after.Frames - before.Frames; n != 0 {
-				return fmt.Errorf("%d frames came out behind the gateway", n)
+				return fmt.Errorf("%d frames came out behind the gateway: %v", n, after.Records[len(before.Records):])
 			}
 			how := "in the same session"
 			if verdict.Text("session") != opened.Text("session") {

@@ -114,6 +114,9 @@ func quiet(h *netns.Host) error {
 		{"net.ipv6.conf.default.router_solicitations", "0"},
 		{"net.ipv6.conf.default.dad_transmits", "0"},
 		{"net.ipv6.conf.default.autoconf", "0"},
+		// A multicast report for our own addresses goes out once, at once, and is not
+		// repeated seconds later, when frames are being counted.
+		{"net.ipv6.mld_qrv", "1"},
 	} {
 		if err := h.Sysctl(kv[0], kv[1]); err != nil {
 			return err
