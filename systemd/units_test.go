@@ -41,6 +41,30 @@ func TestSandboxIsTight(t *testing.T) {
 	}
 }
 
+// The users of the units exist after systemd-sysusers has run on an empty system.
+func TestUsersAreMade(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file, err := filepath.Abs("portcullis.sysusers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("systemd-sysusers", "--root="+root, file).CombinedOutput(); err != nil {
+		t.Fatalf("systemd-sysusers (package systemd): %v\n%s", err, out)
+	}
+	passwd, err := os.ReadFile(filepath.Join(root, "etc/passwd"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for user, id := range map[string]string{"portcullis-pxe": "971", "portcullis-attest": "972", "portcullis-gateway": "973"} {
+		if !strings.Contains(string(passwd), user+":x:"+id+":"+id+":") {
+			t.Errorf("no user %s with id %s", user, id)
+		}
+	}
+}
+
 // Least privilege: what each service may hold, and nothing else.
 func TestCapabilities(t *testing.T) {
 	want := map[string]string{

@@ -94,7 +94,7 @@ func loadKeys(o *hpc.Options, keys, trusted []string, gateway string) error {
 	if gateway == "" {
 		gateway = filepath.Join(filepath.Dir(keys[0]), "gateway.pub")
 		if _, err := os.Stat(gateway); errors.Is(err, os.ErrNotExist) {
-			return cli.Usagef("image hpc: --gateway-key is needed: the public key that the Pi's attestd printed at its first start")
+			return cli.Usagef("image hpc: --gateway-key is needed: the public key that 'attestd --init-key' prints on the Pi")
 		}
 	}
 	var err error

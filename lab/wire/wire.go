@@ -114,9 +114,10 @@ func quiet(h *netns.Host) error {
 		{"net.ipv6.conf.default.router_solicitations", "0"},
 		{"net.ipv6.conf.default.dad_transmits", "0"},
 		{"net.ipv6.conf.default.autoconf", "0"},
-		// A multicast report for our own addresses goes out once, at once, and is not
-		// repeated seconds later, when frames are being counted.
-		{"net.ipv6.mld_qrv", "1"},
+		// A multicast report for our own addresses is repeated at once and not up to
+		// seconds later (RFC 3810 section 9.11), when frames are being counted.
+		{"net.ipv6.conf.default.mldv1_unsolicited_report_interval", "10"},
+		{"net.ipv6.conf.default.mldv2_unsolicited_report_interval", "10"},
 	} {
 		if err := h.Sysctl(kv[0], kv[1]); err != nil {
 			return err
