@@ -10,11 +10,13 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Namespaces, taps and raw sockets need root; as another user the target runs itself through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=GOPROXY,GOFLAGS,GOSUMDB,PORTCULLIS_CACHE)
 FUZZTIME ?= 10s
+# Nothing of the machine or of the commit is in a program: the same code gives the same bytes.
+BUILDFLAGS := -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
 .PHONY: all setup lab test test-go fuzz fuzz-ci lint bench clean
 
 all:
-	$(GO) build -trimpath -o bin/ ./cmd/...
+	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
 
 setup:
 	@deploy/setup.sh
@@ -28,7 +30,7 @@ test: setup
 # The packages below lab/ boot machines and are run one after the other, after the
 # quick ones: on two cores a boot beside other tests takes twice its time.
 test-go:
-	$(GO) build -trimpath -o bin/ ./cmd/...
+	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
 	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v '^portcullis/lab')
 	$(GO) test -timeout 30m -p 1 ./lab/...
 

@@ -61,7 +61,7 @@ func buildPrograms(ctx context.Context, repo string) (bin string, err error) {
 	}
 	defer unlock()
 	bin = filepath.Join(repo, "bin")
-	args := []string{"build", "-trimpath", "-o", bin + string(filepath.Separator)}
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", bin + string(filepath.Separator)}
 	for _, p := range programs {
 		args = append(args, "./cmd/"+p)
 	}

@@ -26,7 +26,7 @@ func Down(ctx context.Context, base, name string) error {
 	for {
 		f, err := p.lock()
 		if err == nil {
-			defer f.Close()
+			defer p.unlock(f)
 			return p.sweep()
 		}
 		if !errors.Is(err, ErrRunning) {

@@ -324,7 +324,7 @@ func (l *Lab) Leave() error {
 	err := l.place.save(l.record)
 	l.mu.Unlock()
 	l.unfollow()
-	l.lockf.Close()
+	l.place.unlock(l.lockf)
 	return err
 }
 
@@ -346,7 +346,7 @@ func (l *Lab) Close() error {
 		errs = append(errs, l.Wire.Close())
 	}
 	errs = append(errs, os.RemoveAll(l.place.dir()))
-	l.lockf.Close()
+	l.place.unlock(l.lockf)
 	return errors.Join(errs...)
 }
 

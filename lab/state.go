@@ -73,23 +73,40 @@ func (p place) run() string            { return p.file("run") }
 func (p place) log(name string) string { return p.file("log/" + name + ".log") }
 func (p place) world() string          { return p.file("world.sock") }
 
-// lock takes the lab's name for as long as the file stays open.
+// lock takes the lab's name until unlock.
 func (p place) lock() (*os.File, error) {
 	if err := os.MkdirAll(p.base, 0o700); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(p.base, p.name+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lab: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%w: %s", ErrRunning, p.name)
+	for {
+		f, err := os.OpenFile(p.lockPath(), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
 		}
-		return nil, fmt.Errorf("lab: lock: %w", err)
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("%w: %s", ErrRunning, p.name)
+			}
+			return nil, fmt.Errorf("lab: lock: %w", err)
+		}
+		// Whoever had it before may have removed the file between our open and our
+		// lock: then the lock is on a file that nobody else will find.
+		ours, err1 := f.Stat()
+		there, err2 := os.Stat(p.lockPath())
+		if err1 == nil && err2 == nil && os.SameFile(ours, there) {
+			return f, nil
+		}
+		f.Close()
 	}
-	return f, nil
+}
+
+func (p place) lockPath() string { return filepath.Join(p.base, p.name+".lock") }
+
+// unlock gives the name free and leaves no file behind.
+func (p place) unlock(f *os.File) {
+	os.Remove(p.lockPath())
+	f.Close()
 }
 
 func (p place) load() (record, error) {
