@@ -135,7 +135,9 @@ func stagesOf(events []lab.Event, began time.Time, bytes map[string]int64) map[s
 		case "pc.stage":
 			put("stage "+e.Text("stage"), e)
 		case "verdict":
-			put("verdict "+e.Text("state"), e)
+			if e.Text("state") == "trusted" { // others may be of the boot before
+				put("verdict trusted", e)
+			}
 		}
 	}
 	return out
