@@ -99,9 +99,13 @@ func (c *core) tick(now time.Time) {
 	}
 	if c.open != nil && !now.Before(c.asked.Add(c.deadline())) {
 		c.link.remember(c.open.ID(), expired)
+		// The agent may still be at it: another question now would be late as well,
+		// and one stall of an honest PC would count as two failures. It is asked
+		// again when that answer comes, or after as long once more.
+		c.link.busy = now.Add(c.deadline())
 		c.fail(now, finding("", protocol.EvidenceLate, protocol.Soft, "no answer within "+c.deadline().String()))
 	}
-	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.due) {
+	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.due) && !now.Before(c.link.busy) {
 		c.ask(now)
 	}
 }
@@ -240,9 +244,14 @@ func (c *core) lost(now time.Time, l *link, why string) {
 	if l != c.link {
 		return
 	}
-	c.o.Events.Emit("agent.disconnected", event.Fields{"session": c.machine.Session(), "detail": why})
 	if s := c.machine.State(); c.open != nil || s == verdict.Trusted || s == verdict.Suspect {
 		c.fail(now, finding("", protocol.EvidenceMissing, protocol.Soft, why))
 	}
+	c.part(why)
+}
+
+// part ends the current connection and counts nothing.
+func (c *core) part(why string) {
+	c.o.Events.Emit("agent.disconnected", event.Fields{"session": c.machine.Session(), "detail": why})
 	c.disconnect()
 }

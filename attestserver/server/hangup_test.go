@@ -55,3 +55,29 @@ func TestInvariant06_RestartForgivesNoFailure(t *testing.T) {
 		t.Errorf("%d failures counted since the restart: one is enough after the one before it", n)
 	}
 }
+
+// One stall of an honest PC is one failure: while it may still be at the late
+// answer it is not asked again, since that answer would be late as well.
+func TestOneStallIsOneFailure(t *testing.T) {
+	l := newLab(t)
+	l.deadline = time.Second
+	l.pxed.open(sid)
+	l.start()
+	p := l.puppet(sid, newKey(t))
+	p.send(p.evidence(p.challenge()))
+	at, _ := l.awaitState(0, "trusted")
+	late := p.challenge()
+	at, _ = l.awaitState(at, "suspect")
+	time.Sleep(600 * time.Millisecond)
+	if _, e, _ := l.events.find(at+1, "challenge", nil); e != nil {
+		t.Error("asked again during the stall")
+	}
+	p.send(p.evidence(late))
+	for l.verdict().State != portcullisv1.TrustState_TRUST_STATE_TRUSTED {
+		p.send(p.evidence(p.challenge()))
+		time.Sleep(20 * time.Millisecond)
+	}
+	if n := l.verdict().Failures; n != 1 {
+		t.Errorf("%d failures for one stall", n)
+	}
+}

@@ -29,6 +29,7 @@ type link struct {
 	sequence uint64   // of the last challenge
 	fates    map[[16]byte]fate
 	order    [][16]byte
+	busy     time.Time // the agent may be at an answer that is late already until then
 	out      chan *protocol.Message
 	gone     chan struct{}
 }
@@ -107,7 +108,8 @@ func (c *core) ended(l *link, err error) {
 	}
 	now := c.o.Clock.Now()
 	if errors.Is(err, protocol.ErrFrame) {
-		c.settle(now, finding("", protocol.EvidenceMalformed, protocol.Fatal, err.Error()))
+		c.unasked(now, finding("", protocol.EvidenceMalformed, protocol.Fatal, err.Error()))
+		return
 	}
 	c.lost(now, l, err.Error())
 }
@@ -160,6 +162,7 @@ func (c *core) evidence(at time.Time, e *protocol.Evidence) {
 		return
 	case expired:
 		c.link.fates[id] = answered // a second time it would be a replay
+		c.link.busy = time.Time{}
 		c.note(at, e.Sequence, finding("", protocol.EvidenceLate, protocol.Info, "the answer came after its deadline"))
 		return
 	}

@@ -67,7 +67,7 @@ func (c *core) settle(now time.Time, f protocol.Finding) {
 // and ends the connection, so that it costs the sender a new one each time.
 func (c *core) unasked(now time.Time, f protocol.Finding) {
 	c.settle(now, f)
-	c.lost(now, c.link, f.Reason)
+	c.part(f.Reason)
 }
 
 // fail counts one failure of the open challenge or of the connection.
