@@ -154,7 +154,7 @@ func TestSwapsUnderFloodLeakNothing(t *testing.T) {
 	for i := range swaps {
 		to := v1.Phase_PHASE_RUN
 		if i%2 == 0 {
-			to = v1.Phase_PHASE_QUARANTINE
+			to = v1.Phase_PHASE_ATTEST
 		}
 		began := time.Now()
 		r.must(r.phase(first, to, time.Minute))

@@ -126,7 +126,7 @@ func TestGrantPassesInRunOnly(t *testing.T) {
 	r.listen(r.up, upIP+":80")
 	r.openBoot(first)
 	r.grant("tcp", addrPort(upIP+":80"), time.Minute)
-	for _, p := range []v1.Phase{v1.Phase_PHASE_BOOT, v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_QUARANTINE, v1.Phase_PHASE_IDLE} {
+	for _, p := range []v1.Phase{v1.Phase_PHASE_BOOT, v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_IDLE, v1.Phase_PHASE_QUARANTINE} {
 		r.must(r.phase(first, p, 0))
 		r.routing()
 		if c, err := r.dial(upIP+":80", 100*time.Millisecond); err == nil {

@@ -39,7 +39,7 @@ func TestBootToInit(t *testing.T) {
 		"the note is right":                "fact: note=<nil> " + testSession + " 10.77.0.1:7443 /dev/dm-0 /dev/loop0 " + root + " [0-9a-f]{64}",
 		"the agent knows itself":           "fact: agent-exe=<nil> /usr/lib/portcullis/hpc-agent",
 		"the agent has its own session":    "fact: agent-session=true",
-		"the agent's root is init's root":  "fact: agent-root=exe=/usr/lib/portcullis/hpc-agent root=/ err=<nil> same-mounts=true parent=1",
+		"init's root, mounts of its own":   "fact: agent-root=exe=/usr/lib/portcullis/hpc-agent root=/ err=<nil> same-mounts=false parent=1",
 		"the upper layer can be written":   "fact: write-upper=<nil>",
 		"the upper layer has an end":       "fact: grow-upper=true",
 		"the verity device cannot":         "fact: write-verity=.*operation not permitted",
