@@ -4,9 +4,9 @@
 # The mirror is the one the machine already uses: no host is named here.
 set -eu
 
-packages="make git ca-certificates curl xz-utils zstd squashfs-tools mmdebstrap dpkg-dev
-  qemu-system-x86 qemu-utils ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
-  systemd cpio cryptsetup-bin debian-archive-keyring kmod erofs-utils procps"
+packages="make git ca-certificates curl xz-utils zstd squashfs-tools kmod cpio
+  qemu-system-x86 ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
+  systemd cryptsetup-bin debian-archive-keyring"
 
 . /etc/os-release
 case "${VERSION_CODENAME:-}" in
@@ -61,5 +61,5 @@ if [ -n "$missing" ]; then
   $apt install -y --no-install-recommends $missing $target
 fi
 if [ -n "$old_qemu" ]; then
-  $apt install -y --no-install-recommends -t bookworm-backports qemu-system-x86 qemu-system-common qemu-system-data qemu-utils
+  $apt install -y --no-install-recommends -t bookworm-backports qemu-system-x86 qemu-system-common qemu-system-data
 fi
