@@ -78,27 +78,28 @@ func (p *Block) root() (v protocol.Verity, below string, err error) {
 	if err != nil {
 		return v, "", err
 	}
-	slices.Sort(devices)
-	for _, d := range devices {
-		name := filepath.Base(d)
-		if v, err = p.Verity(name); err != nil {
-			return v, "", fmt.Errorf("table of %s: %w", name, err)
-		}
-		if v.Target != "verity" {
-			return v, "", fmt.Errorf("%s, the first device of device-mapper, is of target %.16q instead of verity", name, v.Target)
-		}
-		slaves, err := os.ReadDir(filepath.Join(d, "slaves"))
-		if err != nil {
-			return v, "", err
-		}
-		if len(slaves) != 1 {
-			return v, "", fmt.Errorf("%s lies on %d devices, want 1", name, len(slaves))
-		}
-		below = slaves[0].Name()
-		v.Below = optional(p.Sys, "block", below, "dev")
-		return v, below, nil
+	if len(devices) == 0 {
+		return v, "", errors.New("no device-mapper device of target verity")
 	}
-	return v, "", errors.New("no device-mapper device of target verity")
+	slices.Sort(devices)
+	first := devices[0]
+	name := filepath.Base(first)
+	if v, err = p.Verity(name); err != nil {
+		return v, "", fmt.Errorf("table of %s: %w", name, err)
+	}
+	if v.Target != "verity" {
+		return v, "", fmt.Errorf("%s, the first device of device-mapper, is of target %.16q instead of verity", name, v.Target)
+	}
+	slaves, err := os.ReadDir(filepath.Join(first, "slaves"))
+	if err != nil {
+		return v, "", err
+	}
+	if len(slaves) != 1 {
+		return v, "", fmt.Errorf("%s lies on %d devices, want 1", name, len(slaves))
+	}
+	below = slaves[0].Name()
+	v.Below = optional(p.Sys, "block", below, "dev")
+	return v, below, nil
 }
 
 // openDirect opens a device past the page cache, or through it where the
