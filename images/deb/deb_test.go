@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -279,6 +280,35 @@ func TestConfigurationIsPrivate(t *testing.T) {
 	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
 		if !strings.Contains(line, "signed-by="+keyring) || strings.Contains(line, "trusted=") || !strings.Contains(line, " trixie") {
 			t.Errorf("source %q", line)
+		}
+	}
+}
+
+// A build machine that takes unsigned archives must not make our images of them.
+func TestAttackBuildMachineThatTrustsUnsignedArchives(t *testing.T) {
+	machine := filepath.Join(t.TempDir(), "machine.conf")
+	options := []string{"Acquire::AllowInsecureRepositories", "Acquire::AllowWeakRepositories", "Acquire::AllowDowngradeToInsecureRepositories"}
+	var hostile strings.Builder
+	for _, o := range options {
+		fmt.Fprintf(&hostile, "%s \"true\";\n", o)
+	}
+	if err := os.WriteFile(machine, []byte(hostile.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("APT_CONFIG", machine)
+	if out, err := run(t.Context(), nil, "apt-config", "dump", options[0]); err != nil || !strings.Contains(out, "true") {
+		t.Fatalf("the machine is not hostile: %q %v", out, err)
+	}
+	s := &Store{Dir: t.TempDir()}
+	conf, err := s.configure(t.Context(), Request{Suite: "trixie", Arch: "amd64", Components: []string{"main"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := append(os.Environ(), "APT_CONFIG="+conf)
+	for _, o := range append(options, "APT::Get::AllowUnauthenticated") {
+		out, err := run(t.Context(), env, "apt-config", "shell", "V", o+"/b")
+		if err != nil || strings.TrimSpace(out) != "V='false'" {
+			t.Errorf("%s: %q %v", o, out, err)
 		}
 	}
 }
