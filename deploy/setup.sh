@@ -6,7 +6,8 @@ set -eu
 
 packages="make git ca-certificates curl xz-utils zstd squashfs-tools kmod cpio
   qemu-system-x86 ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
-  systemd cryptsetup-bin debian-archive-keyring"
+  qemu-system-arm qemu-efi-aarch64 dosfstools mtools fdisk e2fsprogs device-tree-compiler
+  tpm2-tools swtpm-tools softhsm2 systemd cryptsetup-bin debian-archive-keyring"
 
 . /etc/os-release
 case "${VERSION_CODENAME:-}" in
@@ -24,11 +25,13 @@ missing=""
 for p in $packages; do
   dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
 done
-# QEMU 7.2 of bookworm corrupts x86 guests with more than one processor.
+# QEMU 7.2 of bookworm corrupts x86 guests with more than one processor, and the arm64 half has to match.
 old_qemu=""
 if [ "$VERSION_CODENAME" = bookworm ]; then
-  v=$(dpkg-query -W -f '${Version}' qemu-system-x86 2>/dev/null || true)
-  if [ -z "$v" ] || dpkg --compare-versions "$v" lt 1:10; then old_qemu=1; fi
+  for p in qemu-system-x86 qemu-system-arm; do
+    v=$(dpkg-query -W -f '${Version}' "$p" 2>/dev/null || true)
+    if [ -z "$v" ] || dpkg --compare-versions "$v" lt 1:10; then old_qemu=1; fi
+  done
 fi
 command -v go >/dev/null || [ -x /usr/local/go/bin/go ] || missing="$missing golang-go"
 
@@ -61,5 +64,5 @@ if [ -n "$missing" ]; then
   $apt install -y --no-install-recommends $missing $target
 fi
 if [ -n "$old_qemu" ]; then
-  $apt install -y --no-install-recommends -t bookworm-backports qemu-system-x86 qemu-system-common qemu-system-data
+  $apt install -y --no-install-recommends -t bookworm-backports qemu-system-x86 qemu-system-arm qemu-system-common qemu-system-data
 fi
