@@ -61,11 +61,37 @@ func Sign(m Manifest, signers ...crypto.Signer) ([]byte, error) {
 	return seal(envelope{PayloadType: PayloadType, Payload: payload}, signers)
 }
 
+// SignPayload puts another kind of signed document of the project (a card's block
+// map, an update bundle) into the same envelope. The payload type is signed with
+// the payload: an envelope of one kind is never accepted as another.
+func SignPayload(payloadType string, payload []byte, signers ...crypto.Signer) ([]byte, error) {
+	if len(signers) == 0 {
+		return nil, refuse(ReasonThreshold, "sign: no signer is given")
+	}
+	return seal(envelope{PayloadType: payloadType, Payload: payload}, signers)
+}
+
+// OpenPayload verifies an envelope of SignPayload against trust and returns its
+// payload, of which nothing but the signatures has been looked at.
+func OpenPayload(payloadType string, data []byte, trust Trust) ([]byte, error) {
+	e, err := openEnvelope(data, payloadType)
+	if err != nil {
+		return nil, err
+	}
+	if err := trust.checkRelease(); err != nil {
+		return nil, err
+	}
+	if err := checkSignatures(e, trust); err != nil {
+		return nil, err
+	}
+	return e.Payload, nil
+}
+
 // Cosign adds the signature of signer to an envelope, for releases whose keys
 // are kept on different machines. It checks the manifest but, knowing no trust
 // file, not the signatures that are already there.
 func Cosign(data []byte, signer crypto.Signer) ([]byte, error) {
-	e, err := openEnvelope(data)
+	e, err := openEnvelope(data, PayloadType)
 	if err != nil {
 		return nil, fmt.Errorf("cosign: %w", err)
 	}
@@ -97,7 +123,7 @@ func seal(e envelope, signers []crypto.Signer) ([]byte, error) {
 		return nil, fmt.Errorf("sign manifest: %w", err)
 	}
 	// Reading it back finds the same key twice and every size over its cap.
-	if _, err := openEnvelope(data); err != nil {
+	if _, err := openEnvelope(data, e.PayloadType); err != nil {
 		return nil, fmt.Errorf("sign manifest: %w", err)
 	}
 	return data, nil
@@ -109,7 +135,7 @@ func seal(e envelope, signers []crypto.Signer) ([]byte, error) {
 // unknown keys are passed over, so that keys can be exchanged; one wrong
 // signature of a known key refuses the whole. Every refusal is an *Error.
 func Open(data []byte, trust Trust, now time.Time, floor uint64) (*Verified, error) {
-	e, err := openEnvelope(data)
+	e, err := openEnvelope(data, PayloadType)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +164,7 @@ func Open(data []byte, trust Trust, now time.Time, floor uint64) (*Verified, err
 	return &Verified{Manifest: m, Digest: sha256.Sum256(e.Payload)}, nil
 }
 
-func openEnvelope(data []byte) (envelope, error) {
+func openEnvelope(data []byte, payloadType string) (envelope, error) {
 	var e envelope
 	if len(data) > MaxEnvelope {
 		return e, refuse(ReasonSize, "the envelope is %d bytes long, at most %d are read", len(data), MaxEnvelope)
@@ -149,8 +175,8 @@ func openEnvelope(data []byte) (envelope, error) {
 	if again, err := compact(e); err != nil || !bytes.Equal(again, data) {
 		return e, refuse(ReasonMalformed, "the envelope is not in its canonical encoding, first at byte %d", firstDifference(again, data))
 	}
-	if e.PayloadType != PayloadType {
-		return e, refuse(ReasonMalformed, "payload type %.80q, only %q is known", e.PayloadType, PayloadType)
+	if e.PayloadType != payloadType {
+		return e, refuse(ReasonMalformed, "payload type %.80q, only %q is accepted here", e.PayloadType, payloadType)
 	}
 	if len(e.Signatures) == 0 {
 		return e, refuse(ReasonSignature, "the envelope has no signature")
