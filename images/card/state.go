@@ -41,7 +41,9 @@ type State struct {
 }
 
 // NewState is the state of a freshly written card.
-func NewState(r Release) State { return State{Generation: 1, Active: Installed{Slot: SlotA, Release: r}} }
+func NewState(r Release) State {
+	return State{Generation: 1, Active: Installed{Slot: SlotA, Release: r}}
+}
 
 // Decision is what pi-init does with the state it found.
 type Decision struct {
