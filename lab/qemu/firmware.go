@@ -94,8 +94,8 @@ func firmwareArgs(f Firmware, vars string) ([]string, error) {
 		return nil, fmt.Errorf("qemu: OVMF variables: %w", err)
 	}
 	args := []string{
-		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + escape(fl.code),
-		"-drive", "if=pflash,format=raw,unit=1,file=" + escape(vars),
+		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file=" + Escape(fl.code),
+		"-drive", "if=pflash,format=raw,unit=1,file=" + Escape(vars),
 		// One address family on this link: no minute lost on DHCPv6.
 		"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no",
 		"-fw_cfg", "name=opt/org.tianocore/IPv6Support,string=no",
@@ -115,8 +115,8 @@ func romOption(f Firmware) (string, error) {
 	return "", findROM()
 }
 
-// escape doubles commas as QEMU's option lists want it.
-func escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+// Escape doubles commas as QEMU's option lists want it.
+func Escape(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 func exists(p string) bool {
 	_, err := os.Stat(p)

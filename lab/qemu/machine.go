@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -42,7 +41,7 @@ func ChannelSocket(dir string) string { return filepath.Join(dir, "lab.sock") }
 type Machine struct {
 	cfg  Config
 	cmd  *exec.Cmd
-	tpm  *tpm
+	tpm  *TPM
 	qmp  *QMP
 	done chan struct{}
 	err  error
@@ -64,14 +63,14 @@ func Args(cfg Config) ([]string, error) {
 		"-name", "portcullis-" + cfg.Name, "-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", "q35", "-accel", "tcg,thread=multi",
 		"-cpu", cpuModel, "-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMB),
-		"-netdev", "tap,id=net0,script=no,downscript=no,ifname=" + escape(cfg.Tap),
+		"-netdev", "tap,id=net0,script=no,downscript=no,ifname=" + Escape(cfg.Tap),
 		"-device", "virtio-net-pci,netdev=net0,bootindex=1,mac=" + cfg.MAC + rom,
 		"-device", "virtio-rng-pci",
 		"-device", "pcie-root-port,chassis=1,id=" + HotplugBus,
-		"-chardev", "file,id=serial0,append=on,path=" + escape(SerialLog(cfg.Dir)), "-serial", "chardev:serial0",
-		"-chardev", "socket,id=lab0,server=on,wait=off,path=" + escape(ChannelSocket(cfg.Dir)),
+		"-chardev", "file,id=serial0,append=on,path=" + Escape(SerialLog(cfg.Dir)), "-serial", "chardev:serial0",
+		"-chardev", "socket,id=lab0,server=on,wait=off,path=" + Escape(ChannelSocket(cfg.Dir)),
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab0,name=" + ChannelPort,
-		"-qmp", "unix:" + escape(QMPSocket(cfg.Dir)) + ",server=on,wait=off",
+		"-qmp", "unix:" + Escape(QMPSocket(cfg.Dir)) + ",server=on,wait=off",
 	}
 	args = append(args, fw...)
 	if cfg.TPM {
@@ -104,22 +103,22 @@ func Start(ctx context.Context, cfg Config) (*Machine, error) {
 	}
 	log, err := os.OpenFile(filepath.Join(cfg.Dir, "qemu.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		m.tpm.stop()
+		m.tpm.Stop()
 		return nil, fmt.Errorf("qemu: log: %w", err)
 	}
 	defer log.Close()
 	m.cmd = exec.Command(prog, args...)
 	m.cmd.Stdout, m.cmd.Stderr = log, log
-	m.cmd.SysProcAttr = ownGroup()
+	m.cmd.SysProcAttr = OwnGroup()
 	if err := cfg.Start(m.cmd); err != nil {
-		m.tpm.stop()
+		m.tpm.Stop()
 		return nil, fmt.Errorf("qemu: starting %s: %w", prog, err)
 	}
 	go func() {
 		m.err = m.cmd.Wait()
 		close(m.done)
 	}()
-	if m.qmp, err = dialQMP(ctx, QMPSocket(cfg.Dir), m.done); err != nil {
+	if m.qmp, err = DialQMP(ctx, QMPSocket(cfg.Dir), m.done); err != nil {
 		m.Kill()
 		return nil, fmt.Errorf("%w; QEMU said: %s", err, tail(filepath.Join(cfg.Dir, "qemu.log")))
 	}
@@ -130,7 +129,7 @@ func Start(ctx context.Context, cfg Config) (*Machine, error) {
 func (m *Machine) PIDs() map[string]int {
 	pids := map[string]int{"qemu": m.cmd.Process.Pid}
 	if m.tpm != nil {
-		pids["swtpm"] = m.tpm.cmd.Process.Pid
+		pids["swtpm"] = m.tpm.PID()
 	}
 	return pids
 }
@@ -149,7 +148,7 @@ func (m *Machine) Kill() {
 		}
 		m.cmd.Process.Kill()
 		<-m.done
-		m.tpm.stop()
+		m.tpm.Stop()
 	})
 }
 
@@ -173,11 +172,17 @@ func (m *Machine) AddNIC(ctx context.Context, mac string) error {
 
 var versionLine = regexp.MustCompile(`version (\d+)\.(\d+)`)
 
-// Program finds qemu-system-x86_64 and refuses one older than 10.
+// Program finds the emulator of the PC.
 func Program(ctx context.Context) (string, error) {
-	prog, err := exec.LookPath("qemu-system-x86_64")
+	return Find(ctx, "qemu-system-x86_64", "qemu-system-x86")
+}
+
+// Find finds the emulator called name, which is in the Debian package pkg, and
+// refuses one older than 10.
+func Find(ctx context.Context, name, pkg string) (string, error) {
+	prog, err := exec.LookPath(name)
 	if err != nil {
-		return "", errors.New("qemu: qemu-system-x86_64 not found; install the package qemu-system-x86")
+		return "", fmt.Errorf("qemu: %s not found; install the package %s", name, pkg)
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -190,7 +195,7 @@ func Program(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("qemu: %s names no version: %q", prog, out)
 	}
 	if major, _ := strconv.Atoi(string(v[1])); major < 10 {
-		return "", fmt.Errorf("qemu: version %s.%s is too old, 10 is needed (on Debian 12: qemu-system-x86 from bookworm-backports)", v[1], v[2])
+		return "", fmt.Errorf("qemu: version %s.%s is too old, 10 is needed (on Debian 12: %s from bookworm-backports)", v[1], v[2], pkg)
 	}
 	return prog, nil
 }

@@ -48,9 +48,9 @@ type qmpReply struct {
 
 var errQMPClosed = errors.New("qmp: connection closed")
 
-// dialQMP waits for QEMU's socket, until gone is closed or ctx ends, and
+// DialQMP waits for QEMU's socket, until gone is closed or ctx ends, and
 // negotiates capabilities.
-func dialQMP(ctx context.Context, path string, gone <-chan struct{}) (*QMP, error) {
+func DialQMP(ctx context.Context, path string, gone <-chan struct{}) (*QMP, error) {
 	var conn net.Conn
 	for {
 		var err error
