@@ -3,6 +3,7 @@ package hardware
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -42,16 +43,14 @@ func ParseToken(b []byte) (*Token, error) {
 	if len(b) > MaxToken {
 		return nil, fmt.Errorf("%s token: %d bytes are more than %d", TokenType, len(b), MaxToken)
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
 	var t Token
-	if err := d.Decode(&t); err != nil {
+	if err := DecodeStrict(b, &t); err != nil {
 		return nil, fmt.Errorf("%s token: %w", TokenType, err)
 	}
-	if _, err := d.Token(); err != io.EOF {
-		return nil, fmt.Errorf("%s token: something follows the object", TokenType)
+	if err := t.check(); err != nil {
+		return nil, err
 	}
-	return &t, t.check()
+	return &t, nil
 }
 
 // Encode returns the JSON of a valid token.
@@ -91,6 +90,19 @@ func (t *Token) check() error {
 	}
 	if len(t.Blob) == 0 || !json.Valid(t.Blob) {
 		return fmt.Errorf("%s token: no blob", TokenType)
+	}
+	return nil
+}
+
+// DecodeStrict reads one JSON object into v: no unknown keys, nothing behind it.
+func DecodeStrict(b []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return err
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("something follows the object")
 	}
 	return nil
 }
