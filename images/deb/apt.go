@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 )
@@ -22,6 +23,9 @@ type Request struct {
 	Arch       string   // amd64
 	Components []string // main, non-free-firmware
 	Packages   []string
+	// Backports are those of Packages that come from the suite's backports, with
+	// what they need of there; everything else comes from the suite itself.
+	Backports []string
 }
 
 // Store is a directory with apt's private state and the packages fetched so far.
@@ -101,7 +105,13 @@ func (s *Store) Resolve(ctx context.Context, r Request) (*Lock, error) {
 	if _, err := run(ctx, env, "apt-get", "update", "-q"); err != nil {
 		return nil, fmt.Errorf("fetch the package lists of %s: %w", r.Suite, err)
 	}
-	args := append([]string{"install", "-y", "-q", "--no-install-recommends", "--print-uris"}, r.Packages...)
+	args := []string{"install", "-y", "-q", "--no-install-recommends", "--print-uris"}
+	for _, p := range r.Packages {
+		if slices.Contains(r.Backports, p) {
+			p += "/" + r.Suite + "-backports"
+		}
+		args = append(args, p)
+	}
 	out, err := run(ctx, env, "apt-get", args...)
 	if err != nil {
 		return nil, fmt.Errorf("resolve packages: %w", err)
@@ -123,6 +133,9 @@ func (s *Store) Resolve(ctx context.Context, r Request) (*Lock, error) {
 func (s *Store) configure(ctx context.Context, r Request) (string, error) {
 	// One directory a set of components: apt drops the lists that its sources do not name.
 	name := strings.Join(append([]string{"apt", r.Suite, r.Arch}, r.Components...), "-")
+	if len(r.Backports) > 0 {
+		name += "-backports"
+	}
 	dir, err := filepath.Abs(filepath.Join(s.Dir, name))
 	if err != nil {
 		return "", err
@@ -176,6 +189,9 @@ APT::Get::AllowUnauthenticated "false";
 	opts := fmt.Sprintf("[arch=%s signed-by=%s]", r.Arch, keyring)
 	comps := strings.Join(r.Components, " ")
 	sources := fmt.Sprintf("deb %s %s %s %s\ndeb %s %s %s-updates %s\n", opts, base, r.Suite, comps, opts, base, r.Suite, comps)
+	if len(r.Backports) > 0 {
+		sources += fmt.Sprintf("deb %s %s %s-backports %s\n", opts, base, r.Suite, comps)
+	}
 	if security != "" {
 		sources += fmt.Sprintf("deb %s %s %s-security %s\n", opts, security, r.Suite, comps)
 	}

@@ -14,7 +14,7 @@ import (
 type Package struct {
 	Name    string `json:"name"`
 	Version string `json:"version"` // with epoch
-	Arch    string `json:"arch"`    // amd64 or all
+	Arch    string `json:"arch"`    // amd64, arm64 or all
 	Size    int64  `json:"size"`    // bytes of the .deb
 	SHA256  string `json:"sha256"`  // hex, of the .deb
 }

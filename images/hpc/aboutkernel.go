@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"portcullis/images/debroot"
 	"portcullis/images/ktextmask"
 	"portcullis/images/manifest"
 	"portcullis/images/modlist"
@@ -24,12 +25,12 @@ type aboutKernel struct {
 // aboutKernel computes the mask of the kernel's text and the list of modules:
 // everything that initrd and root carry but the unlisted ones. Both follow from
 // the kernel package and the recipe's module lists alone, and are kept.
-func (b *builder) aboutKernel(ctx context.Context, k *kernel) (*aboutKernel, error) {
-	initrd, err := k.modules.order(b.recipe.Kernel.Initrd)
+func (b *builder) aboutKernel(ctx context.Context, k *debroot.Kernel) (*aboutKernel, error) {
+	initrd, err := k.Modules.Order(b.recipe.Kernel.Initrd)
 	if err != nil {
 		return nil, err
 	}
-	root, err := k.modules.choose(b.recipe.Kernel.Root)
+	root, err := k.Modules.Choose(b.recipe.Kernel.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -37,11 +38,11 @@ func (b *builder) aboutKernel(ctx context.Context, k *kernel) (*aboutKernel, err
 	slices.Sort(paths)
 	paths = slices.Compact(paths)
 	paths = slices.DeleteFunc(paths, func(p string) bool {
-		return slices.ContainsFunc(b.recipe.Kernel.Unlisted, func(u string) bool { return modlist.Name(u) == moduleName(p) })
+		return slices.ContainsFunc(b.recipe.Kernel.Unlisted, func(u string) bool { return modlist.Name(u) == debroot.ModuleName(p) })
 	})
-	key := newKey("about kernel", "ktextmask", "manifest", "modlist").add("kernel", filepath.Base(k.dir)).add("modules", strings.Join(paths, "\n"))
-	done := b.begin("kernel", "mask of its text, list of modules")
-	dir, cached, err := b.stage(ctx, "about", key, func(dir string) error { return describeKernel(k, paths, dir, b.Progress.Step) })
+	key := debroot.NewKey("about kernel", "ktextmask", "manifest", "modlist").Add("kernel", filepath.Base(k.Dir)).Add("modules", strings.Join(paths, "\n"))
+	done := b.Begin("kernel", "mask of its text, list of modules")
+	dir, cached, err := b.Stage(ctx, "about", key, func(dir string) error { return describeKernel(k, paths, dir, b.Maker.Progress.Step) })
 	if err != nil {
 		return nil, err
 	}
@@ -57,14 +58,14 @@ func (b *builder) aboutKernel(ctx context.Context, k *kernel) (*aboutKernel, err
 		return nil, err
 	}
 	if err := json.Unmarshal(text, out); err != nil {
-		return nil, &Error{ReasonCacheBroken, "cached kernel description " + dir, err}
+		return nil, &Error{Reason: debroot.ReasonCacheBroken, Msg: "cached kernel description " + dir, Err: err}
 	}
 	done(cached)
 	return out, nil
 }
 
-func describeKernel(k *kernel, paths []string, dir string, step func(done, total int64)) error {
-	image, err := os.ReadFile(k.image())
+func describeKernel(k *debroot.Kernel, paths []string, dir string, step func(done, total int64)) error {
+	image, err := os.ReadFile(k.Image())
 	if err != nil {
 		return err
 	}
@@ -79,17 +80,17 @@ func describeKernel(k *kernel, paths []string, dir string, step func(done, total
 	sources := make([]modlist.Source, 0, len(paths))
 	var done, total int64
 	for _, p := range paths {
-		if st, err := os.Stat(filepath.Join(k.moduleTree(), p)); err == nil {
+		if st, err := os.Stat(filepath.Join(k.ModuleTree(), p)); err == nil {
 			total += st.Size()
 		}
 	}
 	for _, p := range paths {
-		ko, err := k.modules.load(p)
+		ko, err := k.Modules.Load(p)
 		if err != nil {
 			return err
 		}
-		sources = append(sources, modlist.Source{Name: moduleName(p), KO: ko})
-		if st, err := os.Stat(filepath.Join(k.moduleTree(), p)); err == nil {
+		sources = append(sources, modlist.Source{Name: debroot.ModuleName(p), KO: ko})
+		if st, err := os.Stat(filepath.Join(k.ModuleTree(), p)); err == nil {
 			done += st.Size()
 		}
 		step(done, total)

@@ -4,15 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"portcullis/images/deb"
+	"portcullis/images/debroot"
 	"portcullis/images/manifest"
 	"portcullis/images/recipe"
 	rootfs "portcullis/rootfs/hpc"
 )
+
+// RecipeName is what a user's recipe extends to start from ours.
+const RecipeName = "hpc"
+
+// arch is the PC's architecture in Debian's words.
+const arch = "amd64"
 
 // Result tells what was built.
 type Result struct {
@@ -26,25 +31,16 @@ type Result struct {
 // builder is one run of Build.
 type builder struct {
 	Options
-	recipe  *recipe.Recipe
-	store   *deb.Store
-	request deb.Request
-	lock    *deb.Lock
-
-	rootDebs, kernelDebs, firmwareDebs []deb.Package
-	stubDeb                            deb.Package
-
-	digests Binaries // SHA-256 of the programs
-	stages  int      // begun so far
+	*debroot.Maker
+	recipe   *recipe.Recipe
+	packages *debroot.Packages
+	digests  Binaries // SHA-256 of the programs
 }
 
 // Build makes the image that o describes in o.OutDir. It uses what the cache
 // has and tells o.Progress what it does.
 func Build(ctx context.Context, o Options) (*Result, error) {
 	begin := time.Now()
-	if o.Progress == nil {
-		o.Progress = quiet{}
-	}
 	if err := o.check(); err != nil {
 		return nil, err
 	}
@@ -66,19 +62,16 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.checkProfile(); err != nil {
+	if err := debroot.CheckLab(b.recipe, b.lab()); err != nil {
 		return nil, err
 	}
 	if err := b.programs(ctx); err != nil {
 		return nil, err
 	}
-	if err := b.resolve(ctx); err != nil {
+	if b.packages, err = b.Packages(ctx, b.recipe, arch); err != nil {
 		return nil, err
 	}
-	if err := b.split(); err != nil {
-		return nil, err
-	}
-	k, err := b.kernel(ctx)
+	k, err := b.Kernel(ctx, b.packages, b.recipe)
 	if err != nil {
 		return nil, err
 	}
@@ -94,36 +87,24 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := b.prune(); err != nil {
+	if err := b.Prune("base", "kernel", "about", "root", "image"); err != nil {
 		return nil, fmt.Errorf("build cache: %w", err)
 	}
 	return &Result{Dir: b.OutDir, Manifest: *m, Digest: digest, Cached: cached}, nil
 }
 
 func newBuilder(o Options) (*builder, error) {
-	b := &builder{Options: o}
-	var err error
-	if b.CacheDir, err = filepath.Abs(b.CacheDir); err != nil {
+	m, err := debroot.NewMaker(o.CacheDir, o.Progress, o.Refresh)
+	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(b.CacheDir, 0o755); err != nil {
-		return nil, fmt.Errorf("build cache: %w", err)
+	b := &builder{Options: o, Maker: m}
+	b.recipe, err = recipe.Load(recipe.Builtin{Name: RecipeName, FS: rootfs.FS, Entry: b.Profile + ".yaml"}, b.Recipe)
+	if err == nil && b.recipe.Kernel.Stub == "" {
+		err = refuse(debroot.ReasonOptions, "kernel.stub is set nowhere: 'extends: %s' gives it", RecipeName)
 	}
-	b.store = &deb.Store{Dir: filepath.Join(b.CacheDir, "deb")}
-	b.recipe, err = recipe.Load(rootfs.FS, b.Profile, b.Recipe)
 	return b, err
 }
 
-// begin opens a stage for the progress; the returned function ends it, unless
-// stages inside it have ended it already.
-func (b *builder) begin(name, detail string) func(cached bool) {
-	start := time.Now()
-	b.stages++
-	mine := b.stages
-	b.Progress.Stage(name, detail)
-	return func(cached bool) {
-		if b.stages == mine {
-			b.Progress.Done(cached, time.Since(start))
-		}
-	}
-}
+// lab tells whether the image has the lab's command channel.
+func (b *builder) lab() bool { return b.Profile == manifest.ProfileLab }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/images/debroot"
 	"portcullis/images/manifest"
 	"portcullis/images/recipe"
 )
@@ -51,7 +52,11 @@ func programs(t *testing.T) Binaries {
 		if dir, compileErr = os.MkdirTemp("", "portcullis-test-"); compileErr != nil {
 			return
 		}
-		b := &builder{Options: Options{CacheDir: dir, Profile: manifest.ProfileLab, Progress: quiet{}}}
+		var m *debroot.Maker
+		if m, compileErr = debroot.NewMaker(dir, nil, false); compileErr != nil {
+			return
+		}
+		b := &builder{Options: Options{Profile: manifest.ProfileLab}, Maker: m}
 		compileErr = b.programs(context.Background())
 		binaries = b.Binaries
 	})
@@ -68,7 +73,7 @@ var (
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if binaries.Init != "" {
-		os.RemoveAll(filepath.Dir(filepath.Dir(binaries.Init)))
+		os.RemoveAll(filepath.Dir(filepath.Dir(filepath.Dir(binaries.Init))))
 	}
 	os.Exit(code)
 }
@@ -95,7 +100,7 @@ func digests(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
 	for _, name := range allFiles {
-		d, err := digestFile(filepath.Join(dir, name))
+		d, err := debroot.DigestFile(filepath.Join(dir, name))
 		must(t, err)
 		out[name] = d
 	}
@@ -105,7 +110,7 @@ func digests(t *testing.T, dir string) map[string]string {
 // secondCache is a cache that shares the fetched packages only.
 func secondCache(t *testing.T) string {
 	t.Helper()
-	first, err := DefaultCache()
+	first, err := debroot.DefaultCache()
 	must(t, err)
 	dir := t.TempDir()
 	for _, name := range []string{"deb", "lock"} {
@@ -171,7 +176,7 @@ func cosignTest(t *testing.T) {
 		t.Fatalf("one of two signatures: ok %t %s", rep.OK, rep.Reason)
 	}
 	_, err := Cosign(t.Context(), o.OutDir, testKey(t, 6), now)
-	wantReason(t, err, ReasonOptions)
+	wantReason(t, err, debroot.ReasonOptions)
 	flip(t, filepath.Join(o.OutDir, manifest.Root), 4096)
 	_, err = Cosign(t.Context(), o.OutDir, second, now)
 	wantReason(t, err, Reason(manifest.ReasonArtefact))
@@ -221,9 +226,9 @@ func verifyTests(t *testing.T, dir string, r *Result) {
 		reason string
 		change func(m *manifest.Manifest)
 	}{
-		{"another agent", string(ReasonRoot), func(m *manifest.Manifest) { m.Agent = zero }},
-		{"a larger mask", string(ReasonRoot), func(m *manifest.Manifest) { m.Mask.Bytes++ }},
-		{"no lab channel", string(ReasonLabInReal), func(m *manifest.Manifest) { m.LabChannel = false; m.Profile = manifest.ProfileGeneric }},
+		{"another agent", string(debroot.ReasonRoot), func(m *manifest.Manifest) { m.Agent = zero }},
+		{"a larger mask", string(debroot.ReasonRoot), func(m *manifest.Manifest) { m.Mask.Bytes++ }},
+		{"no lab channel", string(debroot.ReasonLabInReal), func(m *manifest.Manifest) { m.LabChannel = false; m.Profile = manifest.ProfileGeneric }},
 		{"another PCR 9", string(ReasonPCR), func(m *manifest.Manifest) { m.PCR["9"] = zero }},
 		{"another PCR 11", string(ReasonPCR), func(m *manifest.Manifest) { m.PCR["11"] = zero }},
 		{"another Authenticode digest", string(ReasonUKI), func(m *manifest.Manifest) { m.UKI.Authenticode = zero }},
@@ -299,7 +304,7 @@ func TestGenericImage(t *testing.T) {
 	}
 	data, err := os.ReadFile(filepath.Join(o.OutDir, manifest.Initrd))
 	must(t, err)
-	list, err := readInitrd(data, initrdModules)
+	list, err := debroot.ReadInitrd(data, initrdModules)
 	must(t, err)
 	for _, m := range strings.Fields("e1000e igb igc r8169 tg3 bnxt_en ixgbe i40e ice mlx4_en mlx5_core virtio_net r8152 ax88179_178a asix cdc_ncm cdc_ether smsc95xx smsc75xx lan78xx") {
 		if !strings.Contains(string(list), "/"+m+".ko\n") {
@@ -307,7 +312,7 @@ func TestGenericImage(t *testing.T) {
 		}
 	}
 	for _, f := range []string{"lib/firmware/rtl_nic/rtl8168h-2.fw", "lib/firmware/tigon/tg3.bin", "lib/firmware/intel/ice/ddp/ice.pkg"} {
-		if _, err := readInitrd(data, f); err != nil {
+		if _, err := debroot.ReadInitrd(data, f); err != nil {
 			t.Errorf("firmware: %v", err)
 		}
 	}
@@ -317,7 +322,7 @@ func TestGenericImage(t *testing.T) {
 // build says so before it fetches anything.
 func TestGenericBuildRefusesLabChannelOfUserRecipe(t *testing.T) {
 	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, "channel"), []byte("\x7fELF … "+labPort+" …"), 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "channel"), []byte("\x7fELF … org.portcullis.lab …"), 0o755))
 	for name, text := range map[string]string{
 		"its program under another name": "files:\n  - {path: /usr/bin/tool, source: channel, mode: '0755'}\n",
 		"its unit":                       "files:\n  - {path: /etc/systemd/system/portcullis-lab.service, content: '[Service]'}\n",
@@ -334,7 +339,7 @@ func TestGenericBuildRefusesLabChannelOfUserRecipe(t *testing.T) {
 		var ours *Error
 		var theirs *recipe.Error
 		switch {
-		case errors.As(err, &ours) && ours.Reason == ReasonLabInReal:
+		case errors.As(err, &ours) && ours.Reason == debroot.ReasonLabInReal:
 		case errors.As(err, &theirs) && theirs.Reason == recipe.ReasonReserved:
 		default:
 			t.Errorf("%s: got %v", name, err)

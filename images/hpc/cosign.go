@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"portcullis/images/debroot"
 	"portcullis/images/manifest"
 )
 
@@ -39,7 +40,7 @@ func Cosign(ctx context.Context, dir string, signer crypto.Signer, now time.Time
 		known = known || bytes.Equal(k, publicKey(signer))
 	}
 	if !known {
-		return nil, refuse(ReasonOptions, "key %s is not among the release keys that the image trusts", manifest.KeyID(publicKey(signer)))
+		return nil, refuse(debroot.ReasonOptions, "key %s is not among the release keys that the image trusts", manifest.KeyID(publicKey(signer)))
 	}
 	// Fewer signatures than needed are the reason for adding one: one has to be good.
 	whole := trust

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"portcullis/images/debroot"
 	"portcullis/images/manifest"
 	"portcullis/images/pcr"
 	"portcullis/images/uki"
@@ -40,7 +41,7 @@ func verityWords(v manifest.Verity) []string {
 }
 
 // image builds everything but root.img into the cache.
-func (b *builder) image(ctx context.Context, k *kernel, root *rootInfo) (dir string, cached bool, err error) {
+func (b *builder) image(ctx context.Context, k *debroot.Kernel, root *rootInfo) (dir string, cached bool, err error) {
 	if b.NotBefore.IsZero() {
 		b.NotBefore = time.Unix(root.Epoch, 0)
 	}
@@ -48,21 +49,21 @@ func (b *builder) image(ctx context.Context, k *kernel, root *rootInfo) (dir str
 		b.NotAfter = b.NotBefore.Add(DefaultValidity)
 	}
 	t := manifest.Trust{Threshold: b.Threshold, GatewayKey: b.GatewayKey}
-	ik := newKey("image", "cpio", "hpc", "manifest", "pcr", "uki").add("root", filepath.Base(root.dir)).add("kernel", filepath.Base(k.dir)).add("init", b.digests.Init).
-		add("cmdline", b.cmdline(root.Verity)).add("modules", b.recipe.Kernel.Initrd).add("firmware", b.recipe.Kernel.Firmware).
-		add("version", b.Version).add("not before", b.NotBefore.Unix()).add("not after", b.NotAfter.Unix())
+	ik := debroot.NewKey("image", "cpio", "debroot", "hpc", "manifest", "pcr", "uki").Add("root", filepath.Base(root.dir)).Add("kernel", filepath.Base(k.Dir)).Add("init", b.digests.Init).
+		Add("cmdline", b.cmdline(root.Verity)).Add("modules", b.recipe.Kernel.Initrd).Add("firmware", b.recipe.Kernel.Firmware).
+		Add("version", b.Version).Add("not before", b.NotBefore.Unix()).Add("not after", b.NotAfter.Unix())
 	for _, s := range b.Signers {
 		t.ReleaseKeys = append(t.ReleaseKeys, publicKey(s))
-		ik.add("signer", hex.EncodeToString(publicKey(s)))
+		ik.Add("signer", hex.EncodeToString(publicKey(s)))
 	}
 	t.ReleaseKeys = append(t.ReleaseKeys, b.TrustKeys...)
 	trust, err := t.Encode()
 	if err != nil {
 		return "", false, err
 	}
-	ik.add("trust", string(trust))
-	done := b.begin("image", "initrd, UKI, manifest")
-	dir, cached, err = b.stage(ctx, "image", ik, func(dir string) error { return b.makeImage(ctx, k, root, trust, dir) })
+	ik.Add("trust", string(trust))
+	done := b.Begin("image", "initrd, UKI, manifest")
+	dir, cached, err = b.Stage(ctx, "image", ik, func(dir string) error { return b.makeImage(ctx, k, root, trust, dir) })
 	if err != nil {
 		return "", false, err
 	}
@@ -70,29 +71,29 @@ func (b *builder) image(ctx context.Context, k *kernel, root *rootInfo) (dir str
 	return dir, cached, nil
 }
 
-func (b *builder) makeImage(ctx context.Context, k *kernel, root *rootInfo, trust []byte, dir string) error {
+func (b *builder) makeImage(ctx context.Context, k *debroot.Kernel, root *rootInfo, trust []byte, dir string) error {
 	initrd, err := b.initrd(ctx, k, trust, root.Epoch)
 	if err != nil {
 		return err
 	}
-	image, err := os.ReadFile(k.image())
+	image, err := os.ReadFile(k.Image())
 	if err != nil {
 		return err
 	}
-	stub, err := os.ReadFile(k.stub())
+	stub, err := os.ReadFile(k.Stub())
 	if err != nil {
 		return err
 	}
-	unified, err := uki.Build(stub, uki.Parts{OSRelease: b.osRelease(root), Cmdline: b.cmdline(root.Verity), Uname: k.release, Kernel: image, Initrd: initrd})
+	unified, err := uki.Build(stub, uki.Parts{OSRelease: b.osRelease(root), Cmdline: b.cmdline(root.Verity), Uname: k.Release, Kernel: image, Initrd: initrd})
 	if err != nil {
 		return fmt.Errorf("unified kernel image: %w", err)
 	}
 	limit := maxUKIGeneric
-	if b.Profile == manifest.ProfileLab {
+	if b.lab() {
 		limit = maxUKILab
 	}
 	if len(unified) > limit {
-		return refuse(ReasonTooLarge, "the UKI has %d MiB, more than the %d MiB of profile %s: take modules or firmware out", len(unified)>>20, limit>>20, b.Profile)
+		return refuse(debroot.ReasonTooLarge, "the UKI has %d MiB, more than the %d MiB of profile %s: take modules or firmware out", len(unified)>>20, limit>>20, b.Profile)
 	}
 	m, err := b.manifest(k, root, unified, image, initrd)
 	if err != nil {
@@ -110,7 +111,7 @@ func (b *builder) makeImage(ctx context.Context, k *kernel, root *rootInfo, trus
 	return nil
 }
 
-func (b *builder) manifest(k *kernel, root *rootInfo, unified, image, initrd []byte) (*manifest.Manifest, error) {
+func (b *builder) manifest(k *debroot.Kernel, root *rootInfo, unified, image, initrd []byte) (*manifest.Manifest, error) {
 	m := &manifest.Manifest{
 		Schema: manifest.Schema, Image: "portcullis-" + b.Profile, Profile: b.Profile, LabChannel: b.recipe.LabChannel,
 		Version: b.Version, NotBefore: b.NotBefore.UTC().Truncate(time.Second), NotAfter: b.NotAfter.UTC().Truncate(time.Second),
@@ -127,7 +128,7 @@ func (b *builder) manifest(k *kernel, root *rootInfo, unified, image, initrd []b
 		m.Artefacts = append(m.Artefacts, d)
 	}
 	m.Artefacts = append(m.Artefacts, root.Artefact)
-	for _, p := range b.used() {
+	for _, p := range b.packages.Used() {
 		m.Packages = append(m.Packages, p.String())
 	}
 	sort.Strings(m.Packages)
@@ -135,8 +136,8 @@ func (b *builder) manifest(k *kernel, root *rootInfo, unified, image, initrd []b
 	if m.UKI, err = uki.Describe(unified); err != nil {
 		return nil, err
 	}
-	if m.UKI.KernelVersion != k.release {
-		return nil, refuse(ReasonCacheBroken, "the kernel says it is %s, its package says %s", m.UKI.KernelVersion, k.release)
+	if m.UKI.KernelVersion != k.Release {
+		return nil, refuse(debroot.ReasonCacheBroken, "the kernel says it is %s, its package says %s", m.UKI.KernelVersion, k.Release)
 	}
 	predicted, err := pcr.Predict(unified)
 	if err != nil {
@@ -153,13 +154,13 @@ func (b *builder) publish(dir string, root *rootInfo) (*manifest.Manifest, [32]b
 	if err := os.MkdirAll(b.OutDir, 0o755); err != nil {
 		return nil, none, err
 	}
-	done := b.begin("write", b.OutDir)
+	done := b.Begin("write", b.OutDir)
 	for _, name := range []string{manifest.Root, manifest.Kernel, manifest.Initrd, manifest.UKI, TrustFile, manifest.Envelope} {
 		from := dir
 		if name == manifest.Root {
 			from = root.dir
 		}
-		if err := copyFile(filepath.Join(b.OutDir, name), filepath.Join(from, name), 0o644); err != nil {
+		if err := debroot.CopyFile(filepath.Join(b.OutDir, name), filepath.Join(from, name), 0o644); err != nil {
 			return nil, none, err
 		}
 	}
@@ -179,7 +180,7 @@ func (b *builder) publish(dir string, root *rootInfo) (*manifest.Manifest, [32]b
 	t.Threshold = 1 // co-signers may add theirs later; ours is on it
 	v, err := manifest.Open(envelope, t, b.NotBefore, b.Version)
 	if err != nil {
-		return nil, none, &Error{ReasonCacheBroken, "the finished manifest does not open", err}
+		return nil, none, &Error{Reason: debroot.ReasonCacheBroken, Msg: "the finished manifest does not open", Err: err}
 	}
 	return &v.Manifest, v.Digest, nil
 }

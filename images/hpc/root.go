@@ -1,24 +1,24 @@
 package hpc
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
-	"path"
 	"path/filepath"
-	"sort"
 	"strings"
 
+	"portcullis/images/debroot"
 	"portcullis/images/manifest"
 	"portcullis/images/modlist"
 	"portcullis/images/recipe"
 	"portcullis/images/squash"
-	"portcullis/images/verity"
+)
+
+// Places of the project's own files in the root image.
+const (
+	AgentPath = "/usr/lib/portcullis/hpc-agent"
+	MaskPath  = "/usr/lib/portcullis/ktext.mask"
 )
 
 // rootInfo is what later stages need to know of a root image; kept beside it.
@@ -34,18 +34,18 @@ type rootInfo struct {
 }
 
 // root builds root.img: squashfs, padded, with the verity tree behind it.
-func (b *builder) root(ctx context.Context, k *kernel) (*rootInfo, error) {
+func (b *builder) root(ctx context.Context, k *debroot.Kernel) (*rootInfo, error) {
 	_, version, err := squash.Tool(ctx)
 	if err != nil {
 		return nil, err
 	}
-	rk := newKey("root", "deb", "hpc", "ktextmask", "manifest", "modlist", "recipe", "squash", "verity").add("recipe", recipeKey(b.recipe)).add("squashfs", version).
-		add("profile", b.Profile).add("agent", b.digests.Agent).add("lab", b.digests.Lab).add("kernel", filepath.Base(k.dir))
-	for _, p := range b.rootDebs {
-		rk.add("package", p.SHA256)
+	rk := debroot.NewKey("root", "deb", "debroot", "hpc", "ktextmask", "manifest", "modlist", "recipe", "squash", "verity").Add("recipe", recipeKey(b.recipe)).Add("squashfs", version).
+		Add("profile", b.Profile).Add("agent", b.digests.Agent).Add("lab", b.digests.Lab).Add("kernel", filepath.Base(k.Dir))
+	for _, p := range b.packages.Root {
+		rk.Add("package", p.SHA256)
 	}
-	done := b.begin("root", "root.img")
-	dir, cached, err := b.stage(ctx, "root", rk, func(dir string) error { return b.makeRoot(ctx, k, dir) })
+	done := b.Begin("root", "root.img")
+	dir, cached, err := b.Stage(ctx, "root", rk, func(dir string) error { return b.makeRoot(ctx, k, dir) })
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (b *builder) root(ctx context.Context, k *kernel) (*rootInfo, error) {
 	}
 	info := &rootInfo{dir: dir}
 	if err := json.Unmarshal(data, info); err != nil {
-		return nil, &Error{ReasonCacheBroken, "cached root image " + dir, err}
+		return nil, &Error{Reason: debroot.ReasonCacheBroken, Msg: "cached root image " + dir, Err: err}
 	}
 	done(cached)
 	return info, nil
@@ -72,33 +72,25 @@ func recipeKey(r *recipe.Recipe) string {
 	return string(b)
 }
 
-func (b *builder) makeRoot(ctx context.Context, k *kernel, dir string) error {
-	basePath, err := b.base(ctx)
+func (b *builder) makeRoot(ctx context.Context, k *debroot.Kernel, dir string) error {
+	tree, contents, err := b.Base(ctx, b.packages, b.recipe)
 	if err != nil {
 		return err
 	}
-	f, err := os.Open(basePath)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	tree, err := readBase(f)
-	if err != nil {
-		return err
-	}
+	defer contents.Close()
 	info := rootInfo{Agent: b.digests.Agent, Epoch: tree.Time.Unix()}
 	if err := b.fill(ctx, k, tree, &info, dir); err != nil {
 		return err
 	}
-	done := b.begin("squashfs", fmt.Sprintf("zstd level %d", b.recipe.Squash.Level))
+	done := b.Begin("squashfs", fmt.Sprintf("zstd level %d", b.recipe.Squash.Level))
 	img := filepath.Join(dir, manifest.Root)
 	o := squash.Options{Level: b.recipe.Squash.Level, BlockSize: b.recipe.Squash.BlockSize}
-	if err := tree.Write(ctx, img, o, b.Progress.Step); err != nil {
+	if err := tree.Write(ctx, img, o, b.Maker.Progress.Step); err != nil {
 		return err
 	}
 	done(false)
-	done = b.begin("verity", "hash tree")
-	if err := appendVerity(img, &info); err != nil {
+	done = b.Begin("verity", "hash tree")
+	if err := describeRoot(img, &info); err != nil {
 		return err
 	}
 	done(false)
@@ -109,50 +101,28 @@ func (b *builder) makeRoot(ctx context.Context, k *kernel, dir string) error {
 	return os.WriteFile(filepath.Join(dir, "info.json"), text, 0o644)
 }
 
-// fill turns the unpacked packages into the PC's root.
-func (b *builder) fill(ctx context.Context, k *kernel, t *squash.Tree, info *rootInfo, scratch string) error {
-	r := b.recipe
-	for _, d := range r.Dirs {
-		if err := t.Mkdir(d.Path, d.Mode); err != nil {
-			return fmt.Errorf("%s: %w", d.At, err)
-		}
-	}
-	if err := writeUsers(t, r); err != nil {
+// describeRoot writes the hash tree behind the squashfs and notes what the manifest says of both.
+func describeRoot(img string, info *rootInfo) error {
+	v, err := debroot.AppendVerity(img)
+	if err != nil {
 		return err
 	}
-	for _, j := range r.Join {
-		if err := join(t, j); err != nil {
-			return fmt.Errorf("%s: %w", j.At, err)
-		}
+	info.Verity = manifest.Verity{RootHash: v.RootHash, Salt: v.Salt, DataBlocks: v.DataBlocks, HashStart: v.DataBlocks}
+	f, err := os.Open(img)
+	if err != nil {
+		return err
 	}
-	for _, f := range r.Files {
-		if err := t.WriteFile(f.Path, f.Mode, f.Content); err != nil {
-			return fmt.Errorf("%s: %w", f.At, err)
-		}
-	}
-	for _, l := range r.Links {
-		if err := t.Link(l.Path, l.Target); err != nil {
-			return fmt.Errorf("%s: %w", l.At, err)
-		}
-	}
-	if err := b.rootModules(ctx, k, t, scratch); err != nil {
+	defer f.Close()
+	info.Artefact, err = manifest.Describe(manifest.Root, f)
+	return err
+}
+
+// fill turns the unpacked packages into the PC's root.
+func (b *builder) fill(ctx context.Context, k *debroot.Kernel, t *squash.Tree, info *rootInfo, scratch string) error {
+	if err := debroot.Populate(ctx, t, b.recipe, k, scratch); err != nil {
 		return err
 	}
 	if err := b.ownFiles(ctx, k, t, info); err != nil {
-		return err
-	}
-	for _, u := range r.Enable {
-		if err := enable(t, u); err != nil {
-			return err
-		}
-	}
-	for _, u := range r.Mask {
-		if err := mask(t, u); err != nil {
-			return err
-		}
-	}
-	// Files are as the packages left them: no service has to bring /etc up to date.
-	if err := t.WriteFile("/etc/.updated", 0o644, nil); err != nil {
 		return err
 	}
 	os, err := t.Read("/etc/os-release")
@@ -160,22 +130,11 @@ func (b *builder) fill(ctx context.Context, k *kernel, t *squash.Tree, info *roo
 		return err
 	}
 	info.OSRelease = string(os)
-	dropSetID(t)
-	return guard(t, b.Profile)
-}
-
-// dropSetID takes the setuid and setgid bits off every program: nobody but root
-// runs one of them here, and containers bring their own.
-func dropSetID(t *squash.Tree) {
-	for _, p := range t.Paths() {
-		if n := t.Get(p); n != nil && n.Kind == squash.File {
-			n.Mode &^= 0o6000
-		}
-	}
+	return debroot.Finish(t, b.recipe, b.lab())
 }
 
 // ownFiles adds the agent, the mask of the kernel's text and, for the lab, its channel.
-func (b *builder) ownFiles(ctx context.Context, k *kernel, t *squash.Tree, info *rootInfo) error {
+func (b *builder) ownFiles(ctx context.Context, k *debroot.Kernel, t *squash.Tree, info *rootInfo) error {
 	add := func(to, from string) error {
 		data, err := os.ReadFile(from)
 		if err != nil {
@@ -187,7 +146,7 @@ func (b *builder) ownFiles(ctx context.Context, k *kernel, t *squash.Tree, info 
 		return err
 	}
 	if b.recipe.LabChannel {
-		if err := add(LabPath, b.Binaries.Lab); err != nil {
+		if err := add(debroot.LabPath, b.Binaries.Lab); err != nil {
 			return err
 		}
 	}
@@ -200,120 +159,6 @@ func (b *builder) ownFiles(ctx context.Context, k *kernel, t *squash.Tree, info 
 		return err
 	}
 	return t.WriteFile(MaskPath, 0o644, about.mask)
-}
-
-// rootModules puts the chosen kernel modules, their index and firmware in place.
-func (b *builder) rootModules(ctx context.Context, k *kernel, t *squash.Tree, scratch string) error {
-	paths, err := k.modules.choose(b.recipe.Kernel.Root)
-	if err != nil {
-		return err
-	}
-	// The index is made over exactly what is shipped.
-	base := filepath.Join(scratch, "modules")
-	defer os.RemoveAll(base)
-	dir := filepath.Join(base, "lib", "modules", k.release)
-	for _, p := range append([]string{"modules.builtin", "modules.builtin.modinfo", "modules.order"}, paths...) {
-		to := filepath.Join(dir, p)
-		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-			return err
-		}
-		if err := os.Link(filepath.Join(k.moduleTree(), p), to); err != nil {
-			return err
-		}
-	}
-	if err := depmod(ctx, base, k.release); err != nil {
-		return err
-	}
-	index, err := indexFiles(dir)
-	if err != nil {
-		return err
-	}
-	for _, p := range append(index, paths...) {
-		data, err := os.ReadFile(filepath.Join(dir, p))
-		if err != nil {
-			return err
-		}
-		if err := t.WriteFile(path.Join("/usr/lib/modules", k.release, p), 0o644, data); err != nil {
-			return err
-		}
-	}
-	files, err := k.pickFirmware(ctx, b.recipe, paths)
-	if err != nil {
-		return err
-	}
-	names := make([]string, 0, len(files))
-	for n := range files {
-		names = append(names, n)
-	}
-	sort.Strings(names)
-	for _, n := range names {
-		if err := t.WriteFile(path.Join("/usr/lib/firmware", n), 0o644, files[n]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// join writes the files that match one after the other, each ending in a line feed.
-func join(t *squash.Tree, j recipe.Join) error {
-	var out bytes.Buffer
-	for _, p := range t.Paths() {
-		if !recipe.MatchPath(j.From, p) {
-			continue
-		}
-		b, err := t.Read(p)
-		if err != nil {
-			return err
-		}
-		out.Write(b)
-		if !bytes.HasSuffix(b, []byte("\n")) {
-			out.WriteByte('\n')
-		}
-	}
-	if out.Len() == 0 {
-		return refuse(ReasonMissing, "no file matches %q", j.From)
-	}
-	return t.WriteFile(j.Path, 0o644, out.Bytes())
-}
-
-// appendVerity pads the squashfs to whole blocks and writes the hash tree
-// behind it. The salt is made of the squashfs itself, so that equal images have
-// equal root hashes and different ones share no digest.
-func appendVerity(img string, info *rootInfo) error {
-	f, err := os.OpenFile(img, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	size := (st.Size() + verity.BlockSize - 1) / verity.BlockSize * verity.BlockSize
-	if err := f.Truncate(size); err != nil {
-		return err
-	}
-	h := sha256.New()
-	io.WriteString(h, "portcullis verity salt v1\n")
-	if _, err := io.Copy(h, io.NewSectionReader(f, 0, size)); err != nil {
-		return err
-	}
-	salt := h.Sum(nil)
-	tree, err := verity.Build(f, size, salt)
-	if err != nil {
-		return fmt.Errorf("verity tree: %w", err)
-	}
-	if _, err := f.WriteAt(tree.Hashes, size); err != nil {
-		return err
-	}
-	info.Verity = manifest.Verity{RootHash: tree.Root(), Salt: hex.EncodeToString(salt), DataBlocks: tree.DataBlocks, HashStart: tree.DataBlocks}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	if info.Artefact, err = manifest.Describe(manifest.Root, f); err != nil {
-		return err
-	}
-	return f.Close()
 }
 
 // osRelease is what the UKI says it is: the distribution's words and ours.

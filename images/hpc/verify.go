@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"portcullis/images/debroot"
 	"portcullis/images/ktextmask"
 	"portcullis/images/manifest"
 	"portcullis/images/pcr"
@@ -28,7 +29,6 @@ const (
 	ReasonUKI     Reason = "uki-differs"     // the UKI is not made of the other artefacts
 	ReasonCmdline Reason = "cmdline-differs" // the command line does not name the verity root
 	ReasonPCR     Reason = "pcr-differs"     // other register values would be measured
-	ReasonRoot    Reason = "root-differs"    // a file inside root.img is not the one described
 	ReasonTrust   Reason = "trust-differs"   // the initrd trusts somebody else
 	ReasonRead    Reason = "image-unreadable"
 )
@@ -245,7 +245,7 @@ func (v *verifier) ukiMatches(context.Context) (string, error) {
 	image := v.artefacts[manifest.UKI]
 	f, err := uki.Parse(image)
 	if err != nil {
-		return "", &Error{ReasonUKI, "the UKI cannot be read", err}
+		return "", &Error{Reason: ReasonUKI, Msg: "the UKI cannot be read", Err: err}
 	}
 	for _, s := range []struct {
 		section string
@@ -267,7 +267,7 @@ func (v *verifier) ukiMatches(context.Context) (string, error) {
 	}
 	have, err := uki.Describe(image)
 	if err != nil {
-		return "", &Error{ReasonUKI, "the UKI cannot be described", err}
+		return "", &Error{Reason: ReasonUKI, Msg: "the UKI cannot be described", Err: err}
 	}
 	if fmt.Sprint(have) != fmt.Sprint(v.m.UKI) {
 		return "", refuse(ReasonUKI, "the UKI is %+v, the manifest says %+v", have, v.m.UKI)
@@ -278,7 +278,7 @@ func (v *verifier) ukiMatches(context.Context) (string, error) {
 func (v *verifier) pcrMatches(context.Context) (string, error) {
 	p, err := pcr.Predict(v.artefacts[manifest.UKI])
 	if err != nil {
-		return "", &Error{ReasonPCR, "no prediction", err}
+		return "", &Error{Reason: ReasonPCR, Msg: "no prediction", Err: err}
 	}
 	have := p.Map()
 	for _, n := range slices.Sorted(maps.Keys(have)) {
@@ -290,13 +290,13 @@ func (v *verifier) pcrMatches(context.Context) (string, error) {
 }
 
 func (v *verifier) trustMatches(context.Context) (string, error) {
-	data, err := readInitrd(v.artefacts[manifest.Initrd], initrdTrust)
+	data, err := debroot.ReadInitrd(v.artefacts[manifest.Initrd], initrdTrust)
 	if err != nil {
-		return "", &Error{ReasonTrust, "the initrd's trust file cannot be read", err}
+		return "", &Error{Reason: ReasonTrust, Msg: "the initrd's trust file cannot be read", Err: err}
 	}
 	inside, err := manifest.ParseTrust(data)
 	if err != nil {
-		return "", &Error{ReasonTrust, "the initrd's trust file", err}
+		return "", &Error{Reason: ReasonTrust, Msg: "the initrd's trust file", Err: err}
 	}
 	a, err := inside.Encode()
 	if err != nil {
@@ -314,37 +314,37 @@ func (v *verifier) trustMatches(context.Context) (string, error) {
 
 func (v *verifier) rootMatches(ctx context.Context) (string, error) {
 	img := filepath.Join(v.Dir, manifest.Root)
-	agent, err := readSquash(ctx, img, AgentPath)
+	agent, err := debroot.ReadSquash(ctx, img, AgentPath)
 	if err != nil {
 		return "", err
 	}
 	if d := hexDigest(agent); d != v.m.Agent {
-		return "", refuse(ReasonRoot, "%s has digest %s, the manifest says %s", AgentPath, d, v.m.Agent)
+		return "", refuse(debroot.ReasonRoot, "%s has digest %s, the manifest says %s", AgentPath, d, v.m.Agent)
 	}
-	stored, err := readSquash(ctx, img, MaskPath)
+	stored, err := debroot.ReadSquash(ctx, img, MaskPath)
 	if err != nil {
 		return "", err
 	}
 	mask, err := ktextmask.Build(v.artefacts[manifest.Kernel])
 	if err != nil {
-		return "", &Error{ReasonRoot, "mask of kernel text", err}
+		return "", &Error{Reason: debroot.ReasonRoot, Msg: "mask of kernel text", Err: err}
 	}
 	made, err := mask.Encode()
 	if err != nil {
 		return "", err
 	}
 	if i := firstDifference(stored, made); i >= 0 {
-		return "", refuse(ReasonRoot, "%s differs at byte %d from the mask of this kernel", MaskPath, i)
+		return "", refuse(debroot.ReasonRoot, "%s differs at byte %d from the mask of this kernel", MaskPath, i)
 	}
 	if s := mask.Summary(made); s != v.m.Mask {
-		return "", refuse(ReasonRoot, "the mask leaves out %+v, the manifest says %+v", s, v.m.Mask)
+		return "", refuse(debroot.ReasonRoot, "the mask leaves out %+v, the manifest says %+v", s, v.m.Mask)
 	}
-	lab, err := hasSquash(ctx, img, LabPath)
+	lab, err := debroot.HasSquash(ctx, img, debroot.LabPath)
 	if err != nil {
 		return "", err
 	}
 	if lab != v.m.LabChannel {
-		return "", refuse(ReasonLabInReal, "lab channel in the root image: %t, in the manifest: %t", lab, v.m.LabChannel)
+		return "", refuse(debroot.ReasonLabInReal, "lab channel in the root image: %t, in the manifest: %t", lab, v.m.LabChannel)
 	}
 	return fmt.Sprintf("agent %s, mask leaves out %d of %d bytes of kernel text", short(v.m.Agent), v.m.Mask.Bytes, v.m.Mask.Total), nil
 }

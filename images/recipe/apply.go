@@ -25,12 +25,16 @@ func (d *document) apply(src Source, dir string, ours bool, r *Recipe) error {
 			err = d.strings(v, &r.Components, "an archive component", deb.ValidName)
 		case "packages":
 			err = d.strings(v, &r.Packages, "a package name", deb.ValidName)
+		case "backports":
+			err = d.strings(v, &r.Backports, "a package name", deb.ValidName)
 		case "without":
 			err = d.strings(v, &r.Without, "a package name", deb.ValidName)
 		case "exclude":
 			err = d.strings(v, &r.Exclude, "an absolute path glob", validGlob)
 		case "kernel":
-			err = d.kernel(v, r)
+			err = d.kernel(v, src, dir, r)
+		case "boot":
+			err = d.boot(v, src, dir, r)
 		case "cmdline":
 			err = d.cmdline(v, r)
 		case "directories":
@@ -57,7 +61,7 @@ func (d *document) apply(src Source, dir string, ours bool, r *Recipe) error {
 		case "squash":
 			err = d.squash(v, r)
 		default:
-			return unknown(at, key, "schema", "extends", "suite", "components", "packages", "without", "exclude", "kernel", "cmdline",
+			return unknown(at, key, "schema", "extends", "suite", "components", "packages", "backports", "without", "exclude", "kernel", "boot", "cmdline",
 				"directories", "files", "links", "groups", "users", "enable", "mask", "join", "squash")
 		}
 		return err
@@ -72,7 +76,7 @@ func (d *document) word(n *yaml.Node, what string, ok func(string) bool) (string
 	return s, err
 }
 
-func (d *document) kernel(n *yaml.Node, r *Recipe) error {
+func (d *document) kernel(n *yaml.Node, src Source, dir string, r *Recipe) error {
 	return d.mapping(n, func(key string, at Position, v *yaml.Node) error {
 		var err error
 		switch key {
@@ -88,11 +92,46 @@ func (d *document) kernel(n *yaml.Node, r *Recipe) error {
 			err = d.strings(v, &r.Kernel.Unlisted, "a module name", validModule)
 		case "firmware":
 			err = d.strings(v, &r.Kernel.Firmware, "a package name", deb.ValidName)
+		case "device_trees":
+			err = d.strings(v, &r.Kernel.DeviceTrees, "a device tree such as broadcom/bcm2711-rpi-4-b.dtb", validDeviceTree)
+		case "overlay":
+			r.Kernel.Overlay, err = d.source(v, at, src, dir)
 		default:
-			return unknown(at, "kernel."+key, "kernel.package", "kernel.stub", "kernel.initrd_modules", "kernel.root_modules", "kernel.unlisted_modules", "kernel.firmware")
+			return unknown(at, "kernel."+key, "kernel.package", "kernel.stub", "kernel.initrd_modules", "kernel.root_modules", "kernel.unlisted_modules", "kernel.firmware", "kernel.device_trees", "kernel.overlay")
 		}
 		return err
 	})
+}
+
+// boot reads what a board's firmware wants.
+func (d *document) boot(n *yaml.Node, src Source, dir string, r *Recipe) error {
+	return d.mapping(n, func(key string, at Position, v *yaml.Node) error {
+		var err error
+		switch key {
+		case "firmware":
+			r.Boot.Firmware, err = d.word(v, "a package name", deb.ValidName)
+		case "files":
+			err = d.strings(v, &r.Boot.Files, "the name of a file of the firmware package", validPlainFile)
+		case "config":
+			r.Boot.Config, err = d.source(v, at, src, dir)
+		default:
+			return unknown(at, "boot."+key, "boot.firmware", "boot.files", "boot.config")
+		}
+		return err
+	})
+}
+
+// source reads the file beside the recipe that n names.
+func (d *document) source(n *yaml.Node, at Position, src Source, dir string) ([]byte, error) {
+	s, err := d.word(n, "a relative path beside the recipe", validSource)
+	if err != nil {
+		return nil, err
+	}
+	b, err := src.ReadFile(path.Join(dir, s))
+	if err != nil {
+		return nil, errorf(at, ReasonFile, "cannot read %s: %v", s, plain(err))
+	}
+	return b, nil
 }
 
 func (d *document) cmdline(n *yaml.Node, r *Recipe) error {
@@ -180,13 +219,7 @@ func (d *document) files(n *yaml.Node, src Source, dir string, ours bool, r *Rec
 				e.Content = []byte(s)
 			case "source":
 				given++
-				var s string
-				if s, err = d.word(v, "a relative path beside the recipe", validSource); err == nil {
-					var rerr error
-					if e.Content, rerr = src.ReadFile(path.Join(dir, s)); rerr != nil {
-						err = errorf(at, ReasonFile, "cannot read %s: %v", s, plain(rerr))
-					}
-				}
+				e.Content, err = d.source(v, at, src, dir)
 			default:
 				err = unknown(at, key, "path", "mode", "content", "source")
 			}

@@ -10,6 +10,8 @@ var (
 	unitName   = regexp.MustCompile(`^[A-Za-z0-9:_.\\@-]+\.(service|socket|target|timer|mount|automount|path|slice|swap)$`)
 	userName   = regexp.MustCompile(`^[a-z_][a-z0-9_-]{0,30}$`)
 	moduleName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+	plainFile  = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*$`)
+	deviceTree = regexp.MustCompile(`^[a-z0-9][a-z0-9-]*/[A-Za-z0-9][A-Za-z0-9_.-]*\.dtb$`)
 	cmdWord    = regexp.MustCompile(`^[A-Za-z0-9_.][A-Za-z0-9_.=,:/+-]*$`)
 )
 
@@ -17,6 +19,9 @@ func validUnit(s string) bool   { return unitName.MatchString(s) }
 func validUser(s string) bool   { return userName.MatchString(s) }
 func validModule(s string) bool { return moduleName.MatchString(s) }
 func validWord(s string) bool   { return cmdWord.MatchString(s) }
+
+func validPlainFile(s string) bool  { return plainFile.MatchString(s) }
+func validDeviceTree(s string) bool { return deviceTree.MatchString(s) }
 
 func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f || r == 0xfffd })
@@ -59,17 +64,17 @@ func MatchPath(glob, p string) bool {
 }
 
 // check looks at the whole after merging.
-func (r *Recipe) check() error {
+func (r *Recipe) check(builtin string) error {
 	whole := Position{File: "recipe"}
 	for _, need := range []struct{ name, value string }{
-		{"suite", r.Suite}, {"kernel.package", r.Kernel.Package}, {"kernel.stub", r.Kernel.Stub},
+		{"suite", r.Suite}, {"kernel.package", r.Kernel.Package},
 	} {
 		if need.value == "" {
-			return errorf(whole, ReasonValue, "%s is set nowhere: 'extends: %s' gives it", need.name, BuiltinName)
+			return errorf(whole, ReasonValue, "%s is set nowhere: 'extends: %s' gives it", need.name, builtin)
 		}
 	}
 	if len(r.Components) == 0 || len(r.Kernel.Initrd) == 0 || r.Squash.Level == 0 || r.Squash.BlockSize == 0 {
-		return errorf(whole, ReasonValue, "components, kernel.initrd_modules, squash.level and squash.block_size are needed: 'extends: %s' gives them", BuiltinName)
+		return errorf(whole, ReasonValue, "components, kernel.initrd_modules, squash.level and squash.block_size are needed: 'extends: %s' gives them", builtin)
 	}
 	seen := map[string]Position{}
 	once := func(kind, name string, at Position) error {

@@ -26,15 +26,17 @@ type fsSource struct{ fs.FS }
 
 func (f fsSource) ReadFile(name string) ([]byte, error) { return fs.ReadFile(f.FS, path.Clean(name)) }
 
-// BuiltinName is what a user's recipe extends to start from the project's own
-// recipe of the profile that is being built.
-const BuiltinName = "hpc"
+// Builtin is the project's own recipe of what is being built.
+type Builtin struct {
+	Name  string // what a user's recipe extends to start from it, for instance hpc
+	FS    fs.FS  // holds the project's recipes
+	Entry string // the one of them that is meant, for instance generic.yaml
+}
 
-// Load reads the recipe of a profile: builtin is the file system that holds the
-// project's recipes and profile+".yaml" in it. With file == "" that is all;
-// otherwise file is read and what it extends ("hpc" or a path beside it).
-func Load(builtin fs.FS, profile, file string) (*Recipe, error) {
-	l := &loader{builtin: fsSource{builtin}, entry: profile + ".yaml", seen: map[string]bool{}}
+// Load reads a recipe: with file == "" the built-in one, otherwise file and
+// what it extends (the built-in one by its name, or a path beside it).
+func Load(builtin Builtin, file string) (*Recipe, error) {
+	l := &loader{name: builtin.Name, builtin: fsSource{builtin.FS}, entry: builtin.Entry, seen: map[string]bool{}}
 	r := new(Recipe)
 	var err error
 	if file == "" {
@@ -45,13 +47,14 @@ func Load(builtin fs.FS, profile, file string) (*Recipe, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := r.check(); err != nil {
+	if err := r.check(builtin.Name); err != nil {
 		return nil, err
 	}
 	return r, nil
 }
 
 type loader struct {
+	name    string
 	builtin Source
 	entry   string
 	seen    map[string]bool
@@ -78,11 +81,11 @@ func (l *loader) load(src Source, name string, ours bool, from Position, into *R
 	}
 	switch {
 	case d.extends == "":
-	case d.extends == BuiltinName && !ours:
+	case d.extends == l.name && !ours:
 		err = l.load(l.builtin, l.entry, true, d.extendsAt, into)
 	default:
 		if path.IsAbs(d.extends) {
-			return errorf(d.extendsAt, ReasonValue, "extends: %q must be %q or a path relative to this recipe", d.extends, BuiltinName)
+			return errorf(d.extendsAt, ReasonValue, "extends: %q must be %q or a path relative to this recipe", d.extends, l.name)
 		}
 		err = l.load(src, path.Join(path.Dir(name), d.extends), ours, d.extendsAt, into)
 	}

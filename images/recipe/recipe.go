@@ -10,9 +10,11 @@ type Recipe struct {
 	Suite      string   // of Debian, for instance trixie
 	Components []string // of the archive
 	Packages   []string // wanted, with what they depend on
+	Backports  []string // those of them, and of the kernel's, that come from the suite's backports
 	Without    []string // dropped from what the dependencies bring
 	Exclude    []string // globs of paths that the image leaves out
 	Kernel     Kernel
+	Boot       Boot
 	Cmdline    []string // words in order, without the verity words, which the builder adds
 	Dirs       []Dir
 	Files      []File
@@ -29,7 +31,7 @@ type Recipe struct {
 // Kernel says which kernel and which of its modules.
 type Kernel struct {
 	Package string   // of the kernel, a meta package is fine
-	Stub    string   // package with the UEFI stub
+	Stub    string   // package with the UEFI stub; "" where no UEFI starts the kernel
 	Initrd  []string // module names for the initrd, in load order
 	Root    []string // module names or path globs for the root image
 	// Unlisted modules are in the root image but not on the list of those that a
@@ -37,6 +39,16 @@ type Kernel struct {
 	Unlisted []string
 	// Firmware packages: of their files only those that an included module names are taken.
 	Firmware []string
+	// DeviceTrees of the kernel package as vendor/name.dtb; each is merged with Overlay.
+	DeviceTrees []string
+	Overlay     []byte // source of a device tree overlay, nil = none
+}
+
+// Boot is what a board's own firmware reads beside kernel and initrd.
+type Boot struct {
+	Firmware string   // package with the board's firmware
+	Files    []string // of it
+	Config   []byte   // the firmware's configuration file, nil = none
 }
 
 // Squash tunes the root file system.

@@ -32,7 +32,7 @@ func builtin(extra string) fs.FS {
 
 func TestOurRecipesAreValid(t *testing.T) {
 	for profile, lab := range map[string]bool{"lab": true, "generic": false} {
-		r, err := Load(rootfs.FS, profile, "")
+		r, err := Load(Builtin{"hpc", rootfs.FS, profile + ".yaml"}, "")
 		if err != nil {
 			t.Fatalf("%s: %v", profile, err)
 		}
@@ -87,7 +87,7 @@ users:
   - {name: worker, uid: 200, home: /srv}
 enable: [docker.socket]
 `)
-	r, err := Load(builtin("cmdline: [nokaslr]\n"), "lab", file)
+	r, err := Load(Builtin{"hpc", builtin("cmdline: [nokaslr]\n"), "lab.yaml"}, file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestRecipeErrorsNameFileLineAndReason(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			file := writeRecipe(t, t.TempDir(), "mine.yaml", c.text)
-			_, err := Load(builtin(""), "lab", file)
+			_, err := Load(Builtin{"hpc", builtin(""), "lab.yaml"}, file)
 			var e *Error
 			if !errors.As(err, &e) {
 				t.Fatalf("got %v", err)
@@ -180,7 +180,7 @@ func TestRecipeCannotTakeWhatIsTheBuilders(t *testing.T) {
 		"lab_channel: true\n",
 	} {
 		file := writeRecipe(t, t.TempDir(), "mine.yaml", head+"extends: hpc\n"+text)
-		_, err := Load(builtin(""), "lab", file)
+		_, err := Load(Builtin{"hpc", builtin(""), "lab.yaml"}, file)
 		var e *Error
 		if !errors.As(err, &e) || e.Reason != ReasonReserved {
 			t.Errorf("%q: got %v", text, err)
@@ -228,7 +228,7 @@ func FuzzParse(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := Load(oneFile(b), "lab", "")
+		r, err := Load(Builtin{"hpc", oneFile(b), "lab.yaml"}, "")
 		if err != nil {
 			var e *Error
 			if !errors.As(err, &e) || e.Reason == "" {

@@ -1,4 +1,4 @@
-package hpc
+package debroot
 
 import (
 	"fmt"
@@ -34,11 +34,11 @@ type accounts struct {
 	used   map[int]bool // ids taken, by users or groups
 }
 
-// writeUsers makes passwd, group and shadow from base-passwd's masters, the
+// WriteUsers makes passwd, group and shadow from base-passwd's masters, the
 // packages' sysusers.d and the recipe. All are locked. Ids of sysusers.d that
 // the file leaves open are dealt from 999 downwards in the order of their
 // names, so that they depend on the packages only.
-func writeUsers(t *squash.Tree, r *recipe.Recipe) error {
+func WriteUsers(t *squash.Tree, r *recipe.Recipe) error {
 	a := &accounts{groups: map[string]int{}, member: map[string][]string{}, used: map[int]bool{}}
 	if err := a.masters(t); err != nil {
 		return err
@@ -100,7 +100,7 @@ func (a *accounts) masters(t *squash.Tree) error {
 func (a *accounts) group(name string, gid int) error {
 	if old, ok := a.groups[name]; ok {
 		if old != gid {
-			return refuse(ReasonOptions, "group %s has two ids, %d and %d", name, old, gid)
+			return Refuse(ReasonOptions, "group %s has two ids, %d and %d", name, old, gid)
 		}
 		return nil
 	}
@@ -115,7 +115,7 @@ func (a *accounts) user(u account) error {
 			return nil
 		}
 		if old.uid == u.uid {
-			return refuse(ReasonOptions, "users %s and %s have the same id %d", old.name, u.name, u.uid)
+			return Refuse(ReasonOptions, "users %s and %s have the same id %d", old.name, u.name, u.uid)
 		}
 	}
 	if u.gid < 0 {
@@ -141,7 +141,7 @@ func (a *accounts) free() (int, error) {
 			return id, nil
 		}
 	}
-	return 0, refuse(ReasonOptions, "no system id is left")
+	return 0, Refuse(ReasonOptions, "no system id is left")
 }
 
 // sysusers reads sysusers.d(5) as far as packages use it: u, g and m lines.

@@ -1,4 +1,4 @@
-package hpc
+package debroot
 
 import (
 	"bytes"
@@ -8,79 +8,78 @@ import (
 	"slices"
 	"strings"
 
-	"portcullis/images/manifest"
+	"portcullis/images/recipe"
 	"portcullis/images/squash"
 )
 
-// Places of the project's own files in the root image.
-const (
-	AgentPath = "/usr/lib/portcullis/hpc-agent"
-	MaskPath  = "/usr/lib/portcullis/ktext.mask"
-	LabPath   = "/usr/lib/portcullis/hpc-lab"
-	labUnit   = "portcullis-lab.service"
-)
+// LabPath is the place of the lab's command channel in a root image.
+const LabPath = "/usr/lib/portcullis/hpc-lab"
+
+// labUnit starts it.
+const labUnit = "portcullis-lab.service"
 
 // labPort names the virtio-serial port of the lab's command channel. A file of
-// a generic image that has these bytes is, or starts, the other end of it.
+// an image for real machines that has these bytes is, or starts, the other end of it.
 const labPort = "org.portcullis.lab"
 
-// checkProfile compares the recipe with the profile that was asked for.
-func (b *builder) checkProfile() error {
-	if lab := b.Profile == manifest.ProfileLab; b.recipe.LabChannel != lab {
+// CheckLab compares a recipe with what is to be built: the lab's recipe makes
+// lab images only, and no other brings anything of the command channel.
+func CheckLab(r *recipe.Recipe, lab bool) error {
+	if r.LabChannel != lab {
 		if lab {
-			return refuse(ReasonOptions, "the recipe does not extend the lab recipe")
+			return Refuse(ReasonOptions, "the recipe does not extend the lab recipe")
 		}
-		return refuse(ReasonLabInReal, "the recipe extends the lab recipe and so cannot make a %s image", b.Profile)
+		return Refuse(ReasonLabInReal, "the recipe extends the lab recipe and so cannot make an image for real machines")
 	}
-	if b.Profile == manifest.ProfileLab {
+	if lab {
 		return nil
 	}
 	// The finished tree is looked at too; what the recipe itself brings is refused before anything is fetched.
-	for _, f := range b.recipe.Files {
+	for _, f := range r.Files {
 		if err := guardLab(f.Path, &squash.Node{Kind: squash.File, Content: squash.Bytes(f.Content)}); err != nil {
 			return fmt.Errorf("%s: %w", f.At, err)
 		}
 	}
-	for _, l := range b.recipe.Links {
+	for _, l := range r.Links {
 		if err := guardLab(l.Path, &squash.Node{Kind: squash.Symlink, Target: l.Target}); err != nil {
 			return fmt.Errorf("%s: %w", l.At, err)
 		}
 	}
-	for _, u := range b.recipe.Enable {
+	for _, u := range r.Enable {
 		if u == labUnit {
-			return refuse(ReasonLabInReal, "%s is the lab's command channel", u)
+			return Refuse(ReasonLabInReal, "%s is the lab's command channel", u)
 		}
 	}
 	return nil
 }
 
-// guard looks at the finished tree: whatever recipe and packages say, an image
+// Guard looks at the finished tree: whatever recipe and packages say, an image
 // with a login, a password, a setuid program or, unless it is the lab's, a command channel is refused.
-func guard(t *squash.Tree, profile string) error {
+func Guard(t *squash.Tree, lab bool) error {
 	for _, p := range t.Paths() {
 		n := t.Get(p)
 		if n == nil {
 			return fmt.Errorf("%s: unreachable path in the tree", p)
 		}
-		if profile != manifest.ProfileLab {
+		if !lab {
 			if err := guardLab(p, n); err != nil {
 				return err
 			}
 		}
 		if n.Kind == squash.File && n.Mode&0o6000 != 0 {
-			return refuse(ReasonUnsafeTree, "%s runs with its owner's rights", p)
+			return Refuse(ReasonUnsafeTree, "%s runs with its owner's rights", p)
 		}
 		if slices.Contains(loginPrograms, p) {
-			return refuse(ReasonUnsafeTree, "%s lets somebody log in", p)
+			return Refuse(ReasonUnsafeTree, "%s lets somebody log in", p)
 		}
 	}
 	b, err := t.Read("/etc/shadow")
 	if err != nil {
-		return refuse(ReasonUnsafeTree, "no /etc/shadow: %v", err)
+		return Refuse(ReasonUnsafeTree, "no /etc/shadow: %v", err)
 	}
 	for _, line := range strings.Split(strings.TrimSpace(string(b)), "\n") {
 		if f := strings.Split(line, ":"); len(f) < 2 || !strings.HasPrefix(f[1], "!") {
-			return refuse(ReasonUnsafeTree, "account %q is not locked", f[0])
+			return Refuse(ReasonUnsafeTree, "account %q is not locked", f[0])
 		}
 	}
 	return nil
@@ -94,10 +93,10 @@ var loginPrograms = []string{
 
 func guardLab(p string, n *squash.Node) error {
 	if p == LabPath || path.Base(p) == labUnit || path.Base(p) == path.Base(LabPath) {
-		return refuse(ReasonLabInReal, "%s is the lab's command channel", p)
+		return Refuse(ReasonLabInReal, "%s is the lab's command channel", p)
 	}
 	if n.Kind == squash.Symlink && strings.Contains(n.Target, path.Base(LabPath)) {
-		return refuse(ReasonLabInReal, "%s points to the lab's command channel", p)
+		return Refuse(ReasonLabInReal, "%s points to the lab's command channel", p)
 	}
 	if n.Kind != squash.File {
 		return nil
@@ -107,7 +106,7 @@ func guardLab(p string, n *squash.Node) error {
 		return fmt.Errorf("%s: %w", p, err)
 	}
 	if found {
-		return refuse(ReasonLabInReal, "%s speaks on the lab's command channel (%s)", p, labPort)
+		return Refuse(ReasonLabInReal, "%s speaks on the lab's command channel (%s)", p, labPort)
 	}
 	return nil
 }

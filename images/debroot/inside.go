@@ -1,4 +1,4 @@
-package hpc
+package debroot
 
 import (
 	"bytes"
@@ -19,8 +19,8 @@ import (
 // maxInitrd bounds the unpacked initrd in bytes.
 const maxInitrd = 512 << 20
 
-// readInitrd returns a file of a compressed initrd.
-func readInitrd(compressed []byte, name string) ([]byte, error) {
+// ReadInitrd returns a file of a compressed initrd.
+func ReadInitrd(compressed []byte, name string) ([]byte, error) {
 	d, err := zstd.NewReader(bytes.NewReader(compressed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxInitrd))
 	if err != nil {
 		return nil, err
@@ -68,8 +68,8 @@ func findInArchive(archive []byte, name string) ([]byte, error) {
 	}
 }
 
-// readSquash returns a file of a squashfs.
-func readSquash(ctx context.Context, img, name string) ([]byte, error) {
+// ReadSquash returns a file of a squashfs.
+func ReadSquash(ctx context.Context, img, name string) ([]byte, error) {
 	tool, err := deb.NeedTool("unsquashfs", "squashfs-tools")
 	if err != nil {
 		return nil, err
@@ -83,8 +83,8 @@ func readSquash(ctx context.Context, img, name string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// hasSquash tells whether a squashfs has a path.
-func hasSquash(ctx context.Context, img, name string) (bool, error) {
+// HasSquash tells whether a squashfs has a path.
+func HasSquash(ctx context.Context, img, name string) (bool, error) {
 	tool, err := deb.NeedTool("unsquashfs", "squashfs-tools")
 	if err != nil {
 		return false, err

@@ -1,4 +1,4 @@
-package hpc
+package debroot
 
 import (
 	"bufio"
@@ -12,8 +12,8 @@ import (
 // unitDirs are where units lie, the stronger first (systemd.unit(5)).
 var unitDirs = []string{"/etc/systemd/system", "/usr/lib/systemd/system"}
 
-// enable makes the links that "systemctl enable" would make for unit.
-func enable(t *squash.Tree, unit string) error {
+// Enable makes the links that "systemctl enable" would make for unit.
+func Enable(t *squash.Tree, unit string) error {
 	for _, dir := range unitDirs {
 		file := path.Join(dir, unit)
 		if t.Get(file) == nil {
@@ -42,16 +42,16 @@ func enable(t *squash.Tree, unit string) error {
 			links++
 		}
 		if links == 0 {
-			return refuse(ReasonOptions, "unit %s has no [Install] section that could enable it", unit)
+			return Refuse(ReasonOptions, "unit %s has no [Install] section that could enable it", unit)
 		}
 		return nil
 	}
-	return refuse(ReasonMissing, "unit %s to be enabled is in no package and no file of the recipe", unit)
+	return Refuse(ReasonMissing, "unit %s to be enabled is in no package and no file of the recipe", unit)
 }
 
-// mask makes unit impossible to start. One that no package has is masked too:
+// Mask makes unit impossible to start. One that no package has is masked too:
 // a later package may bring it.
-func mask(t *squash.Tree, unit string) error {
+func Mask(t *squash.Tree, unit string) error {
 	return t.Link(path.Join(unitDirs[0], unit), "/dev/null")
 }
 

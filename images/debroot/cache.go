@@ -1,4 +1,4 @@
-package hpc
+package debroot
 
 import (
 	"bytes"
@@ -22,36 +22,36 @@ import (
 // whole of it but on this number. Raise it when they make other bytes.
 const unpackVersion = "3"
 
-// key digests what a stage depends on. Every part is named and framed, so that
+// Key digests what a stage depends on. Every part is named and framed, so that
 // two different inputs never run together into one.
-type key struct{ parts bytes.Buffer }
+type Key struct{ parts bytes.Buffer }
 
-// newKey begins the key of a stage that the named packages below images/ make.
-func newKey(stage string, packages ...string) *key {
-	k := new(key)
-	k.add("stage", stage).add("unpack", unpackVersion)
+// NewKey begins the key of a stage that the named packages below images/ make.
+func NewKey(stage string, packages ...string) *Key {
+	k := new(Key)
+	k.Add("stage", stage).Add("unpack", unpackVersion)
 	for _, p := range packages {
-		k.add("code of "+p, images.CodeDigest(p))
+		k.Add("code of "+p, images.CodeDigest(p))
 	}
 	return k
 }
 
-func (k *key) add(name string, value any) *key {
+func (k *Key) Add(name string, value any) *Key {
 	s := fmt.Sprint(value)
 	fmt.Fprintf(&k.parts, "%s %d\n%s\n", name, len(s), s)
 	return k
 }
 
-func (k *key) hex() string {
+func (k *Key) hex() string {
 	d := sha256.Sum256(k.parts.Bytes())
 	return hex.EncodeToString(d[:20])
 }
 
-// stage returns the directory with the result of the stage called name with
+// Stage returns the directory with the result of the stage called name with
 // key k, which make has to fill when it is not there yet. What make writes is
 // renamed into place as a whole: a build that is killed leaves no half result.
-func (b *builder) stage(ctx context.Context, name string, k *key, make func(dir string) error) (dir string, cached bool, err error) {
-	parent := filepath.Join(b.CacheDir, name)
+func (m *Maker) Stage(ctx context.Context, name string, k *Key, make func(dir string) error) (dir string, cached bool, err error) {
+	parent := filepath.Join(m.CacheDir, name)
 	dir = filepath.Join(parent, k.hex())
 	if _, err := os.Stat(dir); err == nil {
 		now := time.Now()
@@ -92,11 +92,11 @@ const (
 	keepFor    = 2 * time.Hour
 )
 
-// prune removes old results of every stage, so that the cache of somebody who
+// Prune removes old results of the named stages, so that the cache of somebody who
 // builds all day does not fill the disk.
-func (b *builder) prune() error {
-	for _, name := range []string{"base", "kernel", "about", "root", "image"} {
-		entries, err := os.ReadDir(filepath.Join(b.CacheDir, name))
+func (m *Maker) Prune(stages ...string) error {
+	for _, name := range stages {
+		entries, err := os.ReadDir(filepath.Join(m.CacheDir, name))
 		if err != nil {
 			return err
 		}
@@ -109,7 +109,7 @@ func (b *builder) prune() error {
 		slices.SortFunc(dirs, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
 		for _, d := range dirs[min(keepStages, len(dirs)):] {
 			if time.Since(d.ModTime()) > keepFor {
-				if err := os.RemoveAll(filepath.Join(b.CacheDir, name, d.Name())); err != nil {
+				if err := os.RemoveAll(filepath.Join(m.CacheDir, name, d.Name())); err != nil {
 					return err
 				}
 			}
@@ -118,8 +118,8 @@ func (b *builder) prune() error {
 	return nil
 }
 
-// digestFile returns the hex SHA-256 of a file.
-func digestFile(path string) (string, error) {
+// DigestFile returns the hex SHA-256 of a file.
+func DigestFile(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
@@ -132,8 +132,8 @@ func digestFile(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// copyFile copies src to dst through a temporary name beside it.
-func copyFile(dst, src string, mode os.FileMode) error {
+// CopyFile copies src to dst through a temporary name beside it.
+func CopyFile(dst, src string, mode os.FileMode) error {
 	in, err := os.Open(src)
 	if err != nil {
 		return err

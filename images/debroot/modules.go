@@ -1,4 +1,4 @@
-package hpc
+package debroot
 
 import (
 	"bufio"
@@ -20,24 +20,24 @@ import (
 	"portcullis/images/recipe"
 )
 
-// modules is the index of a kernel's module tree, as depmod wrote it.
-type modules struct {
+// Modules is the index of a kernel's module tree, as depmod wrote it.
+type Modules struct {
 	dir  string              // .../lib/modules/<release>
 	deps map[string][]string // path below dir → paths it needs, nearest first
 	name map[string]string   // module name with underscores → path
 	soft map[string][]string // module name → names to load before
 }
 
-// moduleName turns a path into the kernel's name of the module.
-func moduleName(p string) string {
+// ModuleName turns a path into the kernel's name of the module.
+func ModuleName(p string) string {
 	base := path.Base(p)
 	base, _, _ = strings.Cut(base, ".ko")
 	return strings.ReplaceAll(base, "-", "_")
 }
 
-// readModules reads modules.dep and modules.softdep.
-func readModules(dir string) (*modules, error) {
-	m := &modules{dir: dir, deps: map[string][]string{}, name: map[string]string{}, soft: map[string][]string{}}
+// ReadModules reads modules.dep and modules.softdep.
+func ReadModules(dir string) (*Modules, error) {
+	m := &Modules{dir: dir, deps: map[string][]string{}, name: map[string]string{}, soft: map[string][]string{}}
 	b, err := os.ReadFile(filepath.Join(dir, "modules.dep"))
 	if err != nil {
 		return nil, fmt.Errorf("index of kernel modules: %w", err)
@@ -48,7 +48,7 @@ func readModules(dir string) (*modules, error) {
 			continue
 		}
 		m.deps[p] = strings.Fields(rest)
-		m.name[moduleName(p)] = p
+		m.name[ModuleName(p)] = p
 	}
 	b, err = os.ReadFile(filepath.Join(dir, "modules.softdep"))
 	if err != nil {
@@ -74,8 +74,8 @@ func readModules(dir string) (*modules, error) {
 	return m, nil
 }
 
-// order returns the paths to load for names, each after what it needs.
-func (m *modules) order(names []string) ([]string, error) {
+// Order returns the paths to load for names, each after what it needs.
+func (m *Modules) Order(names []string) ([]string, error) {
 	var out []string
 	seen := map[string]bool{}
 	var visit func(p string)
@@ -84,7 +84,7 @@ func (m *modules) order(names []string) ([]string, error) {
 			return
 		}
 		seen[p] = true
-		for _, s := range m.soft[moduleName(p)] {
+		for _, s := range m.soft[ModuleName(p)] {
 			if sp, ok := m.name[s]; ok {
 				visit(sp)
 			}
@@ -107,27 +107,27 @@ func (m *modules) order(names []string) ([]string, error) {
 			visit(p)
 		case builtin[n]: // part of this kernel: nothing to load
 		default:
-			return nil, refuse(ReasonMissing, "kernel module %q is not in the kernel package", n)
+			return nil, Refuse(ReasonMissing, "kernel module %q is not in the kernel package", n)
 		}
 	}
 	return out, nil
 }
 
-func (m *modules) builtin() (map[string]bool, error) {
+func (m *Modules) builtin() (map[string]bool, error) {
 	b, err := os.ReadFile(filepath.Join(m.dir, "modules.builtin"))
 	if err != nil {
 		return nil, fmt.Errorf("index of kernel modules: %w", err)
 	}
 	out := map[string]bool{}
 	for s := bufio.NewScanner(bytes.NewReader(b)); s.Scan(); {
-		out[moduleName(s.Text())] = true
+		out[ModuleName(s.Text())] = true
 	}
 	return out, nil
 }
 
-// choose returns the paths that the wanted names and globs select, with what
+// Choose returns the paths that the wanted names and globs select, with what
 // they need, sorted. A glob that selects nothing is an error: it is a misprint.
-func (m *modules) choose(wanted []string) ([]string, error) {
+func (m *Modules) Choose(wanted []string) ([]string, error) {
 	var names []string
 	for _, w := range wanted {
 		if !strings.Contains(w, "/") {
@@ -137,20 +137,20 @@ func (m *modules) choose(wanted []string) ([]string, error) {
 		found := false
 		for p := range m.deps {
 			if recipe.MatchPath("/"+w, "/"+p) {
-				names, found = append(names, moduleName(p)), true
+				names, found = append(names, ModuleName(p)), true
 			}
 		}
 		if !found {
-			return nil, refuse(ReasonMissing, "no kernel module matches %q", w)
+			return nil, Refuse(ReasonMissing, "no kernel module matches %q", w)
 		}
 	}
-	paths, err := m.order(names)
+	paths, err := m.Order(names)
 	sort.Strings(paths)
 	return paths, err
 }
 
-// load returns the module's file without compression, its signature kept.
-func (m *modules) load(p string) ([]byte, error) {
+// Load returns the module's file without compression, its signature kept.
+func (m *Modules) Load(p string) ([]byte, error) {
 	b, err := os.ReadFile(filepath.Join(m.dir, p))
 	if err != nil {
 		return nil, err
@@ -169,8 +169,8 @@ func (m *modules) load(p string) ([]byte, error) {
 	return out, nil
 }
 
-// firmware returns the firmware files that the modules name, sorted.
-func (m *modules) firmware(ctx context.Context, paths []string) ([]string, error) {
+// Firmware returns the firmware files that the modules name, sorted.
+func (m *Modules) Firmware(ctx context.Context, paths []string) ([]string, error) {
 	tool, err := deb.NeedTool("modinfo", "kmod")
 	if err != nil {
 		return nil, err

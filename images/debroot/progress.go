@@ -1,4 +1,4 @@
-package hpc
+package debroot
 
 import "time"
 
@@ -13,8 +13,14 @@ type Progress interface {
 	Done(cached bool, took time.Duration)
 }
 
-type quiet struct{}
+// Quiet reports nothing.
+type Quiet struct{}
 
-func (quiet) Stage(string, string)     {}
-func (quiet) Step(int64, int64)        {}
-func (quiet) Done(bool, time.Duration) {}
+// Stage does nothing.
+func (Quiet) Stage(string, string) {}
+
+// Step does nothing.
+func (Quiet) Step(int64, int64) {}
+
+// Done does nothing.
+func (Quiet) Done(bool, time.Duration) {}

@@ -1,0 +1,88 @@
+package debroot
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"path"
+	"sort"
+	"strings"
+
+	"portcullis/images/cpio"
+	"portcullis/images/recipe"
+)
+
+// InitrdModules is the file of an initrd that lists its modules: absolute paths
+// in load order, one a line.
+const InitrdModules = "etc/portcullis/modules"
+
+// InitrdFiles returns the modules of the recipe's initrd, uncompressed, their
+// list, and the firmware that they ask for, by path.
+func (k *Kernel) InitrdFiles(ctx context.Context, r *recipe.Recipe) (map[string][]byte, error) {
+	order, err := k.Modules.Order(r.Kernel.Initrd)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{}
+	var list strings.Builder
+	for _, p := range order {
+		data, err := k.Modules.Load(p)
+		if err != nil {
+			return nil, err
+		}
+		name := path.Join("lib/modules", k.Release, strings.TrimSuffix(p, ".xz"))
+		files[name] = data
+		fmt.Fprintf(&list, "/%s\n", name)
+	}
+	files[InitrdModules] = []byte(list.String())
+	firmware, err := k.PickFirmware(ctx, r, order)
+	if err != nil {
+		return nil, err
+	}
+	for n, data := range firmware {
+		files[path.Join("lib/firmware", n)] = data
+	}
+	return files, nil
+}
+
+// Pack writes an initrd: init as /init and the other files, in the order of
+// names, directories first. epoch is the time of all entries, in seconds since 1970.
+func Pack(init []byte, files map[string][]byte, epoch uint32) ([]byte, error) {
+	dirs := map[string]bool{"dev": true, "proc": true, "sys": true, "run": true, "sysroot": true, "tmp": true}
+	names := make([]string, 0, len(files))
+	for n := range files {
+		names = append(names, n)
+		for d := path.Dir(n); d != "."; d = path.Dir(d) {
+			dirs[d] = true
+		}
+	}
+	sort.Strings(names)
+	sortedDirs := make([]string, 0, len(dirs))
+	for d := range dirs {
+		sortedDirs = append(sortedDirs, d)
+	}
+	sort.Strings(sortedDirs)
+	var out bytes.Buffer
+	w := cpio.NewWriter(&out, epoch)
+	for _, d := range sortedDirs {
+		if err := w.Dir(d, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	// The kernel opens it for PID 1 before anything could make it.
+	if err := w.CharDevice("dev/console", 0o600, 5, 1); err != nil {
+		return nil, err
+	}
+	if err := w.File("init", 0o755, init); err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if err := w.File(n, 0o644, files[n]); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
