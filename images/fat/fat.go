@@ -19,13 +19,13 @@ const SectorSize = 512
 // Limits.
 const (
 	MinSize     = 4 << 20   // bytes: the least that Build makes a FAT16 of
-	MaxSize     = 256 << 30 // bytes
+	MaxSize     = 32 << 30  // bytes
 	fat32From   = 512 << 20 // bytes: FAT32 from here on
 	maxFiles    = 4096      // files that Build takes
-	maxEntries  = 65536     // directory entries that List visits
+	maxSlots    = 1 << 20   // directory slots of 32 bytes that one call looks at
 	maxDepth    = 16        // directories below each other
 	maxFileSize = 1<<32 - 1 // bytes: the format's own
-	maxDirSize  = 65536 * 32
+	maxDirSize  = 65536 * slotSize
 )
 
 // Reasons why a file system or a path is refused.
