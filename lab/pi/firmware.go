@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"portcullis/images/card"
@@ -92,8 +91,8 @@ func Partition(f *os.File, number int) (*io.SectionReader, error) {
 	return nil, fmt.Errorf("%w: no partition %d", ErrNotBootable, number)
 }
 
-// autoboot reads autoboot.txt on the first partition: boot_partition of the
-// section [all]. Without the file the first partition is it.
+// autoboot reads autoboot.txt on the first partition. Without the file that
+// partition is the one to start.
 func autoboot(f *os.File) (int, error) {
 	conf, err := Partition(f, card.PartConf)
 	if err != nil {
@@ -107,26 +106,11 @@ func autoboot(f *os.File) (int, error) {
 	if err != nil {
 		return card.PartConf, nil
 	}
-	return bootPartition(string(text)), nil
-}
-
-// bootPartition follows the Pi's config syntax: sections in brackets, [all]
-// before the first, and the last value wins.
-func bootPartition(text string) int {
-	section, partition := "all", card.PartConf
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		if name, ok := strings.CutPrefix(line, "["); ok {
-			section = strings.TrimSuffix(name, "]")
-			continue
-		}
-		if v, ok := strings.CutPrefix(line, "boot_partition="); ok && section == "all" {
-			if n, err := strconv.Atoi(v); err == nil {
-				partition = n
-			}
-		}
+	a, err := card.ParseAutoboot(text)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrNotBootable, err)
 	}
-	return partition
+	return a.Boot(false), nil
 }
 
 // BootFiles returns all files of the boot partition with this number.

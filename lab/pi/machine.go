@@ -246,14 +246,18 @@ func (m *Machine) PIDs() map[string]int {
 func (m *Machine) Console() *Console { return m.console }
 
 // Expect waits for text that matches the regular expression, after what an
-// earlier Expect has matched, and returns the match with its groups. The error is
-// an *ExpectError with the end of the console in it.
+// earlier Expect has matched, and returns the match with its groups. The error
+// holds an *ExpectError with the end of the console.
 func (m *Machine) Expect(ctx context.Context, pattern string) ([]string, error) {
 	re, err := regexp.Compile(pattern)
 	if err != nil {
 		return nil, fmt.Errorf("pi: %w", err)
 	}
-	return m.console.expect(ctx, re)
+	match, err := m.console.expect(ctx, re)
+	if errors.Is(err, ErrOff) {
+		err = errors.Join(err, m.Err())
+	}
+	return match, err
 }
 
 // Send types text at the console, as it is: end a line with "\n".
