@@ -251,7 +251,7 @@ func TestReadsWhatToolsWrite(t *testing.T) {
 func TestFragmentedFileIsReadButHasNoExtent(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "fat.img")
-	run(t, "mkfs.fat", "-F", "16", "-C", path, "8192")
+	run(t, "mkfs.fat", "-F", "16", "-s", "1", "-C", path, "8192")
 	small, large := filepath.Join(dir, "small"), filepath.Join(dir, "large")
 	if err := os.WriteFile(small, noise(1, 300_000), 0o644); err != nil {
 		t.Fatal(err)

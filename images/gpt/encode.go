@@ -77,8 +77,8 @@ func decodeHeader(b []byte, lba, sectors uint64) (*header, error) {
 		return nil, refuse(ReasonDamaged, "header at sector %d: sectors %d to %d are usable of %d", lba, h.first, h.last, sectors)
 	case h.array+h.arraySpan > h.first && h.array <= h.last:
 		return nil, refuse(ReasonDamaged, "header at sector %d: entries at sector %d among the usable sectors", lba, h.array)
-	case lba >= h.first && lba <= h.last:
-		return nil, refuse(ReasonDamaged, "header at sector %d stands among the usable sectors", lba)
+	case lba >= h.first && lba <= h.last, h.alternate >= h.first && h.alternate <= h.last:
+		return nil, refuse(ReasonDamaged, "header at sector %d or its other copy stands among the usable sectors", lba)
 	}
 	return h, nil
 }
