@@ -33,9 +33,6 @@ import (
 // memoryLimit keeps the heap small when a reference of tens of MiB goes through.
 const memoryLimit = 48 << 20
 
-// posture of the Pi while no root of trust is set up on it.
-const posture = "none"
-
 func main() {
 	file := flag.String("config", config.DefaultPath, "configuration file")
 	initKey := flag.Bool("init-key", false, "make the gateway key if there is none, print its public half (base64) and end")
@@ -82,12 +79,16 @@ func run(ctx context.Context, file string, initKey bool) error {
 		return err
 	}
 	events := event.NewJSON(os.Stdout, "attestd", time.Now)
+	posture, err := postureOf(c.RunDir)
+	if err != nil {
+		events.Emit("posture.unknown", event.Fields{"detail": err.Error()})
+	}
 	s, err := server.New(server.Options{
 		Key:     key,
 		Boot:    portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(c.RunDir, rpc.BootSocket)), rpc.BaseURL),
 		Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: events,
-		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Posture: posture,
+		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Posture: string(posture),
 	})
 	if err != nil {
 		return err
