@@ -1,0 +1,8 @@
+package systemd
+
+import "embed"
+
+// FS has the units and what they name; the builder of the Pi's image puts them in place.
+//
+//go:embed *.service *.nft *.sysusers
+var FS embed.FS
