@@ -29,36 +29,52 @@ var dmVersion = [3]uint32{4, 0, 0}
 // either way, but with them the machine would vanish without a word, where an
 // agent that lives on reports the block as a finding.
 func OpenVerity(name, dev string, v Verity) (string, error) {
-	fail := func(what string, err error) (string, error) {
-		return "", Failf(ReasonVerity, "%s: %w", what, err)
+	major, minor, err := deviceNumber(dev)
+	if err != nil {
+		return "", Failf(ReasonVerity, "%w", err)
 	}
+	path, err := openMapped(name, unix.DM_READONLY_FLAG, v.DataBlocks*(BlockSize/sectorSize), "verity", verityTable(major, minor, v))
+	if err != nil {
+		return "", Failf(ReasonVerity, "%w", err)
+	}
+	return path, nil
+}
+
+// deviceNumber of a device node.
+func deviceNumber(dev string) (major, minor uint32, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(dev, &st); err != nil {
-		return fail("stat "+dev, err)
+		return 0, 0, fmt.Errorf("stat %s: %w", dev, err)
 	}
+	return unix.Major(st.Rdev), unix.Minor(st.Rdev), nil
+}
+
+// openMapped makes the device name with one target that covers all of it, and
+// returns its path (/dev/dm-N).
+func openMapped(name string, flags uint32, sectors uint64, kind, table string) (string, error) {
 	ctl, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0)
 	if err != nil {
-		return fail("device-mapper", err)
+		return "", fmt.Errorf("device-mapper: %w", err)
 	}
 	defer ctl.Close()
-
-	made, err := dmCall(ctl, unix.DM_DEV_CREATE, newDM(name, unix.DM_READONLY_FLAG))
+	made, err := dmCall(ctl, unix.DM_DEV_CREATE, newDM(name, flags))
 	if err != nil {
-		return fail("create device "+name, err)
+		return "", fmt.Errorf("create device %s: %w", name, err)
 	}
-	table := verityTable(unix.Major(st.Rdev), unix.Minor(st.Rdev), v)
-	load := newDM(name, unix.DM_READONLY_FLAG)
-	load.addTarget(v.DataBlocks*(BlockSize/sectorSize), "verity", table)
+	load := newDM(name, flags)
+	load.addTarget(sectors, kind, table)
 	if _, err = dmCall(ctl, unix.DM_TABLE_LOAD, load); err == nil {
 		// Suspend without DM_SUSPEND_FLAG is resume: it makes the loaded table live.
-		_, err = dmCall(ctl, unix.DM_DEV_SUSPEND, newDM(name, unix.DM_READONLY_FLAG))
+		_, err = dmCall(ctl, unix.DM_DEV_SUSPEND, newDM(name, flags))
 	}
 	if err != nil {
 		dmCall(ctl, unix.DM_DEV_REMOVE, newDM(name, 0)) // the first error is the one to report
-		return fail("load table of "+name, err)
+		return "", fmt.Errorf("load table of %s: %w", name, err)
 	}
-	return fmt.Sprintf("/dev/dm-%d", unix.Minor(made.head().Dev)), nil
+	return mappedPath(made), nil
 }
+
+func mappedPath(d *dmBuffer) string { return fmt.Sprintf("/dev/dm-%d", unix.Minor(d.head().Dev)) }
 
 // verityTable is the parameter string of the verity target
 // (Documentation/admin-guide/device-mapper/verity.rst). Devices are given by
