@@ -1,6 +1,8 @@
 // Command hpc-lab is the guest end of the lab's command channel: whatever
 // arrives on its virtio-serial port is run as root. It is part of lab images
-// only, which carry a flag in their signed manifest and are shown in red.
+// of the PC only, which carry a flag in their signed manifest and are shown in
+// red, and of development images of the Pi for QEMU. Where the machine has a
+// second port for events, as the lab's Pi has, the services' journal goes there.
 //
 // It also has the few network tools an attacker would bring along, so that a
 // test of the firewall needs no foreign program in the PC:
@@ -9,6 +11,7 @@
 //	hpc-lab hold ADDRESS:PORT DURATION         keep a connection, then use it again
 //	hpc-lab dns SERVER NAME                    one question
 //	hpc-lab frame INTERFACE HEX                one raw frame
+//	hpc-lab pipe SOCKET                        standard input to a unix socket, its answer out
 package main
 
 import (
@@ -22,14 +25,17 @@ import (
 	"portcullis/lab/channel"
 )
 
-const portName = "org.portcullis.lab"
+const (
+	commandPort = "org.portcullis.lab"
+	eventPort   = "org.portcullis.events"
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var err error
 	if len(os.Args) > 1 {
-		err = channel.Tool(ctx, os.Stdout, os.Args[1:])
+		err = channel.Tool(ctx, os.Stdin, os.Stdout, os.Args[1:])
 	} else {
 		err = serve(ctx)
 	}
@@ -39,28 +45,49 @@ func main() {
 	}
 }
 
-// serve waits for the port, which appears when the driver has loaded.
 func serve(ctx context.Context) error {
+	port, err := open(ctx, commandPort, time.Minute)
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	go events(ctx)
+	return channel.Serve(ctx, port, 50*time.Millisecond)
+}
+
+// events sends the journal where there is a port for it, which appears together
+// with the command port.
+func events(ctx context.Context) {
+	port, err := open(ctx, eventPort, 2*time.Second)
+	if err != nil {
+		return
+	}
+	defer port.Close()
+	if err := channel.Journal(ctx, port); err != nil && ctx.Err() == nil {
+		fmt.Fprintln(os.Stderr, "hpc-lab:", err)
+	}
+}
+
+// open waits for a port, which appears when the driver has loaded.
+func open(ctx context.Context, name string, limit time.Duration) (*os.File, error) {
 	var path string
-	for deadline := time.Now().Add(time.Minute); ; {
+	for deadline := time.Now().Add(limit); ; {
 		var err error
-		if path, err = channel.FindPort("/sys", portName); err == nil {
+		if path, err = channel.FindPort("/sys", name); err == nil {
 			break
 		}
 		if time.Now().After(deadline) {
-			return err
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil, ctx.Err()
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
 	fd, err := syscall.Open(path, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", path, err)
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	port := os.NewFile(uintptr(fd), path)
-	defer port.Close()
-	return channel.Serve(ctx, port, 50*time.Millisecond)
+	return os.NewFile(uintptr(fd), path), nil
 }

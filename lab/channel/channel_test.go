@@ -3,14 +3,58 @@ package channel
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 )
+
+// TestMain lets the test program play hpc-lab in the guest.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "pipe" {
+		if err := Tool(context.Background(), os.Stdin, os.Stdout, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func TestQuestionsReachASocketInTheGuest(t *testing.T) {
+	sock := guestBehind(t)
+	path := filepath.Join(t.TempDir(), "service.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %s %s", r.Method, r.URL.Path, b)
+	})}
+	go srv.Serve(l)
+	defer srv.Close()
+	client := &http.Client{Transport: &Transport{Channel: sock, Pipe: []string{os.Args[0], "pipe"}, Path: path}}
+	for range 2 {
+		r, err := client.Post("http://unix/a/b", "text/plain", strings.NewReader("body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r.Body)
+		if err != nil || string(b) != "POST /a/b body" {
+			t.Fatalf("%q, %v", b, err)
+		}
+	}
+	srv.Close()
+	if _, err := client.Get("http://unix/"); err == nil || !strings.Contains(err.Error(), "service.sock") {
+		t.Fatalf("nobody listens: %v", err)
+	}
+}
 
 // guestBehind runs a guest whose port is a unix socket, as QEMU's chardev makes
 // it: every host that connects reaches the same guest.

@@ -16,8 +16,8 @@ import (
 // toolTimeout bounds every wait of a tool: what a firewall drops never answers.
 const toolTimeout = 3 * time.Second
 
-// Tool runs one of hpc-lab's network tools inside the PC (or the played PC).
-func Tool(ctx context.Context, out io.Writer, args []string) error {
+// Tool runs one of hpc-lab's network tools inside the PC, the played PC or the Pi.
+func Tool(ctx context.Context, in io.Reader, out io.Writer, args []string) error {
 	if args[0] == "hold" && len(args) == 3 {
 		return hold(ctx, out, args[1], args[2])
 	}
@@ -34,8 +34,10 @@ func Tool(ctx context.Context, out io.Writer, args []string) error {
 		return ask(ctx, out, args[1], args[2])
 	case args[0] == "frame" && len(args) == 3:
 		return frame(args[1], args[2])
+	case args[0] == "pipe" && len(args) == 2:
+		return pipe(ctx, in, out, args[1])
 	}
-	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | hold ADDRESS:PORT DURATION | dns SERVER NAME | frame INTERFACE HEX")
+	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | hold ADDRESS:PORT DURATION | dns SERVER NAME | frame INTERFACE HEX | pipe SOCKET")
 }
 
 // send writes text and prints what comes back before the deadline.
