@@ -2,6 +2,7 @@ package card
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -111,4 +112,19 @@ func (h *Handover) check() error {
 		return fmt.Errorf("%s: unlocked by %q", HandoverPath, h.UnlockedBy)
 	}
 	return h.Info().check()
+}
+
+// SealLabel is the label under which a chip keeps the secret of the volume with
+// this LUKS UUID: a blob of another card's header is refused by the chip.
+func SealLabel(uuid string) string { return "portcullis-volume:" + uuid }
+
+// ChipSecretSize is the size in bytes of the secret that a chip keeps.
+const ChipSecretSize = 32
+
+// ChipPassphrase is the passphrase of the chip's keyslot: the secret in standard
+// base64, as systemd-cryptenroll does it. The caller wipes both.
+func ChipPassphrase(secret []byte) []byte {
+	out := make([]byte, base64.StdEncoding.EncodedLen(len(secret)))
+	base64.StdEncoding.Encode(out, secret)
+	return out
 }
