@@ -48,7 +48,7 @@ func virt(c Config) []string {
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMB), "-serial", "chardev:console0",
 		"-drive", "if=none,id=card,format=raw,discard=unmap,file=" + qemu.Escape(c.Card),
 		"-device", "virtio-blk-pci,drive=card",
-		"-device", "virtio-rng-pci", "-device", "i6300esb",
+		"-device", "virtio-rng-pci",
 		"-chardev", "socket,id=lab0,server=on,wait=off,path=" + qemu.Escape(ChannelSocket(c.Dir)),
 		"-chardev", "file,id=events0,append=on,path=" + qemu.Escape(EventLog(c.Dir)),
 		"-device", "virtio-serial-pci",

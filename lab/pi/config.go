@@ -53,7 +53,7 @@ type Config struct {
 type Boot struct {
 	Number    int    // 1 = the first since Start
 	Partition int    // that autoboot.txt names; 0 where none was asked
-	Reason    string // power-on, guest-reset, watchdog
+	Reason    string // power-on, guest-reset
 }
 
 // Files that a machine makes in its directory.

@@ -37,11 +37,10 @@ type Machine struct {
 
 // run is one QEMU with its TPM: from power-on to the guest's next reset.
 type run struct {
-	cmd    *exec.Cmd
-	tpm    *qemu.TPM
-	qmp    *qemu.QMP
-	done   chan struct{} // QEMU has ended
-	reason string        // valid after done: guest-reset, guest-shutdown …
+	cmd  *exec.Cmd
+	tpm  *qemu.TPM
+	qmp  *qemu.QMP
+	done chan struct{} // QEMU has ended
 }
 
 // Start powers the machine on. The context bounds the start only.
@@ -144,21 +143,12 @@ func (r *run) end() {
 // wait returns when the guest has reset or shut itself down, or QEMU has ended.
 // QEMU stands still then (-action shutdown=pause) so that the event is never lost.
 func (r *run) wait() (reason string) {
-	reason = "killed"
-	watchdog := false
 	for e := range r.qmp.Events() {
-		switch e.Name {
-		case "WATCHDOG":
-			watchdog = true
-		case "SHUTDOWN":
-			if s := shutdownReason(e.Data); s == "guest-reset" && watchdog {
-				return "watchdog"
-			} else {
-				return s
-			}
+		if e.Name == "SHUTDOWN" {
+			return shutdownReason(e.Data)
 		}
 	}
-	return reason
+	return "killed"
 }
 
 // supervise starts the machine again whenever the guest resets it.
@@ -181,7 +171,7 @@ func (m *Machine) supervise() {
 		switch {
 		case killed, reason == "guest-shutdown":
 			return
-		case reason == "guest-reset", reason == "watchdog":
+		case reason == "guest-reset", reason == "host-qmp-system-reset":
 		default:
 			m.fail(fmt.Errorf("pi: QEMU ended (%s): %s", reason, said))
 			return

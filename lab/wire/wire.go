@@ -5,6 +5,12 @@
 //	PC ──(pc0: tap, or a cable to a played PC)── gw ──(up0)──(eth0)── net
 //	10.77.0.2      10.77.0.1/24        203.0.113.1/24   203.0.113.10/24
 //
+// With a Pi that is a machine of its own (Options.Pi), gw is no gateway: it holds
+// nothing but two cables, by which the frames pass as they are, and has no
+// address.
+//
+//	PC ──(pc0 = pi1)── eth1 Pi eth0 ──(pi0 = up0)──(eth0)── net
+//
 // Forwarding is switched on in gw for IPv4 and IPv6, and net has a route back to
 // the PC: nothing but the firewall of gatewayd keeps the two apart, so that a
 // test of the firewall tests the firewall.
@@ -27,6 +33,10 @@ const (
 	PCPort  = "pc0"  // gw: the PC's port
 	Uplink  = "up0"  // gw: towards net
 	NetPort = "eth0" // net: the only interface
+
+	// With a Pi that is a machine: gw's taps for its two ports.
+	PiUplink = "pi0" // Pi: eth0
+	PiPCPort = "pi1" // Pi: eth1
 )
 
 // Addresses of the lab. 203.0.113.0/24 (RFC 5737) and 2001:db8::/32 (RFC 3849)
@@ -59,6 +69,7 @@ type Options struct {
 	Name   string
 	Played bool   // a namespace at the PC's port instead of a tap for QEMU
 	MAC    string // of the played PC
+	Pi     string // hardware address of the uplink of a Pi that is a machine; "" = gw is the Pi
 }
 
 // New makes the namespaces and cables. On failure nothing of them remains.
@@ -101,7 +112,27 @@ func New(o Options) (w *Wire, err error) {
 	if err = netns.Veth(w.Gateway, Uplink, w.Net, NetPort); err != nil {
 		return w, err
 	}
+	if o.Pi != "" {
+		return w, w.cables(o.Pi)
+	}
 	return w, w.addresses()
+}
+
+// cables joins the Pi's ports with the PC's and with net's, and gives net its
+// addresses. piMAC is the Pi's, for net to know it without asking.
+func (w *Wire) cables(piMAC string) error {
+	for _, c := range [][3]string{{"cable", PCPort, PiPCPort}, {"outside", Uplink, PiUplink}} {
+		if err := w.Gateway.Tap(c[2]); err != nil {
+			return err
+		}
+		if err := w.Gateway.Cable(c[0], c[1], c[2]); err != nil {
+			return err
+		}
+	}
+	if err := w.world(); err != nil {
+		return err
+	}
+	return w.neighbour(w.Net, UpAddress.Addr(), piMAC, NetPort)
 }
 
 // quiet keeps a namespace from sending anything that nobody asked for: no
@@ -126,24 +157,29 @@ func quiet(h *netns.Host) error {
 	return nil
 }
 
-func (w *Wire) addresses() error {
-	for _, a := range []struct {
-		h      *netns.Host
-		link   string
-		prefix netip.Prefix
-	}{
-		{w.Gateway, PCPort, PCLink}, {w.Gateway, PCPort, PCLink6},
-		{w.Gateway, Uplink, UpAddress}, {w.Gateway, Uplink, Up6},
-		{w.Net, NetPort, World}, {w.Net, NetPort, World6},
-	} {
-		if err := a.h.Address(a.link, a.prefix); err != nil {
+// world gives net its addresses and its way back to the PC.
+func (w *Wire) world() error {
+	for _, p := range []netip.Prefix{World, World6} {
+		if err := w.Net.Address(NetPort, p); err != nil {
 			return err
 		}
 	}
 	if err := w.Net.Route(PCLink.Masked(), UpAddress.Addr()); err != nil {
 		return err
 	}
-	if err := w.Net.Route(PCLink6.Masked(), Up6.Addr()); err != nil {
+	return w.Net.Route(PCLink6.Masked(), Up6.Addr())
+}
+
+func (w *Wire) addresses() error {
+	for _, a := range []struct {
+		link   string
+		prefix netip.Prefix
+	}{{PCPort, PCLink}, {PCPort, PCLink6}, {Uplink, UpAddress}, {Uplink, Up6}} {
+		if err := w.Gateway.Address(a.link, a.prefix); err != nil {
+			return err
+		}
+	}
+	if err := w.world(); err != nil {
 		return err
 	}
 	if err := w.neighbours(); err != nil {
@@ -168,8 +204,6 @@ func (w *Wire) neighbours() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
 	for _, n := range []struct {
 		h         *netns.Host
 		address   netip.Addr
@@ -178,11 +212,18 @@ func (w *Wire) neighbours() error {
 		{w.Gateway, World.Addr(), world, Uplink}, {w.Gateway, World6.Addr(), world, Uplink},
 		{w.Net, UpAddress.Addr(), gw, NetPort}, {w.Net, Up6.Addr(), gw, NetPort},
 	} {
-		if _, err := n.h.Run(ctx, "ip", "neigh", "replace", n.address.String(), "lladdr", n.mac, "dev", n.link, "nud", "permanent"); err != nil {
+		if err := w.neighbour(n.h, n.address, n.mac, n.link); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (w *Wire) neighbour(h *netns.Host, address netip.Addr, mac, link string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, err := h.Run(ctx, "ip", "neigh", "replace", address.String(), "lladdr", mac, "dev", link, "nud", "permanent")
+	return err
 }
 
 // Close removes the namespaces, their cables and whatever still runs inside.
