@@ -87,6 +87,20 @@ func OpenPayload(payloadType string, data []byte, trust Trust) ([]byte, error) {
 	return e.Payload, nil
 }
 
+// PeekPayload returns the payload of an envelope and the keys that it names, and
+// asks nobody whether they signed it. It is for telling people what a file says of
+// itself when they gave no key; nothing may be believed on its word.
+func PeekPayload(payloadType string, data []byte) (payload []byte, keyIDs []string, err error) {
+	e, err := openEnvelope(data, payloadType)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, s := range e.Signatures {
+		keyIDs = append(keyIDs, s.KeyID)
+	}
+	return e.Payload, keyIDs, nil
+}
+
 // Cosign adds the signature of signer to an envelope, for releases whose keys
 // are kept on different machines. It checks the manifest but, knowing no trust
 // file, not the signatures that are already there.
