@@ -10,7 +10,6 @@ import (
 
 	legacy "github.com/google/go-tpm/legacy/tpm2"
 	"github.com/google/go-tpm/tpm2"
-	"github.com/google/go-tpm/tpm2/transport"
 )
 
 // Lockout are the dictionary-attack parameters. They guard objects with a PIN
@@ -32,7 +31,7 @@ func (t *TPM) SetupLockout(ctx context.Context, l Lockout) error {
 	}
 	return t.do(ctx, "lockout parameters", func() error {
 		// The command is not in go-tpm's direct API.
-		err := legacy.DictionaryAttackParameters(transport.ToReadWriter(t.link),
+		err := legacy.DictionaryAttackParameters(&pipe{link: t.link},
 			legacy.AuthCommand{Session: legacy.HandlePasswordSession, Attributes: legacy.AttrContinueSession},
 			l.MaxTries, uint32(l.Recovery/time.Second), uint32(l.Reset/time.Second))
 		return legacyError(err)
@@ -60,4 +59,25 @@ func legacyError(err error) error {
 		return &hardware.Error{Reason: hardware.ReasonLockout, Err: err}
 	}
 	return err
+}
+
+// pipe is the link as go-tpm's older half wants it. Its own adapter ends every
+// answer with io.EOF, which that half takes for an error.
+type pipe struct {
+	link   *link
+	answer []byte
+}
+
+func (p *pipe) Write(command []byte) (n int, err error) {
+	p.answer, err = p.link.Send(command)
+	if err != nil {
+		return 0, err
+	}
+	return len(command), nil
+}
+
+func (p *pipe) Read(b []byte) (int, error) {
+	n := copy(b, p.answer)
+	p.answer = p.answer[n:]
+	return n, nil
 }

@@ -3,7 +3,6 @@
 package tpmtest
 
 import (
-	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -15,7 +14,7 @@ import (
 
 // Chip is a running TPM emulator.
 type Chip struct {
-	Path  string // UNIX socket: one command per connection
+	Path  string // UNIX socket; one client at a time
 	State string // directory with the chip's memory
 
 	cmd *exec.Cmd
@@ -49,7 +48,8 @@ func StartAt(t testing.TB, state string) *Chip {
 
 func (c *Chip) start(t testing.TB) {
 	t.Helper()
-	c.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+c.State, "--server", "type=unixio,path="+c.Path+",disconnect",
+	c.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+c.State, "--server", "type=unixio,path="+c.Path,
+		"--ctrl", "type=unixio,path="+c.Path+".ctrl", // tpm2-tss's swtpm TCTI wants it there
 		"--flags", "not-need-init,startup-clear")
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := c.cmd.Start(); err != nil {
@@ -82,7 +82,10 @@ func (c *Chip) Close() {
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
 	_ = c.cmd.Wait()
 	c.cmd = nil
-	if err := os.Remove(c.Path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return
+	for _, p := range []string{c.Path, c.Path + ".ctrl"} {
+		_ = os.Remove(p) // swtpm removes its own when it ends well
 	}
 }
+
+// TCTI is how programs on tpm2-tss reach the chip.
+func (c *Chip) TCTI() string { return "swtpm:path=" + c.Path }
