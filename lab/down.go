@@ -47,6 +47,7 @@ func Names(base string) []string { return names(base) }
 type Status struct {
 	Name      string          `json:"name"`
 	Firmware  string          `json:"firmware"`
+	Pi        string          `json:"pi"`
 	Created   time.Time       `json:"created"`
 	Owner     int             `json:"owner_pid"` // 0 when the lab was kept
 	Processes map[string]bool `json:"processes"` // name → alive
@@ -65,7 +66,7 @@ func Look(base, name string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	s := Status{Name: name, Firmware: r.Firmware, Created: r.Created, Processes: map[string]bool{},
+	s := Status{Name: name, Firmware: r.Firmware, Pi: r.Pi, Created: r.Created, Processes: map[string]bool{},
 		RunDir: p.run(), StateDir: p.file("state"), Dir: p.dir()}
 	if !r.Kept {
 		s.Owner = r.Owner.PID

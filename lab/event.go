@@ -13,7 +13,7 @@ import (
 type Event struct {
 	Time   time.Time
 	Name   string // event
-	Source string // gatewayd, pxed, attestd, pc, qemu, lab
+	Source string // gatewayd, pxed, attestd, pc, pi, lab
 	Fields map[string]any
 }
 
@@ -35,8 +35,9 @@ func (e Event) Number(key string) float64 {
 	return f
 }
 
-// ParseEvent reads one JSON line of a service. ok is false for anything else,
-// for instance a panic's text.
+// ParseEvent reads one JSON line of a service; source is its name, "" where the
+// line itself is to tell. ok is false for anything else, for instance a panic's
+// text.
 func ParseEvent(line []byte, source string) (e Event, ok bool) {
 	var m map[string]any
 	if json.Unmarshal(line, &m) != nil {
@@ -50,6 +51,9 @@ func ParseEvent(line []byte, source string) (e Event, ok bool) {
 	}
 	delete(m, "event")
 	delete(m, "time")
+	if source == "" {
+		source, _ = m["source"].(string)
+	}
 	delete(m, "source")
 	return Event{Time: t, Name: name, Source: source, Fields: m}, true
 }

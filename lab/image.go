@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"crypto"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -26,16 +27,19 @@ type Builder struct {
 
 	mu    sync.Mutex
 	built *Built
+	onPi  *Built
 }
 
 // Built is what a lab needs from a build.
 type Built struct {
 	Repository    string
-	Bin           string // programs
-	Image         string // directory of the lab image
-	ReleaseKey    string // base64 public key that signed it
-	ReleaseSecret string // file of its secret half: tests sign bad manifests with it
-	GatewayKey    string // file of the gateway's identity
+	Bin           string            // programs
+	Image         string            // directory of the lab image
+	ReleaseKey    string            // base64 public key that signed it
+	ReleaseSecret string            // file of its secret half: tests sign bad manifests with it
+	GatewayKey    string            // file of the gateway's identity; "" with a Pi that keeps its own
+	Gateway       ed25519.PublicKey // who the PC's agent believes
+	Pi            *BuiltPi          // of a lab whose Pi is a machine
 }
 
 // keptImages is how many lab images stay in the build directory.
@@ -56,17 +60,18 @@ func (b *Builder) Build(ctx context.Context, say func(what string)) (*Built, err
 	if err != nil {
 		return nil, err
 	}
-	say("programs")
-	bin, err := buildPrograms(ctx, repo)
+	built, err := programsOf(ctx, repo, say)
 	if err != nil {
 		return nil, err
 	}
-	built := &Built{Repository: repo, Bin: bin}
 	unlock, err := buildLock(ctx, repo, "image")
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
+	if err := built.keys(); err != nil {
+		return nil, err
+	}
 	if err := built.image(ctx, say); err != nil {
 		return nil, err
 	}
@@ -74,33 +79,50 @@ func (b *Builder) Build(ctx context.Context, say func(what string)) (*Built, err
 	return built, nil
 }
 
-// image makes the keys of this checkout's labs where there are none yet, and the
-// lab image signed by them. The keys stay the same so that the image stays cached.
-func (b *Built) image(ctx context.Context, say func(string)) error {
-	dir := filepath.Join(b.Repository, "build", "lab")
-	b.GatewayKey = filepath.Join(dir, "gateway.key")
+func programsOf(ctx context.Context, repo string, say func(string)) (*Built, error) {
+	say("programs")
+	bin, err := buildPrograms(ctx, repo)
+	if err != nil {
+		return nil, err
+	}
+	return &Built{Repository: repo, Bin: bin}, nil
+}
+
+func (b *Built) dir() string { return filepath.Join(b.Repository, "build", "lab") }
+
+// keys makes the keys of this checkout's labs where there are none yet. They stay
+// the same so that the image stays cached.
+func (b *Built) keys() error {
+	b.GatewayKey = filepath.Join(b.dir(), "gateway.key")
 	gateway, err := identity.LoadOrCreate(b.GatewayKey)
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
-	b.ReleaseSecret = filepath.Join(dir, "release.key")
+	b.Gateway = identity.PublicKey(gateway)
+	b.ReleaseSecret = filepath.Join(b.dir(), "release.key")
 	if _, err := os.Stat(b.ReleaseSecret); errors.Is(err, fs.ErrNotExist) {
 		if _, err := manifest.GenerateKey(b.ReleaseSecret); err != nil {
 			return fmt.Errorf("lab: release key: %w", err)
 		}
 	}
+	return nil
+}
+
+// image makes the lab image for b's gateway, signed by b's release key.
+func (b *Built) image(ctx context.Context, say func(string)) error {
 	release, err := manifest.LoadKey(b.ReleaseSecret)
 	if err != nil {
 		return fmt.Errorf("lab: release key: %w", err)
 	}
 	b.ReleaseKey = base64.StdEncoding.EncodeToString(identity.PublicKey(release))
+	dir := b.dir()
 	out, err := os.MkdirTemp(dir, ".image-")
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}
 	defer os.RemoveAll(out)
 	_, err = hpc.Build(ctx, hpc.Options{
-		Profile: manifest.ProfileLab, Signers: []crypto.Signer{release}, GatewayKey: identity.PublicKey(gateway),
+		Profile: manifest.ProfileLab, Signers: []crypto.Signer{release}, GatewayKey: b.Gateway,
 		OutDir: out, CacheDir: filepath.Join(b.Repository, "build", "cache"), Progress: &progress{say: say},
 		Binaries: hpc.Binaries{
 			Init: filepath.Join(b.Bin, "hpc-init"), Agent: filepath.Join(b.Bin, "hpc-agent"), Lab: filepath.Join(b.Bin, "hpc-lab"),

@@ -11,6 +11,7 @@ import (
 
 	"portcullis/internal/config"
 	"portcullis/lab/channel"
+	"portcullis/lab/pi"
 	"portcullis/lab/qemu"
 	"portcullis/lab/wire"
 	"portcullis/lab/world"
@@ -22,11 +23,12 @@ var Services = []string{"gatewayd", "pxed", "attestd"}
 
 // Options say what lab is wanted. The zero value of each is the default in brackets.
 type Options struct {
-	Name       string        // [lab]
-	State      string        // base of the state directories [DefaultState]
-	Repository string        // [the one around the working directory]
-	Firmware   qemu.Firmware // [uefi-http]
-	TPM        bool
+	Name       string          // [lab]
+	State      string          // base of the state directories [DefaultState]
+	Repository string          // [the one around the working directory]
+	Firmware   qemu.Firmware   // [uefi-http]
+	Pi         string          // PiNetns or PiImage [PiNetns]
+	TPM        bool            // of the PC
 	Played     bool            // no QEMU: the PC's port leads into a namespace
 	Tune       func(*Settings) // [nothing]
 	Events     func(Event)     // sees every event, one at a time [nobody]
@@ -40,6 +42,7 @@ type Lab struct {
 	Settings Settings
 	MAC      string
 	Name     string
+	Built    *Built
 
 	opts     Options
 	place    place
@@ -48,6 +51,7 @@ type Lab struct {
 	daemons  map[string]*daemon
 	follows  sync.WaitGroup
 	unfollow context.CancelFunc
+	pi       *pi.Machine // nil: the Pi is the namespace gw
 
 	mu      sync.Mutex
 	record  record
@@ -63,6 +67,12 @@ func Start(ctx context.Context, o Options) (l *Lab, err error) {
 	}
 	if o.Firmware == "" {
 		o.Firmware = qemu.UEFIHTTP
+	}
+	if o.Pi == "" {
+		o.Pi = PiNetns
+	}
+	if o.Pi != PiNetns && o.Pi != PiImage {
+		return nil, fmt.Errorf("lab: a Pi is %s or %s, not %q", PiNetns, PiImage, o.Pi)
 	}
 	if os.Getuid() != 0 {
 		return nil, errors.New("lab: root is needed for network namespaces; use sudo")
@@ -94,7 +104,7 @@ func Start(ctx context.Context, o Options) (l *Lab, err error) {
 			return l, fmt.Errorf("lab: %w", err)
 		}
 	}
-	l.record = record{Name: o.Name, Owner: newProcess("lab", os.Getpid()), Firmware: string(o.Firmware), Created: time.Now()}
+	l.record = record{Name: o.Name, Owner: newProcess("lab", os.Getpid()), Firmware: string(o.Firmware), Pi: o.Pi, Created: time.Now()}
 	if err = p.save(l.record); err != nil {
 		return l, err
 	}
@@ -107,17 +117,26 @@ func Start(ctx context.Context, o Options) (l *Lab, err error) {
 // prepare builds programs and image and writes the configuration.
 func (l *Lab) prepare(ctx context.Context) error {
 	began := time.Now()
-	built, err := l.opts.Builder.Build(ctx, func(what string) { l.Event("lab.build", map[string]any{"what": what}) })
+	build := l.opts.Builder.Build
+	if l.opts.Pi == PiImage {
+		build = l.opts.Builder.BuildPi
+	}
+	built, err := build(ctx, func(what string) { l.Event("lab.build", map[string]any{"what": what}) })
 	if err != nil {
 		return err
 	}
-	l.bin = built.Bin
+	l.Built, l.bin = built, built.Bin
 	l.Settings = defaultSettings()
 	l.Settings.ImageDir, l.Settings.ReleaseKey = built.Image, built.ReleaseKey
 	if l.opts.Tune != nil {
 		l.opts.Tune(&l.Settings)
 	}
-	text, err := configFile(l.place, l.Settings, l.MAC, built.GatewayKey)
+	var text string
+	if l.opts.Pi == PiImage {
+		text, err = piConfig(l.Settings, l.MAC)
+	} else {
+		text, err = configFile(l.place, l.Settings, l.MAC, built.GatewayKey)
+	}
 	if err != nil {
 		return fmt.Errorf("lab: configuration: %w", err)
 	}
@@ -133,7 +152,11 @@ func (l *Lab) prepare(ctx context.Context) error {
 }
 
 func (l *Lab) startServices(ctx, followCtx context.Context) (err error) {
-	l.Wire, err = wire.New(wire.Options{Name: l.Name, Played: l.opts.Played, MAC: l.MAC})
+	o := wire.Options{Name: l.Name, Played: l.opts.Played, MAC: l.MAC}
+	if l.opts.Pi == PiImage {
+		o.Pi = uplinkMAC(l.Name)
+	}
+	l.Wire, err = wire.New(o)
 	if err != nil {
 		return err
 	}
@@ -142,6 +165,23 @@ func (l *Lab) startServices(ctx, followCtx context.Context) (err error) {
 	if err := l.startDaemon(ctx, followCtx, world); err != nil {
 		return err
 	}
+	if l.opts.Pi == PiImage {
+		err = l.bootPi(ctx, followCtx)
+	} else {
+		err = l.startPi(ctx, followCtx)
+	}
+	if err != nil {
+		return err
+	}
+	if !l.opts.Played {
+		l.follow(followCtx, qemu.SerialLog(l.place.file("pc")), l.console)
+	}
+	l.Event("lab.ready", map[string]any{"name": l.Name, "firmware": string(l.opts.Firmware)})
+	return nil
+}
+
+// startPi starts the services of a Pi that is a namespace.
+func (l *Lab) startPi(ctx, followCtx context.Context) error {
 	for _, name := range Services {
 		d := &daemon{name: name, path: filepath.Join(l.bin, name), start: l.Wire.Gateway.Start,
 			args: []string{"--config", l.place.file("portcullis.yaml")}}
@@ -149,10 +189,6 @@ func (l *Lab) startServices(ctx, followCtx context.Context) (err error) {
 			return err
 		}
 	}
-	if !l.opts.Played {
-		l.follow(followCtx, qemu.SerialLog(l.place.file("pc")), l.console)
-	}
-	l.Event("lab.ready", map[string]any{"name": l.Name, "firmware": string(l.opts.Firmware)})
 	return nil
 }
 
@@ -285,30 +321,54 @@ func (l *Lab) World(ctx context.Context) (world.Report, error) {
 
 // KillService kills a service as a crash does. With hold it stays dead until
 // ReleaseService; otherwise the supervisor starts it again at once.
-func (l *Lab) KillService(name string, hold bool) {
-	l.daemons[name].kill9(hold)
+func (l *Lab) KillService(ctx context.Context, name string, hold bool) error {
+	if l.pi == nil {
+		l.daemons[name].kill9(hold)
+	} else if err := l.piKill(ctx, name, hold); err != nil {
+		return fmt.Errorf("lab: killing %s: %w", name, err)
+	}
 	l.Event("lab.killed", map[string]any{"daemon": name})
+	return nil
 }
 
 // ReleaseService lets a held service start again and waits until it is ready.
 func (l *Lab) ReleaseService(ctx context.Context, name string) error {
 	mark := l.Log.Mark()
-	l.daemons[name].release()
+	if l.pi == nil {
+		l.daemons[name].release()
+	} else if err := l.piRelease(ctx, name); err != nil {
+		return fmt.Errorf("lab: starting %s: %w", name, err)
+	}
 	return waitReady(ctx, l.Log, mark, name)
 }
 
-// StateFile names a file of the services' state, for instance the ledger.
-func (l *Lab) StateFile(rel string) string { return l.place.file(filepath.Join("state", rel)) }
+// StateFile names a file of the services' state, for instance the ledger, as the
+// commands of Run see it.
+func (l *Lab) StateFile(rel string) string {
+	if l.pi != nil {
+		return filepath.Join(piStateDir, rel)
+	}
+	return l.place.file(filepath.Join("state", rel))
+}
 
-// RunDir is where the services' sockets are.
-func (l *Lab) RunDir() string { return l.place.run() }
+// RunDir is where the services' sockets are, as the commands of Run see it.
+func (l *Lab) RunDir() string {
+	if l.pi != nil {
+		return piRunDir
+	}
+	return l.place.run()
+}
 
 // Console returns the end of the PC's serial console, for failure reports.
 func (l *Lab) Console() string { return readable(lastLine(qemu.SerialLog(l.place.file("pc")))) }
 
-// Run runs one of the project's programs (or any other) in the Pi's namespace and
-// returns its output.
+// Run runs one of the project's programs (or any other) on the Pi and returns its
+// output.
 func (l *Lab) Run(ctx context.Context, argv ...string) ([]byte, error) {
+	if l.pi != nil {
+		out, err := l.pi.Output(ctx, argv...)
+		return []byte(out), err
+	}
 	if !filepath.IsAbs(argv[0]) {
 		if p := filepath.Join(l.bin, argv[0]); exists(p) {
 			argv[0] = p
@@ -339,13 +399,18 @@ func (l *Lab) Close() error {
 	if d := l.daemons["world"]; d != nil {
 		d.stop()
 	}
+	if l.pi != nil {
+		l.pi.Kill()
+	}
 	l.unfollow()
 	l.follows.Wait()
 	var errs []error
 	if l.Wire != nil {
 		errs = append(errs, l.Wire.Close())
 	}
-	errs = append(errs, os.RemoveAll(l.place.dir()))
+	for _, p := range append(l.record.Remove, l.place.dir()) {
+		errs = append(errs, os.RemoveAll(p))
+	}
 	l.place.unlock(l.lockf)
 	return errors.Join(errs...)
 }

@@ -47,7 +47,7 @@ gateway:
   ban_window: 1m
   ban_for: {{.BanFor}}
   nflog_group: 77
-  allowed_uids: []
+  allowed_uids: {{.UIDs}}
 pxe:
   image_dir: {{.ImageDir}}
   release_keys:
@@ -58,23 +58,31 @@ pxe:
   claim_window: {{.ClaimWindow}}
   allow_bios: {{.AllowBIOS}}
   allow_lab_image: {{.AllowLab}}
-  allowed_uids: []
+  allowed_uids: {{.UIDs}}
 attest:
   port: 7443
   key_file: {{.KeyFile}}
   mean_gap: {{.MeanGap}}
   min_gap: 200ms
   deadline: {{.Deadline}}
-  allowed_uids: []
+  allowed_uids: {{.UIDs}}
 `))
 
-// configFile renders the Pi's configuration for the lab at p.
+// values are what differs between a Pi in a namespace and one that is a machine.
+type values struct {
+	Settings
+	Run, State, Port, Address, PCAddress, MAC, Uplink, KeyFile, UIDs string
+}
+
+// configFile renders the configuration of the Pi that is a namespace, for the
+// lab at p: everything below p, nobody but root may ask.
 func configFile(p place, s Settings, mac, keyFile string) (string, error) {
+	return render(values{s, p.run(), p.file("state"), wire.PCPort, wire.PCLink.String(), wire.PCAddress.String(), mac, wire.Uplink, keyFile, "[]"})
+}
+
+func render(v values) (string, error) {
 	var b strings.Builder
-	err := configTemplate.Execute(&b, struct {
-		Settings
-		Run, State, Port, Address, PCAddress, MAC, Uplink, KeyFile string
-	}{s, p.run(), p.file("state"), wire.PCPort, wire.PCLink.String(), wire.PCAddress.String(), mac, wire.Uplink, keyFile})
+	err := configTemplate.Execute(&b, v)
 	return b.String(), err
 }
 

@@ -46,6 +46,8 @@ type record struct {
 	Name      string    `json:"name"`
 	Owner     process   `json:"owner"`
 	Firmware  string    `json:"firmware"`
+	Pi        string    `json:"pi"`
+	Remove    []string  `json:"remove,omitempty"` // directories outside the lab's own
 	Created   time.Time `json:"created"`
 	Kept      bool      `json:"kept"` // the owner has left on purpose
 	Processes []process `json:"processes"`
@@ -144,6 +146,9 @@ func (p place) sweep() error {
 	if r, err := p.load(); err == nil {
 		for _, c := range r.Processes {
 			c.kill()
+		}
+		for _, d := range r.Remove {
+			errs = append(errs, os.RemoveAll(d))
 		}
 	} else if !errors.Is(err, ErrNoLab) {
 		errs = append(errs, err)

@@ -43,16 +43,17 @@ func labUp() *cli.Command {
 	c := &cli.Command{
 		Name: "lab up", Args: "[flags]",
 		Summary: "Build, boot the PC through the real services and show what happens until Ctrl-C.",
-		Example: "portcullis lab up\nportcullis lab up --firmware uefi-pxe --until trusted --timeout 3m --json",
+		Example: "portcullis lab up\nportcullis lab up --firmware uefi-pxe --until trusted --timeout 3m --json\nportcullis lab up --pi image --until trusted",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
 		lf := newLabFlags(fs)
 		firmware := fs.String("firmware", "uefi-http", "uefi-http, uefi-pxe, ipxe or bios")
+		onPi := fs.String("pi", lab.PiNetns, "netns: the Pi's services in a namespace; image: a machine that boots the built SD card")
 		tpm := fs.String("tpm", "none", "none, or pc: the PC gets a TPM 2.0 (swtpm)")
 		until := fs.String("until", "", "trusted: end when the PC is trusted, with 0")
 		keep := fs.Bool("keep", false, "with --until: leave the lab running; 'lab down' ends it")
-		timeout := fs.Duration("timeout", 5*time.Minute, "with --until: give up after this time")
+		timeout := fs.Duration("timeout", 5*time.Minute, "with --until: give up this time after the PC's power-on")
 		asJSON := fs.Bool("json", false, "one JSON object a line")
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
@@ -64,6 +65,8 @@ func labUp() *cli.Command {
 			return cli.Usagef("lab up takes no words")
 		case err != nil:
 			return cli.Usagef("--firmware: %v", err)
+		case *onPi != lab.PiNetns && *onPi != lab.PiImage:
+			return cli.Usagef("--pi %q: use %s or %s", *onPi, lab.PiNetns, lab.PiImage)
 		case *tpm != "none" && *tpm != "pc":
 			return cli.Usagef("--tpm %q: use none or pc", *tpm)
 		case *until != "" && *until != "trusted":
@@ -74,7 +77,7 @@ func labUp() *cli.Command {
 			return cli.Usagef("--timeout %s: must be more than 0", *timeout)
 		}
 		printer := &lab.Printer{Out: stdio.Out, JSON: *asJSON, Colour: stdio.Colour}
-		o := lab.Options{Name: *lf.name, State: *lf.state, Firmware: fw, TPM: *tpm == "pc", Events: printer.Print}
+		o := lab.Options{Name: *lf.name, State: *lf.state, Firmware: fw, Pi: *onPi, TPM: *tpm == "pc", Events: printer.Print}
 		return runLab(ctx, o, *until, *keep, *timeout)
 	}
 	return c
@@ -114,13 +117,14 @@ func runLab(ctx context.Context, o lab.Options, until string, keep bool, timeout
 
 func labExec() *cli.Command {
 	c := &cli.Command{
-		Name: "lab exec", Args: "[--name NAME] -- CMD [ARG…]",
-		Summary: "Run CMD as root in the PC, over the command channel that only a lab image has. Ends with CMD's exit code.",
-		Example: "portcullis lab exec -- uname -a\nportcullis lab exec -- sh -c 'cat /proc/cmdline'",
+		Name: "lab exec", Args: "[--name NAME] [--on pc|pi] -- CMD [ARG…]",
+		Summary: "Run CMD as root in the PC or the Pi, over the command channel that only a lab image has. Ends with CMD's exit code.",
+		Example: "portcullis lab exec -- uname -a\nportcullis lab exec --on pi -- portcullis root status",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
 		lf := newLabFlags(fs)
+		on := fs.String("on", "pc", "pc, or pi: the Pi of a lab that was started with --pi image")
 		limit := fs.Duration("timeout", time.Minute, "kill CMD after this time")
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
@@ -129,13 +133,19 @@ func labExec() *cli.Command {
 		if len(words) == 0 {
 			return cli.Usagef("lab exec: a command is needed after --")
 		}
+		if *on != "pc" && *on != "pi" {
+			return cli.Usagef("--on %q: use pc or pi", *on)
+		}
 		s, err := lab.Look(*lf.state, *lf.name)
 		if err != nil {
 			return err
 		}
+		if *on == "pi" && s.Pi != lab.PiImage {
+			return cli.Usagef("the Pi of lab %s is a namespace: use 'ip netns exec %s CMD'", s.Name, wire.Names(s.Name)[0])
+		}
 		ctx, cancel := context.WithTimeout(ctx, *limit+5*time.Second)
 		defer cancel()
-		r, err := channel.Run(ctx, qemu.ChannelSocket(s.Dir+"/pc"), channel.Request{Argv: words, LimitMS: limit.Milliseconds()})
+		r, err := channel.Run(ctx, lab.Channels(s.Dir)[*on], channel.Request{Argv: words, LimitMS: limit.Milliseconds()})
 		if err != nil {
 			return err
 		}
@@ -173,7 +183,10 @@ func labStatus() *cli.Command {
 		}
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		r := gather(ctx, s.RunDir)
+		r, err := labReport(ctx, s)
+		if err != nil {
+			return err
+		}
 		if *asJSON {
 			err = json.NewEncoder(stdio.Out).Encode(struct {
 				Lab lab.Status `json:"lab"`
@@ -192,7 +205,7 @@ func labStatus() *cli.Command {
 			if dead != "" {
 				dead = "   not running:" + dead
 			}
-			fmt.Fprintf(stdio.Out, "lab      %s over %s since %s%s\n", s.Name, s.Firmware, s.Created.Format("15:04:05"), dead)
+			fmt.Fprintf(stdio.Out, "lab      %s over %s, Pi: %s, since %s%s\n", s.Name, s.Firmware, s.Pi, s.Created.Format("15:04:05"), dead)
 			printStatus(stdio.Out, r, stdio.Colour)
 		}
 		if r.Verdict == nil || r.Verdict.State != "trusted" {
@@ -201,6 +214,22 @@ func labStatus() *cli.Command {
 		return nil
 	}
 	return c
+}
+
+// labReport asks the lab's services, in the Pi where that is a machine.
+func labReport(ctx context.Context, s lab.Status) (statusReport, error) {
+	if s.Pi != lab.PiImage {
+		return gather(ctx, s.RunDir), nil
+	}
+	out, err := channel.Run(ctx, lab.Channels(s.Dir)["pi"], channel.Request{Argv: []string{"portcullis", "status", "--json"}})
+	if err != nil {
+		return statusReport{}, err
+	}
+	var r statusReport
+	if err := json.Unmarshal(out.Stdout, &r); err != nil {
+		return r, fmt.Errorf("lab status: the Pi answered %q %s%s", out.Stdout, out.Stderr, out.Error)
+	}
+	return r, nil
 }
 
 func labDown() *cli.Command {

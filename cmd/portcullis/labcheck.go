@@ -16,13 +16,14 @@ func labCheck() *cli.Command {
 	c := &cli.Command{
 		Name: "lab check", Args: "[flags]",
 		Summary: "Run the scenarios (boots, attacks, crashes) and print a table with times. Exit 1 if any failed.",
-		Example: "portcullis lab check\nportcullis lab check --firmware uefi-http --scenario trusted --json\nportcullis lab check --list",
+		Example: "portcullis lab check\nportcullis lab check --firmware uefi-http --scenario trusted --json\nportcullis lab check --pi image\nportcullis lab check --list",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
 		lf := newLabFlags(fs)
 		firmware := fs.String("firmware", "all", "of the trusted-… scenarios: all, uefi-http, uefi-pxe, ipxe or bios")
 		name := fs.String("scenario", "", "only scenarios whose name contains this")
+		onPi := fs.String("pi", lab.PiNetns, "netns: all scenarios with the services in a namespace; image: the main ones through the built SD card")
 		list := fs.Bool("list", false, "print names and claims, run nothing")
 		verbose := fs.Bool("events", false, "show the events of the labs too, on the error stream")
 		asJSON := fs.Bool("json", false, "one JSON object a scenario")
@@ -34,6 +35,10 @@ func labCheck() *cli.Command {
 		if _, err := qemu.ParseFirmware(*firmware); err != nil && *firmware != "all" {
 			return cli.Usagef("--firmware: %v, or all", err)
 		}
+		plays := map[string]func() []scenario.Play{lab.PiNetns: scenario.Plays, lab.PiImage: scenario.PiPlays}[*onPi]
+		if plays == nil {
+			return cli.Usagef("--pi %q: use %s or %s", *onPi, lab.PiNetns, lab.PiImage)
+		}
 		want := func(scene string) bool {
 			fw, isBoot := strings.CutPrefix(scene, scenario.TrustedPrefix)
 			return strings.Contains(scene, *name) && (!isBoot || *firmware == "all" || fw == *firmware)
@@ -44,7 +49,7 @@ func labCheck() *cli.Command {
 			o.Events = p.Print
 		}
 		ran, failed := 0, 0
-		for _, play := range scenario.Plays() {
+		for _, play := range plays() {
 			if *list {
 				for _, s := range play.Scenes {
 					if want(s.Name) {

@@ -44,8 +44,8 @@ type Config struct {
 
 	// Start starts a prepared command where the taps are; nil starts it here.
 	Start func(*exec.Cmd) error
-	// Power, where set, is told of each power-on of the machine, with the place
-	// that the firmware booted from and how the run before it ended.
+	// Power, where set, is told of each power-on of the machine, once it runs. It
+	// must not call the machine.
 	Power func(Boot)
 }
 
@@ -54,6 +54,7 @@ type Boot struct {
 	Number    int    // 1 = the first since Start
 	Partition int    // that autoboot.txt names; 0 where none was asked
 	Reason    string // power-on, guest-reset
+	PIDs      map[string]int
 }
 
 // Files that a machine makes in its directory.

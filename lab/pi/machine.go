@@ -77,13 +77,13 @@ func (m *Machine) boot(ctx context.Context, reason string) error {
 	if m.killed {
 		return ErrOff
 	}
-	m.boots++
-	m.cfg.Power(Boot{Number: m.boots, Partition: partition, Reason: reason})
 	r, err := m.power(ctx, args)
 	if err != nil {
 		return err
 	}
 	m.cur = r
+	m.boots++
+	m.cfg.Power(Boot{Number: m.boots, Partition: partition, Reason: reason, PIDs: r.pids()})
 	return nil
 }
 
@@ -225,9 +225,13 @@ func (m *Machine) Boots() int {
 func (m *Machine) PIDs() map[string]int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	pids := map[string]int{"pi-qemu": m.cur.cmd.Process.Pid}
-	if m.cur.tpm != nil {
-		pids["pi-swtpm"] = m.cur.tpm.PID()
+	return m.cur.pids()
+}
+
+func (r *run) pids() map[string]int {
+	pids := map[string]int{"pi-qemu": r.cmd.Process.Pid}
+	if r.tpm != nil {
+		pids["pi-swtpm"] = r.tpm.PID()
 	}
 	return pids
 }

@@ -3,7 +3,6 @@ package scenario
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"connectrpc.com/connect"
@@ -20,15 +19,15 @@ const Trusted = v1.TrustState_TRUST_STATE_TRUSTED
 const callLimit = 5 * time.Second
 
 func (s *Stage) attest() portcullisv1connect.AttestClient {
-	return portcullisv1connect.NewAttestClient(rpc.Client(filepath.Join(s.RunDir(), rpc.AttestSocket)), rpc.BaseURL)
+	return portcullisv1connect.NewAttestClient(s.Client(rpc.AttestSocket), rpc.BaseURL)
 }
 
 func (s *Stage) boot() portcullisv1connect.BootClient {
-	return portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(s.RunDir(), rpc.BootSocket)), rpc.BaseURL)
+	return portcullisv1connect.NewBootClient(s.Client(rpc.BootSocket), rpc.BaseURL)
 }
 
 func (s *Stage) gateway() portcullisv1connect.GatewayClient {
-	return portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(s.RunDir(), rpc.GatewaySocket)), rpc.BaseURL)
+	return portcullisv1connect.NewGatewayClient(s.Client(rpc.GatewaySocket), rpc.BaseURL)
 }
 
 // Verdict asks attestd what it believes of the PC.

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"portcullis/lab"
-	"portcullis/lab/wire"
 )
 
 // killedInBoot kills a service with SIGKILL while the root image is on its way.
@@ -36,7 +35,9 @@ func killedInBoot(service string) Scene {
 			if _, err := s.Log.Wait(ctx, mark, lab.With("artefact.started", "artefact", "root.img")); err != nil {
 				return fmt.Errorf("the boot does not reach the root image: %w; %s", err, s.Why(mark))
 			}
-			s.KillService(service, true)
+			if err := s.KillService(ctx, service, true); err != nil {
+				return err
+			}
 			if err := s.denies(ctx); err != nil {
 				return fmt.Errorf("while %s is dead: %w", service, err)
 			}
@@ -70,14 +71,18 @@ func killedInBoot(service string) Scene {
 // denies looks at the rules in the kernel: every chain that forwards for the
 // PC's port must be there. It asks nft, which knows nothing of our code.
 func (s *Stage) denies(ctx context.Context) error {
-	out, err := s.Wire.Gateway.Run(ctx, "nft", "list", "ruleset")
+	port, _, err := s.PCPort()
+	if err != nil {
+		return err
+	}
+	out, err := s.Run(ctx, "nft", "list", "ruleset")
 	if err != nil {
 		return err
 	}
 	rules := string(out)
 	for _, want := range []string{
-		"type filter hook forward", "type filter hook input", "type filter hook ingress device \"" + wire.PCPort + "\"",
-		"iifname \"" + wire.PCPort + "\" goto forward-from-pc",
+		"type filter hook forward", "type filter hook input", "type filter hook ingress device \"" + port + "\"",
+		"iifname \"" + port + "\" goto forward-from-pc",
 	} {
 		if !strings.Contains(rules, want) {
 			return fmt.Errorf("the firewall has no rule %q", want)
@@ -97,7 +102,9 @@ func attestdRestart() Scene {
 				return err
 			}
 			mark, began := s.Log.Mark(), time.Now()
-			s.KillService("attestd", false)
+			if err := s.KillService(ctx, "attestd", false); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
 			e, err := s.Log.Wait(ctx, mark, lab.With("verdict", "state", "trusted"))
@@ -131,7 +138,9 @@ func denyOutlivesGateway() Scene {
 			if err != nil {
 				return err
 			}
-			s.KillService("gatewayd", true)
+			if err := s.KillService(ctx, "gatewayd", true); err != nil {
+				return err
+			}
 			tried := s.tryAll(ctx)
 			mark := s.Log.Mark()
 			if err := s.ReleaseService(ctx, "gatewayd"); err != nil {

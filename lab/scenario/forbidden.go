@@ -150,7 +150,7 @@ func violations(events []lab.Event) string {
 
 // frame is the command line that sends a raw frame to the gateway's port.
 func (s *Stage) frame(payload func() (ethertype uint16, p []byte)) ([]string, error) {
-	gw, err := s.Wire.Gateway.MAC(wire.PCPort)
+	_, gw, err := s.PCPort()
 	if err != nil {
 		return nil, err
 	}

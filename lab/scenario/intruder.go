@@ -36,6 +36,9 @@ func intruderScenes() []Scene {
 	return out
 }
 
+// changedBinaryScene is the intruder that says most about the whole chain.
+func changedBinaryScene() Scene { return intruderScenes()[1] }
+
 func (in intruder) run(ctx context.Context, s *Stage) error {
 	// A reset would keep a card that was plugged in: the next scene gets another machine.
 	defer s.PowerCut()

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"portcullis/agent/claim"
-	"portcullis/attestserver/identity"
 	"portcullis/images/manifest"
 	"portcullis/lab"
 	"portcullis/lab/attack"
@@ -33,15 +32,11 @@ func (s *Stage) played() *attack.PC {
 
 // facts are what a true agent of boot b would know.
 func (s *Stage) facts(b *attack.Boot) (claim.Facts, error) {
-	key, err := identity.Load(s.Built.GatewayKey)
-	if err != nil {
-		return claim.Facts{}, err
-	}
 	v, err := s.manifest()
 	if err != nil {
 		return claim.Facts{}, err
 	}
-	f := claim.Facts{Session: b.Session, Gateway: identity.PublicKey(key), ManifestDigest: v.Digest}
+	f := claim.Facts{Session: b.Session, Gateway: s.Built.Gateway, ManifestDigest: v.Digest}
 	root, err := hex.DecodeString(v.Verity.RootHash)
 	if err != nil || copy(f.RootHash[:], root) != len(f.RootHash) {
 		return claim.Facts{}, fmt.Errorf("root hash %q", v.Verity.RootHash)

@@ -5,10 +5,22 @@ import (
 	"portcullis/lab/qemu"
 )
 
+// PiPlays are the main scenarios with a Pi that boots the built card. Nothing of
+// the scenes is different: events, questions and commands reach the Pi another way.
+func PiPlays() []Play {
+	short := func(s *lab.Settings) { s.ClaimWindow = playedWindow }
+	return []Play{
+		{Name: "pi-claims", Pi: lab.PiImage, Played: true, Tune: short, Scenes: []Scene{secondClaim()}},
+		{Name: "pi-http", Pi: lab.PiImage, Firmware: qemu.UEFIHTTP, Scenes: []Scene{
+			trusted(qemu.UEFIHTTP), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(), changedBinaryScene(),
+		}},
+	}
+}
+
 // Plays returns every play in the order in which they are best run: what needs
 // no machine first, then the boots.
 func Plays() []Play {
-	short := func(s *lab.Settings, _ *lab.Built) { s.ClaimWindow = playedWindow }
+	short := func(s *lab.Settings) { s.ClaimWindow = playedWindow }
 	same := func(*lab.Built, string) error { return nil }
 	return []Play{
 		{Name: "files", Played: true, Image: same, Scenes: []Scene{changedArtefact(), badManifest()}},

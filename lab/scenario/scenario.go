@@ -26,9 +26,10 @@ const BootLimit = 5 * time.Minute
 type Play struct {
 	Name     string
 	Firmware qemu.Firmware
-	Played   bool                            // the PC is a program in a namespace, not QEMU
-	Tune     func(*lab.Settings, *lab.Built) // of the Pi's configuration
-	Image    func(*lab.Built, string) error  // makes another image in the given directory
+	Pi       string                         // lab.PiNetns or lab.PiImage; "" = lab.PiNetns
+	Played   bool                           // the PC is a program in a namespace, not QEMU
+	Tune     func(*lab.Settings)            // of the Pi's configuration
+	Image    func(*lab.Built, string) error // makes another image in the given directory
 	Scenes   []Scene
 }
 
@@ -54,9 +55,8 @@ type Result struct {
 // Stage is what a scene sees.
 type Stage struct {
 	*lab.Lab
-	Built *lab.Built
-	note  string
-	pc    *attack.PC
+	note string
+	pc   *attack.PC
 }
 
 // Note adds a figure to the result, for instance the seconds of a boot.
@@ -117,31 +117,31 @@ func (p Play) Run(ctx context.Context, o Options, want func(scene string) bool) 
 
 // open starts the lab of p.
 func (p Play) open(ctx context.Context, o Options) (*Stage, error) {
-	built, err := o.Builder.Build(ctx, func(string) {})
-	if err != nil {
-		return nil, err
-	}
 	var image string
 	if p.Image != nil {
+		built, err := o.Builder.Build(ctx, func(string) {})
+		if err != nil {
+			return nil, err
+		}
 		if image, err = otherImage(p, built); err != nil {
 			return nil, err
 		}
 	}
 	l, err := lab.Start(ctx, lab.Options{
-		Name: o.Name, State: o.State, Firmware: p.Firmware, Played: p.Played, Builder: o.Builder, Events: o.Events,
+		Name: o.Name, State: o.State, Firmware: p.Firmware, Pi: p.Pi, Played: p.Played, Builder: o.Builder, Events: o.Events,
 		Tune: func(s *lab.Settings) {
 			if image != "" {
 				s.ImageDir = image
 			}
 			if p.Tune != nil {
-				p.Tune(s, built)
+				p.Tune(s)
 			}
 		},
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &Stage{Lab: l, Built: built}, nil
+	return &Stage{Lab: l}, nil
 }
 
 func (p Play) scene(ctx context.Context, st *Stage, s Scene) error {
