@@ -18,8 +18,8 @@ import (
 func init() { commands = append(commands, imageCommand()) }
 
 func imageCommand() *cli.Command {
-	c := &cli.Command{Name: "image", Summary: "Build and check the image that the PC boots."}
-	c.Sub = []*cli.Command{imageHPCCommand(), imageVerifyCommand(), imageSignCommand(), imageKeygenCommand()}
+	c := &cli.Command{Name: "image", Summary: "Build and check the images of the PC and of the Pi."}
+	c.Sub = []*cli.Command{imageHPCCommand(), imagePiCommand(), imageVerifyCommand(), imageSignCommand(), imageKeygenCommand()}
 	return c
 }
 
@@ -200,6 +200,7 @@ func imageKeygenCommand() *cli.Command {
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
+		forPi := fs.Bool("pi", false, "make the three keys of a Pi's releases: FILE, FILE.policy and FILE.boot")
 		asJSON := fs.Bool("json", false, "print the result as JSON")
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
@@ -207,6 +208,9 @@ func imageKeygenCommand() *cli.Command {
 		}
 		if len(words) != 1 {
 			return cli.Usagef("image keygen: one file name is needed")
+		}
+		if *forPi {
+			return keygenPi(stdio, words[0], *asJSON)
 		}
 		pub, err := manifest.GenerateKey(words[0])
 		if err != nil {

@@ -76,3 +76,13 @@ func installWords(b []byte) []word {
 	}
 	return out
 }
+
+// Installable tells whether a unit file says where it is to be enabled.
+func Installable(unit []byte) bool {
+	for _, w := range installWords(unit) {
+		if w.key == "WantedBy" || w.key == "RequiredBy" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,169 @@
+package pi
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"os"
+	"strings"
+	"time"
+
+	"portcullis/images/card"
+	"portcullis/images/cpio"
+	"portcullis/images/debroot"
+	"portcullis/images/fat"
+	"portcullis/images/uki"
+)
+
+// bootPartition is the content of a boot partition and what follows from it.
+type bootPartition struct {
+	files   map[string][]byte // by card's names
+	cmdline string
+	digest  [32]byte // card.BootDigest
+	policy  []byte   // policy.json, among files
+}
+
+// cmdline is the signed line: card.CmdlineMark, the verity words, the recipe's.
+func (b *builder) cmdline(root *rootInfo) string {
+	return strings.Join(append(append([]string{card.CmdlineMark}, root.Verity.Words()...), b.recipe.Cmdline...), " ")
+}
+
+// boot makes the files of a boot partition.
+func (b *builder) boot(ctx context.Context, k *debroot.Kernel, root *rootInfo) (*bootPartition, error) {
+	image, err := os.ReadFile(k.Image())
+	if err != nil {
+		return nil, err
+	}
+	if err := checkKernel(image); err != nil {
+		return nil, err
+	}
+	initramfs, err := b.initramfs(ctx, k, root)
+	if err != nil {
+		return nil, err
+	}
+	packed, err := pack(image)
+	if err != nil {
+		return nil, err
+	}
+	line := b.cmdline(root)
+	p := &bootPartition{cmdline: line, files: map[string][]byte{
+		card.KernelFile: packed, card.InitramfsFile: initramfs, card.CmdlineFile: []byte(line + "\n"),
+	}}
+	if b.o.Model == card.ModelQEMU {
+		if p.files[card.UKIFile], err = b.unified(k, root, image, initramfs, line); err != nil {
+			return nil, err
+		}
+	} else if err := b.firmware(ctx, k, p); err != nil {
+		return nil, err
+	}
+	if b.o.Profile == card.ProfileRelease && b.o.Model != card.ModelQEMU {
+		if err := b.seal(p, root.Epoch); err != nil {
+			return nil, err
+		}
+	}
+	p.digest = card.BootDigest(p.files)
+	if p.policy, err = b.policy(p); err != nil {
+		return nil, err
+	}
+	p.files[card.PolicyFile] = p.policy
+	return p, nil
+}
+
+// checkKernel refuses what is no arm64 Image (Documentation/arch/arm64/booting.rst:
+// magic "ARM\x64" at byte 56): the firmware would start it all the same.
+func checkKernel(image []byte) error {
+	if len(image) < 64 || string(image[56:60]) != "ARM\x64" {
+		return refuse(debroot.ReasonMissing, "the kernel package's vmlinuz is not an arm64 Image")
+	}
+	return nil
+}
+
+// pack compresses the kernel as the Pi's firmware unpacks it: gzip, without name and time.
+func pack(image []byte) ([]byte, error) {
+	var out bytes.Buffer
+	w, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(image); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// initramfs returns the compressed archive: pi-init, the modules it loads, and
+// what it has to know of its own image.
+func (b *builder) initramfs(ctx context.Context, k *debroot.Kernel, root *rootInfo) ([]byte, error) {
+	files, err := k.InitrdFiles(ctx, b.recipe)
+	if err != nil {
+		return nil, err
+	}
+	info, err := b.info()
+	if err != nil {
+		return nil, err
+	}
+	if files[card.InfoPath], err = info.Encode(); err != nil {
+		return nil, err
+	}
+	program, err := os.ReadFile(b.program(initProgram).path)
+	if err != nil {
+		return nil, err
+	}
+	archive, err := debroot.Pack(program, files, uint32(root.Epoch))
+	if err != nil {
+		return nil, fmt.Errorf("initramfs: %w", err)
+	}
+	return cpio.Zstd(archive), nil
+}
+
+// unified is the image that UEFI starts, from the same parts.
+func (b *builder) unified(k *debroot.Kernel, root *rootInfo, image, initramfs []byte, line string) ([]byte, error) {
+	stub, err := os.ReadFile(k.Stub())
+	if err != nil {
+		return nil, err
+	}
+	release := fmt.Sprintf("ID=debian\nNAME=\"Portcullis Pi image\"\nPRETTY_NAME=\"Portcullis Pi image (%s, %s)\"\nIMAGE_ID=portcullis-pi-%s\nIMAGE_VERSION=%d\n",
+		b.o.Model, b.o.Profile, b.o.Model, b.o.Sequence)
+	out, err := uki.Build(stub, uki.Parts{OSRelease: []byte(release), Cmdline: line, Uname: k.Release, Kernel: image, Initrd: initramfs})
+	if err != nil {
+		return nil, fmt.Errorf("unified kernel image: %w", err)
+	}
+	return out, nil
+}
+
+// fat writes the partition to a file of card.BootSize bytes.
+func (p *bootPartition) fat(path, label string, root *rootInfo) error {
+	var size int
+	for _, f := range p.files {
+		size += len(f)
+	}
+	if size > card.BootSize-(1<<20) {
+		return refuse(debroot.ReasonTooLarge, "the boot files have %d MiB, the partition %d MiB: take modules or firmware out", size>>20, card.BootSize>>20)
+	}
+	return writeFAT(path, card.BootSize, label, p.digest[:], time.Unix(root.Epoch, 0), p.files)
+}
+
+// writeFAT makes a file with a FAT file system whose serial number follows from seed.
+func writeFAT(path string, size int64, label string, seed []byte, at time.Time, files map[string][]byte) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	id := sha256.Sum256(append([]byte("portcullis volume "+label+"\n"), seed...))
+	o := fat.Options{Size: size, Label: label, ID: binary.LittleEndian.Uint32(id[:]), Time: at}
+	if err := fat.Build(f, o, maps.Clone(files)); err != nil {
+		return err
+	}
+	return f.Close()
+}

@@ -1,0 +1,67 @@
+package pi
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"portcullis/images/debroot"
+)
+
+// program is one of ours in the image.
+type program struct {
+	name   string
+	place  string // in the root file system; "" = /init of the initramfs
+	path   string // on this machine
+	digest string // hex SHA-256
+}
+
+// initProgram is the one that the initramfs starts.
+const initProgram = "pi-init"
+
+// ourPrograms go into every image.
+var ourPrograms = []program{
+	{name: initProgram},
+	{name: "attestd", place: "/usr/lib/portcullis/attestd"},
+	{name: "gatewayd", place: "/usr/lib/portcullis/gatewayd"},
+	{name: "pxed", place: "/usr/lib/portcullis/pxed"},
+	{name: "portcullis", place: "/usr/bin/portcullis"},
+}
+
+// labProgram is the guest's end of the lab's command channel.
+var labProgram = program{name: "hpc-lab", place: debroot.LabPath}
+
+// compile sees to it that the Pi's programs are there and static.
+func (b *builder) compile(ctx context.Context) error {
+	b.programs = append(b.programs, ourPrograms...)
+	if b.lab() {
+		b.programs = append(b.programs, labProgram)
+	}
+	for i := range b.programs {
+		p := &b.programs[i]
+		if b.o.Bin != "" {
+			if path := filepath.Join(b.o.Bin, p.name); exists(path) {
+				p.path = path
+			}
+		}
+		var err error
+		if p.path, p.digest, err = b.m.Program(ctx, arch, p.name, p.path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func (b *builder) program(name string) program {
+	for _, p := range b.programs {
+		if p.name == name {
+			return p
+		}
+	}
+	panic("pi: no program " + name)
+}
