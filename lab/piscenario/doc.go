@@ -1,0 +1,18 @@
+// Package piscenario holds what the project claims about the Pi's card, each as a
+// test that boots the built image in QEMU with a TPM: first and second boot,
+// recovery, a cloned card, edited boot files, updates, power cuts. It has no code
+// of its own but the tests.
+//
+// A test takes a card, changes it or its chip where it plays an attack, boots it
+// and looks at the console:
+//
+//	func TestSecondBoot(t *testing.T) {
+//		p := provisioned(t)             // a card after its first boot, made once and cached
+//		m := boot(t, cardOf(t, p.Card)) // its own copy; killed at the end
+//		expect(t, m, `stage=unlock .*by=tpm2`)
+//	}
+//
+// fresh(t, variant) is a card as flashed, with a new chip. image(t, variant)
+// builds other images: a release profile, a higher sequence with its update
+// bundle. All machines run one at a time; the tests of a package run in order.
+package piscenario
