@@ -79,3 +79,29 @@ func Overlay(lower, scratch, target, size string) error {
 	}
 	return nil
 }
+
+// OverlayDirs makes directories of a read-only root writable: each of them, given
+// relative to root, gets an overlay of itself below and a shared tmpfs of at most
+// size above. scratch is where that tmpfs is mounted meanwhile, as in Overlay.
+func OverlayDirs(root, scratch, size string, dirs ...string) error {
+	err := MountAll([]Mount{{"tmpfs", scratch, "tmpfs", unix.MS_NODEV, "mode=0755,size=" + size}})
+	if err != nil {
+		return err
+	}
+	for _, d := range dirs {
+		upper, work, target := scratch+"/"+d+"/upper", scratch+"/"+d+"/work", root+"/"+d
+		for _, m := range []string{upper, work} {
+			if err := os.MkdirAll(m, 0o755); err != nil {
+				return Failf(ReasonMount, "make %s: %w", m, err)
+			}
+		}
+		data := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", target, upper, work)
+		if err := unix.Mount(d, target, "overlay", unix.MS_NODEV, data); err != nil {
+			return Failf(ReasonMount, "mount overlay on %s: %w", target, err)
+		}
+	}
+	if err := unix.Unmount(scratch, unix.MNT_DETACH); err != nil {
+		return Failf(ReasonMount, "detach %s: %w", scratch, err)
+	}
+	return nil
+}

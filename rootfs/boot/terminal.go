@@ -85,13 +85,18 @@ func (t *Terminals) Ask(ctx context.Context, prompt string, limit time.Duration,
 		restore := setEcho(f, !secret)
 		defer restore()
 		readers.Go(func() {
-			if line, err := readLine(ctx, f); err == nil {
+			Guard(func() error { // a console that fails is as good as one where nobody types
+				line, err := readLine(ctx, f)
+				if err != nil {
+					return err
+				}
 				select {
 				case answers <- line:
 				case <-ctx.Done():
 					clear(line)
 				}
-			}
+				return nil
+			})
 		})
 	}
 	defer func() { cancel(); readers.Wait() }()

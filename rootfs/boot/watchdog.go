@@ -60,7 +60,7 @@ func ArmWatchdog(path string, limit time.Duration) (*Watchdog, error) {
 	}
 	w.Timeout = time.Duration(seconds) * time.Second
 	w.Allow(limit)
-	go w.feed()
+	go Guard(func() error { w.feed(); return nil }) // one that stops feeding restarts the machine, as it should
 	return w, nil
 }
 

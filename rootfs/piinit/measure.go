@@ -1,0 +1,149 @@
+package piinit
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"strings"
+
+	"portcullis/hardware"
+	"portcullis/hardware/detect"
+	"portcullis/hardware/tpm2"
+	"portcullis/hardware/tpmpolicy"
+	"portcullis/images/card"
+	"portcullis/rootfs/boot"
+)
+
+func rootOf(v boot.Verity) ([32]byte, error) {
+	var root [32]byte
+	if n, err := hex.Decode(root[:], []byte(v.RootHash)); err != nil || n != len(root) {
+		return root, boot.Failf(boot.ReasonCmdline, "roothash is not 32 bytes in hex")
+	}
+	return root, nil
+}
+
+// findPosture asks whether there is a chip, who measured before us, and what the
+// firmware says of itself.
+func (b *Boot) findPosture(ctx context.Context) error {
+	b.begin(StagePosture)
+	policyKey, err := b.Info.Policy()
+	if err != nil {
+		return boot.Failf(ReasonImage, "%w", err)
+	}
+	if b.boot, err = b.bootFiles(); err != nil {
+		return err
+	}
+	if err := b.readPolicy(); err != nil {
+		b.Log.Note("policy", "problem", err) // the chip will say no by itself; a recovery key still helps
+	}
+	config := tpm2.Config{PolicyKey: policyKey, Policy: b.policy, NVIndex: b.Info.NVIndex}
+	posture, detail := detect.Posture(b.Firmware)
+	b.platform = tpmpolicy.PlatformSelf
+	if b.platform, b.noChip = b.askPlatform(ctx, config); b.noChip == nil {
+		config.Platform = b.platform
+		b.tpm, b.noChip = b.Host.TPM(ctx, config)
+	}
+	switch {
+	case b.tpm == nil:
+		posture, detail = hardware.PostureNone, "no chip: "+b.noChip.Error()
+	case b.platform == tpmpolicy.PlatformEFI:
+		posture, detail = hardware.PostureFirmware, "UEFI firmware measured what it loaded"
+	}
+	b.hand.Posture, b.hand.PostureDetail, b.hand.Platform = string(posture), detail, string(b.platform)
+	b.Log.Stage(b.stage, "posture", posture, "platform", b.platform, "detail", detail)
+	return nil
+}
+
+// askPlatform tells who measured. Firmware did where UEFI started the kernel and
+// the stub has extended the register that it shares with us; anything less is
+// "self", whose policy can never open what was sealed under the other.
+func (b *Boot) askPlatform(ctx context.Context, config tpm2.Config) (tpmpolicy.Platform, error) {
+	tpm, err := b.Host.TPM(ctx, config)
+	if err != nil {
+		return tpmpolicy.PlatformSelf, err
+	}
+	defer tpm.Close()
+	v, err := tpm.ReadPCR(ctx, card.PCRPhase)
+	if err != nil {
+		return tpmpolicy.PlatformSelf, err
+	}
+	if b.EFI && !tpmpolicy.Empty(v) {
+		return tpmpolicy.PlatformEFI, nil
+	}
+	return tpmpolicy.PlatformSelf, nil
+}
+
+func (b *Boot) readPolicy() error {
+	text, ok := b.boot[card.PolicyFile]
+	if !ok {
+		return boot.Failf(ReasonPolicyFile, "%s is not on the boot partition of slot %s", card.PolicyFile, b.decision.Slot)
+	}
+	f, err := tpmpolicy.Parse(text)
+	if err != nil {
+		return boot.Failf(ReasonPolicyFile, "%w", err)
+	}
+	b.policy = f
+	return nil
+}
+
+// measure extends what runs into the chip's registers.
+func (b *Boot) measure(ctx context.Context) error {
+	if b.tpm == nil {
+		return nil
+	}
+	b.begin(StageMeasure)
+	var events []tpmpolicy.Event
+	digest := card.BootDigest(b.boot)
+	if b.platform == tpmpolicy.PlatformEFI {
+		events = []tpmpolicy.Event{{PCR: card.PCRPhase, Data: []byte(card.PhaseEnter)}}
+	} else {
+		// What the bootloader says that it verified is worth more than what we read again.
+		if said, ok := detect.BootImage(b.Firmware); ok {
+			digest = said
+		}
+		own, err := card.Cmdline(b.Cmdline)
+		if err != nil {
+			return boot.Failf(ReasonModel, "%w", err)
+		}
+		events = tpmpolicy.SelfEvents(digest, own)
+	}
+	b.boot = nil // tens of megabytes, not needed any more
+	for _, e := range events {
+		if err := b.tpm.Extend(ctx, e.PCR, e.Data); err != nil {
+			b.dropChip(err)
+			return nil
+		}
+	}
+	b.Log.Stage(b.stage, "boot", hex.EncodeToString(digest[:8]), "events", len(events))
+
+	b.begin(StageChip)
+	id, err := b.tpm.Identify(ctx)
+	if err != nil {
+		b.dropChip(err)
+		return nil
+	}
+	b.hand.Backend, b.hand.Chip = string(id.Backend), strings.TrimSpace(id.Manufacturer+" "+id.Model)
+	b.Log.Stage(b.stage, "backend", id.Backend, "model", b.hand.Chip, "firmware", id.Firmware)
+	return nil
+}
+
+// dropChip goes on without a chip that does not work: a person with the recovery
+// key may still open the volume.
+func (b *Boot) dropChip(err error) {
+	b.Log.Note("chip", "stage", b.stage, "problem", err)
+	b.noChip = err
+	b.hand.Posture, b.hand.PostureDetail = string(hardware.PostureNone), "the chip does not work: "+err.Error()
+	b.closeChip()
+}
+
+// noChipFailure is the end of a boot that needs a chip.
+func (b *Boot) noChipFailure() error {
+	err := b.noChip
+	if err == nil {
+		err = errors.New("no TPM answers")
+	}
+	if hardware.ReasonOf(err) == hardware.ReasonAbsent {
+		return boot.Failf(ReasonNoChip, "no chip keeps the key, so nothing is enrolled: %w", err)
+	}
+	return reasoned(err)
+}

@@ -1,0 +1,97 @@
+package piinit
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"portcullis/images/card"
+	"portcullis/internal/config"
+	"portcullis/rootfs/boot"
+)
+
+// defaultLink is the network that the units of the image allow by themselves.
+var defaultLink = netip.MustParsePrefix("10.77.0.0/24")
+
+// defaultUplink is the Pi's port to the outside where the configuration names none.
+const defaultUplink = "eth0"
+
+// settingFiles are the files that a seed becomes, by their path below the root.
+// Without a seed there are none, and the services, which need their configuration,
+// do not start.
+func settingFiles(s *card.Seed) map[string][]byte {
+	files := map[string][]byte{}
+	if s == nil {
+		return files
+	}
+	if s.Hostname != "" {
+		files["etc/hostname"] = []byte(s.Hostname + "\n")
+		files["etc/hosts"] = []byte("127.0.0.1 localhost\n127.0.1.1 " + s.Hostname + "\n")
+	}
+	c := s.Config
+	uplink := defaultUplink
+	if c != nil {
+		files[strings.TrimPrefix(config.DefaultPath, "/")] = s.ConfigText
+		files["etc/systemd/network/20-pc.network"] = pcNetwork(c)
+		files["etc/portcullis/deny.env"] = []byte("PORT=" + c.Link.Interface + "\n")
+		if link := c.Link.Address.Masked(); link != defaultLink {
+			files["etc/systemd/system/attestd.service.d/10-link.conf"] = allow(link.String())
+			files["etc/systemd/system/pxed.service.d/10-link.conf"] = allow(link.String(), "255.255.255.255", "0.0.0.0")
+		}
+		if c.Gateway.Uplink != "" {
+			uplink = c.Gateway.Uplink
+		}
+		if uplink == c.Link.Interface {
+			return files // a Pi with the PC's port only
+		}
+	}
+	files["etc/systemd/network/10-uplink.network"] = uplinkNetwork(uplink, s.Uplink)
+	return files
+}
+
+// noIPv6 keeps the kernel from announcing itself on a port.
+const noIPv6 = "LinkLocalAddressing=no\nIPv6AcceptRA=no\n"
+
+func pcNetwork(c *config.Config) []byte {
+	return fmt.Appendf(nil, "[Match]\nName=%s\n\n[Link]\nRequiredForOnline=no\n\n[Network]\nAddress=%s\nConfigureWithoutCarrier=yes\n%s",
+		c.Link.Interface, c.Link.Address, noIPv6)
+}
+
+func uplinkNetwork(name string, u card.Uplink) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "[Match]\nName=%s\n\n[Network]\n%s", name, noIPv6)
+	if u.DHCP() {
+		b.WriteString("DHCP=ipv4\n")
+		return b.Bytes()
+	}
+	fmt.Fprintf(&b, "Address=%s\n", u.Address)
+	if u.Gateway.IsValid() {
+		fmt.Fprintf(&b, "Gateway=%s\n", u.Gateway)
+	}
+	for _, d := range u.DNS {
+		fmt.Fprintf(&b, "DNS=%s\n", d)
+	}
+	return b.Bytes()
+}
+
+// allow replaces the networks that a unit may speak to.
+func allow(nets ...string) []byte {
+	return []byte("[Service]\nIPAddressAllow=\nIPAddressAllow=" + strings.Join(nets, " ") + "\n")
+}
+
+// install writes the files below root.
+func install(root string, files map[string][]byte) error {
+	for name, content := range files {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return boot.Failf(ReasonSettings, "%w", err)
+		}
+		if err := os.WriteFile(path, content, 0o644); err != nil {
+			return boot.Failf(ReasonSettings, "%w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,224 @@
+package piinit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"portcullis/hardware"
+	"portcullis/images/card"
+	"portcullis/images/luks2"
+	"portcullis/rootfs/boot"
+)
+
+// systemdTPM and systemdRecovery are the token types of systemd-cryptenroll.
+const (
+	systemdTPM      = "systemd-tpm2"
+	systemdRecovery = "systemd-recovery"
+)
+
+// openVolume decides by the header whether this card is enrolled, and opens or
+// enrols it.
+func (b *Boot) openVolume(ctx context.Context) (Space, error) {
+	b.begin(StageHeader)
+	h, health, err := luks2.Repair(b.crypt, b.crypt.Size())
+	switch luks2.ReasonOf(err) {
+	case luks2.ReasonNoHeader, luks2.ReasonBadHeader:
+		return b.firstBoot(ctx, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.hand.HeaderRepaired = !health.Good()
+	b.Log.Stage(b.stage, "uuid", h.UUID(), "repaired", yesNo(b.hand.HeaderRepaired))
+	if unfinished(h) {
+		return b.firstBoot(ctx, false)
+	}
+	return b.normalBoot(ctx, h)
+}
+
+func yesNo(v bool) string {
+	if v {
+		return "yes"
+	}
+	return "no"
+}
+
+// unfinished tells an enrolment that was cut off, which holds nothing that is not on
+// the card in the clear. Only what this program itself leaves behind half done counts: a
+// header without any keyslot and token, or with our token in state enrolling. Anything
+// else could be somebody's data.
+func unfinished(h *luks2.Header) bool {
+	tokens := h.Tokens()
+	if len(tokens) == 0 && len(h.Slots()) == 0 {
+		return true
+	}
+	for _, t := range tokens {
+		if t.Type != hardware.TokenType {
+			continue
+		}
+		// One that cannot be read is of a newer release, or damaged: no reason to wipe anything.
+		if ours, err := hardware.ParseToken(t.JSON); err == nil && ours.State == hardware.StateEnrolling {
+			return true
+		}
+	}
+	return false
+}
+
+// normalBoot opens an enrolled volume and mounts the system of this boot's slot.
+func (b *Boot) normalBoot(ctx context.Context, h *luks2.Header) (Space, error) {
+	b.begin(StageUnlock)
+	v, by, err := b.unlock(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	b.hand.UnlockedBy, b.hand.Recovered = by, by == card.UnlockedByRecovery
+	b.Log.Stage(b.stage, "by", by)
+	space, err := v.Map()
+	if err != nil {
+		return nil, err
+	}
+
+	b.begin(StageSlot)
+	b.Log.Stage(b.stage, "slot", b.decision.Slot, "trial", yesNo(b.decision.Trial), "attempt", b.decision.Attempt)
+	b.begin(StageVerity)
+	if _, err := space.OpenVerity(b.decision.Slot, b.verity); err != nil {
+		return nil, err
+	}
+	if err := space.MountSystem(); err != nil {
+		return nil, err
+	}
+	b.Log.Stage(b.stage, "root", b.verity.RootHash)
+	return space, b.capChip(ctx, v, h.UUID())
+}
+
+// capChip measures which volume was opened and closes the chip's policy until the next
+// power cycle. From here on nothing can unseal, whatever takes over the system.
+func (b *Boot) capChip(ctx context.Context, v Volume, uuid string) error {
+	b.begin(StageCap)
+	if b.tpm == nil {
+		b.Log.Stage(b.stage, "chip", "none")
+		return nil
+	}
+	// A release that has proven itself is counted, also when the power failed
+	// between its commit and the counter.
+	if !b.decision.Trial {
+		if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
+			b.Log.Note("counter", "problem", err)
+		}
+	}
+	if err := b.tpm.MeasureVolumeKey(ctx, card.MapperCrypt, uuid, v.HMAC); err != nil {
+		return err
+	}
+	if err := b.tpm.Cap(ctx); err != nil {
+		return err
+	}
+	b.Log.Stage(b.stage, "registers", fmt.Sprintf("%d,%d", card.PCRPhase, card.PCRVolumeKey))
+	return nil
+}
+
+// unlock tries what needs no person first. A trial that the chip refuses goes back
+// to the other slot instead of waiting for somebody.
+func (b *Boot) unlock(ctx context.Context, h *luks2.Header) (Volume, string, error) {
+	v, by, err := b.unlockByToken(ctx, h)
+	if err == nil {
+		return v, by, nil
+	}
+	err = reasoned(err)
+	b.hand.ChipProblem = string(boot.ReasonOf(err))
+	if b.decision.Trial {
+		return nil, "", err
+	}
+	b.Log.Failed(b.stage, err)
+	v, rerr := b.unlockByPerson(ctx, h)
+	if rerr != nil {
+		return nil, "", boot.Failf(ReasonUnlock, "%w; %w", err, rerr)
+	}
+	return v, card.UnlockedByRecovery, nil
+}
+
+func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, string, error) {
+	var problem error
+	for _, t := range h.Tokens() {
+		var pass []byte
+		var err error
+		by := card.UnlockedByChip
+		switch t.Type {
+		case hardware.TokenType:
+			pass, err = b.unseal(ctx, h, t)
+		case systemdTPM:
+			by = card.UnlockedBySystemd
+			pass, err = b.Host.SystemdToken(ctx, t.JSON)
+		default:
+			continue
+		}
+		if err == nil {
+			var v Volume
+			v, err = b.tryPassphrase(h, pass, t.Slots)
+			clear(pass)
+			if err == nil {
+				return v, by, nil
+			}
+		}
+		if problem == nil {
+			problem = err
+		}
+	}
+	if problem == nil {
+		problem = boot.Failf(ReasonVolume, "the header has no token that this release knows")
+	}
+	return nil, "", problem
+}
+
+// unseal asks the chip for the passphrase of our token.
+func (b *Boot) unseal(ctx context.Context, h *luks2.Header, t luks2.Token) ([]byte, error) {
+	token, err := hardware.ParseToken(t.JSON)
+	if err != nil {
+		return nil, boot.Failf(ReasonVolume, "%w", err)
+	}
+	if b.tpm == nil {
+		return nil, b.noChipFailure()
+	}
+	if token.Backend != hardware.BackendTPM2 {
+		return nil, boot.Failf(boot.Reason(hardware.ReasonUnsupported), "the key is kept by %s, which this release cannot ask", token.Backend)
+	}
+	secret, err := b.tpm.Unseal(ctx, card.SealLabel(h.UUID()), token.Blob)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(secret)
+	return card.ChipPassphrase(secret), nil
+}
+
+// tryPassphrase proves a passphrase with the keyslots given, those excepted that
+// would take more than this machine has: the header lies on a card that anybody may
+// have written.
+func (b *Boot) tryPassphrase(h *luks2.Header, pass []byte, slots []int) (Volume, error) {
+	cost := map[int]int64{}
+	for _, s := range h.Slots() {
+		cost[s.ID] = s.Memory
+	}
+	room := int64(h.Limits.Memory)
+	if free, err := boot.AvailableMemory(); err == nil {
+		room = min(room, free/2>>10)
+	}
+	err := error(boot.Failf(boot.Reason(luks2.ReasonNoSlot), "no keyslot belongs to it"))
+	for _, id := range slots {
+		switch memory, ok := cost[id]; {
+		case !ok:
+			continue
+		case memory > room:
+			err = boot.Failf(boot.Reason(luks2.ReasonCost), "keyslot %d wants %d KiB of memory, %d are free", id, memory, room)
+			continue
+		}
+		v, uerr := b.Host.Unlock(id, pass)
+		if uerr == nil {
+			return v, nil
+		}
+		err = uerr
+		if errors.Is(uerr, ErrPassphrase) {
+			err = boot.Failf(boot.Reason(luks2.ReasonPassphrase), "keyslot %d does not open with it", id)
+		}
+	}
+	return nil, err
+}
