@@ -75,7 +75,12 @@ func (f *flashing) run(ctx context.Context, c *cli.Command, args []string) error
 	if len(words) != 2 {
 		return cli.Usagef("flash: an image and a device are needed; 'portcullis flash --list' shows disks")
 	}
-	return f.flash(ctx, words[0], words[1])
+	err = f.flash(ctx, words[0], words[1])
+	if err != nil && f.json {
+		f.events().Emit("flash.failed", event.Fields{"reason": flash.Reason(err), "detail": err.Error()})
+		return &cli.ExitError{Code: 1}
+	}
+	return err
 }
 
 func (f *flashing) list() error {
@@ -232,18 +237,14 @@ func (f *flashing) write(ctx context.Context, o flash.Options, d *flash.Disk) er
 	r, err := flash.Run(ctx, o)
 	meter.End()
 	took := f.now().Sub(began)
+	if err != nil {
+		return err
+	}
 	if f.json {
-		if err != nil {
-			f.events().Emit("flash.failed", event.Fields{"reason": flash.Reason(err), "detail": err.Error()})
-			return &cli.ExitError{Code: 1}
-		}
 		f.events().Emit("flash.done", event.Fields{
 			"written": r.Written, "kept": r.Kept, "zeroed": r.Zeroed, "verified": r.Verified, "seeded": r.Seeded, "seconds": took.Seconds(),
 		})
 		return nil
-	}
-	if err != nil {
-		return err
 	}
 	fmt.Fprintf(f.stdio.Out, "%s holds the image: %s written, %s kept, %s read back and compared in %s\n",
 		d.Path, flash.Bytes(r.Written), flash.Bytes(r.Kept), flash.Bytes(r.Verified), took.Round(time.Second/10))

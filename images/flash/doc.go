@@ -26,6 +26,9 @@ package flash
 import (
 	"errors"
 	"fmt"
+
+	"portcullis/images/blockmap"
+	"portcullis/images/manifest"
 )
 
 // Reasons why a device is refused or a run fails. An image or a map that is
@@ -62,11 +65,19 @@ func refuse(reason, format string, args ...any) error {
 	return &Error{Reason: reason, Detail: fmt.Sprintf(format, args...)}
 }
 
-// Reason is the typed reason of err, empty where it has none.
+// Reason is the typed reason of an error of this package, of the map or of its
+// signature; empty where it has none.
 func Reason(err error) string {
 	var e *Error
-	if errors.As(err, &e) {
+	var b *blockmap.Error
+	var m *manifest.Error
+	switch {
+	case errors.As(err, &e):
 		return e.Reason
+	case errors.As(err, &b):
+		return b.Reason
+	case errors.As(err, &m):
+		return m.Reason
 	}
 	return ""
 }
