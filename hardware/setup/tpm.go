@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"portcullis/hardware"
@@ -78,6 +79,16 @@ func quote(ctx context.Context, t *tpm2.TPM, e *tpm2.Enrolment) error {
 		return &hardware.Error{Reason: hardware.ReasonFailed, Err: fmt.Errorf("the chip's own quote: %w", err)}
 	}
 	return nil
+}
+
+// Config is base with the handles that were set up.
+func (t *TPM) Config(base tpm2.Config) tpm2.Config {
+	for name, h := range map[string]*uint32{"srk": &base.SRK, "ak": &base.AK, "counter": &base.NVIndex, "revocation": &base.Revocation} {
+		if n, err := strconv.ParseUint(t.Handles[name], 0, 32); err == nil {
+			*h = uint32(n)
+		}
+	}
+	return base
 }
 
 // Check is one line of a test.
