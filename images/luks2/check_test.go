@@ -337,6 +337,39 @@ func TestTokensRunOut(t *testing.T) {
 	}
 }
 
+// Two programs with the same header in memory: the later one must not write over the
+// keyslot that the first one made, nor kill by a number that means another slot now.
+func TestOldHeaderInMemoryTouchesNothing(t *testing.T) {
+	d, first, key := small(t)
+	second, _, err := Read(d, smallSize)
+	check(t, err)
+	must[int](t)(first.AddSlot(d, key, []byte("first"), cheap))
+	check(t, first.Write(d))
+	before := bytes.Clone(d[2*HeaderSize:])
+	if _, err := second.AddSlot(d, key, []byte("second"), cheap); ReasonOf(err) != ReasonStale {
+		t.Error(err)
+	}
+	if err := second.Write(d); ReasonOf(err) != ReasonStale {
+		t.Error(err)
+	}
+	third, _, err := Read(d, smallSize)
+	check(t, err)
+	check(t, first.Write(d))
+	if !bytes.Equal(before, d[2*HeaderSize:]) {
+		t.Error("a keyslot area was written")
+	}
+	now := bytes.Clone(d)
+	if err := third.KillSlot(d, 1); ReasonOf(err) != ReasonStale {
+		t.Error(err)
+	}
+	if !bytes.Equal(now, d) {
+		t.Error("the device was written")
+	}
+	if _, _, err := first.Unlock(d, []byte("first")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestKillSlotLeavesNothing(t *testing.T) {
 	d, h, key := small(t)
 	id := must[int](t)(h.AddSlot(d, key, []byte("second"), cheap))

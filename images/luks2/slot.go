@@ -61,6 +61,9 @@ func (h *Header) AddSlot(d Device, volumeKey, passphrase []byte, k KDF) (int, er
 	if err != nil {
 		return 0, err
 	}
+	if _, _, err := h.current(d); err != nil {
+		return 0, err
+	}
 	id := free(h.meta.keyslots)
 	offset, size, room := h.freeArea(len(volumeKey))
 	if id < 0 || !room {
@@ -148,6 +151,9 @@ func (h *Header) KillSlot(d Device, id int) error {
 	}
 	if slots := h.Slots(); len(slots) == 1 && slots[0].ID == id {
 		return refuse(ReasonUsage, "keyslot %d is the last one", id)
+	}
+	if _, _, err := h.current(d); err != nil {
+		return err
 	}
 	tokens, err := h.tokensWithout(id)
 	if err != nil {

@@ -19,14 +19,9 @@ func (h *Header) Write(d Device) error {
 	if int64(len(text)) >= int64(next.Size)-binarySize {
 		return refuse(ReasonFull, "%d bytes of metadata do not fit in %d", len(text), int64(next.Size)-binarySize)
 	}
-	primary, secondary, err := readCopies(d, h.size)
+	primary, secondary, err := h.current(d)
 	if err != nil {
 		return err
-	}
-	for _, c := range []rawCopy{primary, secondary} {
-		if c.state == CopyGood && c.bin.Sequence > h.bin.Sequence {
-			return refuse(ReasonStale, "the device has header %d, this one was made of %d", c.bin.Sequence, h.bin.Sequence)
-		}
 	}
 	// The number is used up even when a write fails: the device may hold some of it.
 	h.bin.Sequence++
@@ -37,6 +32,20 @@ func (h *Header) Write(d Device) error {
 	}
 	h.json = text
 	return nil
+}
+
+// current reads both copies and refuses when the device has a newer header than the
+// one in memory: what is free in the one may be a keyslot in the other.
+func (h *Header) current(d Device) (primary, secondary rawCopy, err error) {
+	if primary, secondary, err = readCopies(d, h.size); err != nil {
+		return
+	}
+	for _, c := range []rawCopy{primary, secondary} {
+		if c.state == CopyGood && c.bin.Sequence > h.bin.Sequence {
+			return primary, secondary, refuse(ReasonStale, "the device has header %d, this one was made of %d", c.bin.Sequence, h.bin.Sequence)
+		}
+	}
+	return primary, secondary, nil
 }
 
 // Repair is Read, and when a copy is not good, it is made anew from the other one,
