@@ -151,6 +151,16 @@ func accept(m *bundle.Manifest, h *card.Handover, s card.State) error {
 	return nil
 }
 
+// WithConf opens the configuration partition for use.
+func WithConf(c Card, use func(*card.Conf) error) error {
+	conf, done, err := openConf(c)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return use(conf)
+}
+
 func openConf(c Card) (conf *card.Conf, done func(), err error) {
 	d, err := c.Conf()
 	if err != nil {
