@@ -96,7 +96,7 @@ func Help(c *Command, w io.Writer, fs *flag.FlagSet) {
 		sort.Slice(subs, func(i, j int) bool { return subs[i].Name < subs[j].Name })
 		for _, s := range subs {
 			words := strings.Fields(s.Name)
-			fmt.Fprintf(w, "  %-12s %s\n", words[len(words)-1], s.Summary)
+			fmt.Fprintf(w, "  %-13s %s\n", words[len(words)-1], firstSentence(s.Summary))
 		}
 	}
 	if fs != nil {
@@ -112,6 +112,15 @@ func Help(c *Command, w io.Writer, fs *flag.FlagSet) {
 	if c.Example != "" {
 		fmt.Fprintf(w, "\nExample:\n  %s\n", strings.ReplaceAll(strings.TrimSpace(c.Example), "\n", "\n  "))
 	}
+}
+
+// firstSentence is what a list of commands has room for.
+func firstSentence(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if i := strings.Index(s, ". "); i >= 0 {
+		return s[:i+1]
+	}
+	return s
 }
 
 // Run walks the tree and returns the exit code.
