@@ -47,29 +47,43 @@ func (p *Payload) ReadAt(b []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, refuse(ReasonUsage, "offset %d", off)
 	}
-	want := len(b)
-	if off >= p.size {
-		return 0, io.EOF
+	whole := len(b)
+	b = b[:max(0, min(int64(whole), p.size-off))]
+	done := 0
+	for done < len(b) {
+		n := int(min(maxPiece-off%p.sector, int64(len(b)-done)))
+		if err := p.readPiece(b[done:done+n], off); err != nil {
+			return done, err
+		}
+		done, off = done+n, off+int64(n)
 	}
-	b = b[:min(int64(want), p.size-off)]
+	if done < whole {
+		return done, io.EOF
+	}
+	return done, nil
+}
+
+// readPiece decrypts in place where b is whole sectors, and beside b otherwise.
+func (p *Payload) readPiece(b []byte, off int64) error {
 	first, last := p.around(off, len(b))
 	buf := b
-	if first != off || last != off+int64(len(b)) {
+	if last-first != int64(len(b)) {
 		buf = make([]byte, last-first)
 		defer clear(buf)
 	}
 	if _, err := p.d.ReadAt(buf, p.offset+first); err != nil {
-		return 0, &Error{ReasonDevice, err}
+		return &Error{ReasonDevice, err}
 	}
 	p.crypt(buf, first, true)
-	if len(buf) != len(b) {
+	if last-first != int64(len(b)) {
 		copy(b, buf[off-first:])
 	}
-	if len(b) < want {
-		return len(b), io.EOF
-	}
-	return len(b), nil
+	return nil
 }
+
+// maxPiece bounds the buffers of one read or write, in bytes; a multiple of every
+// sector size.
+const maxPiece = 1 << 20
 
 // WriteAt encrypts b to off (io.WriterAt). Sectors written in part are read first.
 // Nothing is written beyond the payload.
@@ -77,22 +91,36 @@ func (p *Payload) WriteAt(b []byte, off int64) (int, error) {
 	if off < 0 || off > p.size || int64(len(b)) > p.size-off {
 		return 0, refuse(ReasonSize, "%d bytes at %d do not fit in a payload of %d", len(b), off, p.size)
 	}
-	first, last := p.around(off, len(b))
-	buf := make([]byte, last-first)
+	buf := make([]byte, min(maxPiece, int64(len(b))+2*p.sector))
 	defer clear(buf)
+	done := 0
+	for done < len(b) {
+		n := int(min(maxPiece-off%p.sector, int64(len(b)-done)))
+		if err := p.writePiece(buf, b[done:done+n], off); err != nil {
+			return done, err
+		}
+		done, off = done+n, off+int64(n)
+	}
+	return done, nil
+}
+
+// writePiece writes what fits into buf with the whole sectors around it.
+func (p *Payload) writePiece(buf, b []byte, off int64) error {
+	first, last := p.around(off, len(b))
+	buf = buf[:last-first]
 	for _, edge := range []int64{first, last - p.sector} {
-		if last > first && (edge < off || edge+p.sector > off+int64(len(b))) {
+		if edge < off || edge+p.sector > off+int64(len(b)) {
 			if _, err := p.ReadAt(buf[edge-first:edge-first+p.sector], edge); err != nil {
-				return 0, err
+				return err
 			}
 		}
 	}
 	copy(buf[off-first:], b)
 	p.crypt(buf, first, false)
 	if _, err := p.d.WriteAt(buf, p.offset+first); err != nil {
-		return 0, &Error{ReasonDevice, err}
+		return &Error{ReasonDevice, err}
 	}
-	return len(b), nil
+	return nil
 }
 
 // around returns the whole sectors around n bytes at off.
