@@ -22,20 +22,30 @@ func services(t *testing.T) []string {
 	return units
 }
 
+// rootByNeed are the services that run as root for as long as one command takes,
+// with the highest exposure that each may have; their files say why.
+var rootByNeed = map[string]float64{
+	"portcullis-deny.service":     10, // one nft call, before the network exists
+	"portcullis-commit.service":   2.8,
+	"portcullis-identity.service": 2.5,
+	"portcullis-import@.service":  2.5,
+}
+
 // Every service that is not root by need is sandboxed to an exposure of 2.5 or less.
 func TestSandboxIsTight(t *testing.T) {
 	for _, unit := range services(t) {
-		if unit == "portcullis-deny.service" { // one nft call as root, before the network exists
-			continue
+		limit := 2.5
+		if l, ok := rootByNeed[unit]; ok {
+			limit = l
 		}
-		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=25", unit).CombinedOutput()
+		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=100", unit).CombinedOutput()
 		m := exposure.FindSubmatch(out)
 		if m == nil {
 			t.Fatalf("%s: systemd-analyze (package systemd) said: %v\n%s", unit, err, out)
 		}
 		level, perr := strconv.ParseFloat(string(m[1]), 64)
-		if perr != nil || level > 2.5 {
-			t.Errorf("%s: exposure %s, want at most 2.5", unit, m[1])
+		if perr != nil || level > limit {
+			t.Errorf("%s: exposure %s, want at most %.1f", unit, m[1], limit)
 		}
 		t.Logf("%s: exposure %s", unit, m[1])
 	}
@@ -83,6 +93,48 @@ func TestCapabilities(t *testing.T) {
 		for _, must := range []string{"\nUser=portcullis-", "\nNoNewPrivileges=yes\n", "\nLimitCORE=0\n", "\nMemoryMax="} {
 			if !strings.Contains(string(b), must) {
 				t.Errorf("%s lacks %q", unit, strings.TrimSpace(must))
+			}
+		}
+	}
+}
+
+// A service that is root says so, ends, listens to nobody and gets no packet.
+func TestRootServicesAreShort(t *testing.T) {
+	for _, unit := range services(t) {
+		b, err := os.ReadFile(unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := string(b)
+		_, known := rootByNeed[unit]
+		if root := strings.Contains(s, "\nUser=root\n") || !strings.Contains(s, "\nUser="); root != known {
+			t.Errorf("%s: root: %t, in the list: %t", unit, root, known)
+		}
+		if !known {
+			continue
+		}
+		for _, must := range []string{"\nType=oneshot\n", "\nIPAddressDeny=any\n", "\nNoNewPrivileges=yes\n", "\nCapabilityBoundingSet=CAP_", "\nProtectSystem=strict\n", "\nDevicePolicy=closed\n", "\nLimitCORE=0\n"} {
+			if !strings.Contains(s, must) {
+				t.Errorf("%s lacks %q", unit, strings.TrimSpace(must))
+			}
+		}
+	}
+}
+
+// What the image's builder gets is what stands here.
+func TestEveryFileIsInTheImage(t *testing.T) {
+	for _, pattern := range []string{"*.service", "*.nft", "*.sysusers", "*.rules"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil || len(names) == 0 {
+			t.Fatalf("%s: %v %v", pattern, names, err)
+		}
+		for _, n := range names {
+			want, err := os.ReadFile(n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := FS.ReadFile(n); err != nil || string(got) != string(want) {
+				t.Errorf("%s: %v", n, err)
 			}
 		}
 	}
