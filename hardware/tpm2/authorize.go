@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/big"
 
-	"portcullis/hardware"
 	"portcullis/hardware/tpmpolicy"
 
 	"github.com/google/go-tpm/tpm2"
@@ -14,21 +13,8 @@ import (
 
 // authorize shows the chip the signature over the policy that the session has
 // collected so far.
-func (t *TPM) authorize(session tpm2.Session, branch *tpmpolicy.Signed) error {
+func (t *TPM) authorize(p *PolicyRun, branch *tpmpolicy.Signed) error {
 	public, err := policyPublic(t.cfg.PolicyKey)
-	if err != nil {
-		return err
-	}
-	loaded, err := tpm2.LoadExternal{InPublic: tpm2.New2B(public), Hierarchy: tpm2.TPMRHOwner}.Execute(t.link)
-	if err != nil {
-		return fmt.Errorf("load policy key: %w", err)
-	}
-	defer t.flush(loaded.ObjectHandle)
-	name, err := tpmpolicy.KeyName(t.cfg.PolicyKey)
-	if err != nil {
-		return err
-	}
-	hash, err := branch.ToSign()
 	if err != nil {
 		return err
 	}
@@ -36,26 +22,11 @@ func (t *TPM) authorize(session tpm2.Session, branch *tpmpolicy.Signed) error {
 	if err != nil {
 		return refuse(ReasonPolicyFile, "%w", err)
 	}
-	ticket, err := tpm2.VerifySignature{
-		KeyHandle: tpm2.NamedHandle{Handle: loaded.ObjectHandle, Name: tpm2.TPM2BName{Buffer: name}},
-		Digest:    tpm2.TPM2BDigest{Buffer: hash[:]},
-		Signature: *signature,
-	}.Execute(t.link)
-	if err != nil {
-		return fmt.Errorf("verify policy: %w", as(err, ReasonPolicyFile, tpm2.TPMRCSignature, tpm2.TPMRCScheme))
-	}
 	approved, err := branch.Digest()
 	if err != nil {
 		return err
 	}
-	_, err = tpm2.PolicyAuthorize{
-		PolicySession: session.Handle(), ApprovedPolicy: tpm2.TPM2BDigest{Buffer: approved[:]},
-		PolicyRef: tpm2.TPM2BDigest{Buffer: tpmpolicy.Ref(branch.Platform)}, KeySign: tpm2.TPM2BName{Buffer: name}, CheckTicket: ticket.Validation,
-	}.Execute(t.link)
-	if err != nil {
-		return fmt.Errorf("authorize: %w", as(err, hardware.ReasonPolicy, tpm2.TPMRCValue, tpm2.TPMRCTicket))
-	}
-	return nil
+	return p.Authorize(public, *signature, approved[:], tpmpolicy.Ref(branch.Platform))
 }
 
 // policyPublic is the object that tpmpolicy.KeyName is the name of.

@@ -6,8 +6,6 @@ import (
 	"fmt"
 
 	"portcullis/hardware/tpmpolicy"
-
-	"github.com/google/go-tpm/tpm2"
 )
 
 // Limits of Seal, in bytes.
@@ -51,18 +49,12 @@ func (t *TPM) Seal(ctx context.Context, label string, secret []byte) (json.RawMe
 		defer t.release(srk)
 		data := append(labelDigest(label), secret...)
 		defer clear(data)
-		r, err := tpm2.Create{
-			ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize,
-				tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptIn))},
-			InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
-				Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: data})}},
-			InPublic: tpm2.New2B(sealTemplate(tpmpolicy.Counted(policy, t.cfg.Revocation, most))),
-		}.Execute(t.link)
+		o, err := t.create(srk, sealTemplate(tpmpolicy.Counted(policy, t.cfg.Revocation, most)), data)
 		if err != nil {
 			return err
 		}
-		blob, err = (&sealed{Version: BlobVersion, Platform: t.cfg.Platform, SRK: srk.name.Buffer, Revocation: t.cfg.Revocation,
-			Most: most, Public: r.OutPublic.Bytes(), Private: r.OutPrivate.Buffer}).encode()
+		blob, err = (&sealed{Version: BlobVersion, Platform: t.cfg.Platform, SRK: o.SRK, Revocation: t.cfg.Revocation,
+			Most: most, Public: o.Public, Private: o.Private}).encode()
 		return err
 	})
 	return blob, err

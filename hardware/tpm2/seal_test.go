@@ -47,7 +47,7 @@ func TestChipAgreesWithComputedPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer done()
-	if err := c.policyNV(s, DefaultCounter, 5); err != nil {
+	if err := (&PolicyRun{c, s}).counter(DefaultCounter, 5); err != nil {
 		t.Fatal(err)
 	}
 	if want := tpmpolicy.Counted([32]byte{}, DefaultCounter, 5); !bytes.Equal(digest(s), want[:]) {
@@ -58,7 +58,7 @@ func TestChipAgreesWithComputedPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer done()
-	if err := c.satisfy(s, branch); err != nil {
+	if err := c.satisfy(&PolicyRun{c, s}, branch); err != nil {
 		t.Fatal(err)
 	}
 	if want, err := tpmpolicy.SealPolicy(&w.key.PublicKey, tpmpolicy.PlatformSelf); err != nil || !bytes.Equal(digest(s), want[:]) {

@@ -33,15 +33,12 @@ func (t *TPM) Unseal(ctx context.Context, label string, blob json.RawMessage) ([
 		if err != nil {
 			return err
 		}
-		srk, err := t.storageKey(false)
+		// Before anything is encrypted to the key that answers: on a bus anybody can.
+		srk, err := t.parent(&Object{SRK: b.SRK})
 		if err != nil {
 			return err
 		}
 		defer t.release(srk)
-		// Before anything is encrypted to that key: on a bus anybody can answer.
-		if !bytes.Equal(srk.name.Buffer, b.SRK) {
-			return refuse(hardware.ReasonForeignBlob, "sealed under storage key %x, this chip shows %x: another chip, or it was cleared", b.SRK, srk.name.Buffer)
-		}
 		if err := t.explain(branch, b); err != nil {
 			return err
 		}
@@ -108,37 +105,15 @@ func (t *TPM) explain(branch *tpmpolicy.Signed, b *sealed) error {
 }
 
 func (t *TPM) unseal(srk *key, object *tpm2.TPMTPublic, b *sealed, branch *tpmpolicy.Signed, label string) ([]byte, error) {
-	loaded, err := tpm2.Load{
-		ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
-		InPrivate:    tpm2.TPM2BPrivate{Buffer: b.Private},
-		InPublic:     tpm2.New2B(*object),
-	}.Execute(t.link)
-	if err != nil {
-		err = as(err, hardware.ReasonBadBlob, tpm2.TPMRCSize, tpm2.TPMRCInsufficient, tpm2.TPMRCAttributes, tpm2.TPMRCType, tpm2.TPMRCHash, tpm2.TPMRCScheme)
-		return nil, fmt.Errorf("load: %w", err)
-	}
-	defer t.flush(loaded.ObjectHandle)
-	session, done, err := tpm2.PolicySession(t.link, tpm2.TPMAlgSHA256, nonceSize,
-		tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptOut))
-	if err != nil {
-		return nil, fmt.Errorf("session: %w", err)
-	}
-	defer func() { _ = done() }()
-	if err := t.satisfy(session, branch); err != nil {
-		return nil, err
-	}
-	if err := t.policyNV(session, b.Revocation, b.Most); err != nil {
-		return nil, err
-	}
-	name, err := tpm2.ObjectName(object)
+	data, err := t.open(srk, object, &Object{Private: b.Private}, func(p *PolicyRun) error {
+		if err := t.satisfy(p, branch); err != nil {
+			return err
+		}
+		return p.counter(b.Revocation, b.Most)
+	})
 	if err != nil {
 		return nil, err
 	}
-	r, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: loaded.ObjectHandle, Name: *name, Auth: session}}.Execute(t.link)
-	if err != nil {
-		return nil, err
-	}
-	data := r.OutData.Buffer
 	defer clear(data)
 	if len(data) <= labelSize || len(data) > labelSize+MaxSecret {
 		return nil, refuse(hardware.ReasonBadBlob, "a secret of %d bytes", len(data)-labelSize)
@@ -151,32 +126,19 @@ func (t *TPM) unseal(srk *key, object *tpm2.TPMTPublic, b *sealed, branch *tpmpo
 
 // satisfy runs the signed policy: registers, counter, then the signature over
 // exactly that.
-func (t *TPM) satisfy(session tpm2.Session, branch *tpmpolicy.Signed) error {
+func (t *TPM) satisfy(p *PolicyRun, branch *tpmpolicy.Signed) error {
 	numbers := tpmpolicy.Numbers(branch.PCRs)
 	composite := sha256.New()
 	for _, i := range numbers {
 		v := branch.PCRs[i]
 		composite.Write(v[:])
 	}
-	_, err := tpm2.PolicyPCR{PolicySession: session.Handle(), PcrDigest: tpm2.TPM2BDigest{Buffer: composite.Sum(nil)}, Pcrs: selection(numbers...)}.Execute(t.link)
+	_, err := tpm2.PolicyPCR{PolicySession: p.s.Handle(), PcrDigest: tpm2.TPM2BDigest{Buffer: composite.Sum(nil)}, Pcrs: selection(numbers...)}.Execute(t.link)
 	if err != nil {
 		return fmt.Errorf("registers: %w", as(err, hardware.ReasonPolicy, tpm2.TPMRCValue))
 	}
-	if err := t.policyNV(session, branch.NVIndex, branch.Sequence); err != nil {
+	if err := p.counter(branch.NVIndex, branch.Sequence); err != nil {
 		return err
 	}
-	return t.authorize(session, branch)
-}
-
-func (t *TPM) policyNV(session tpm2.Session, index uint32, most uint64) error {
-	operand := make([]byte, tpmpolicy.CounterSize)
-	for i := range operand {
-		operand[i] = byte(most >> (8 * (len(operand) - 1 - i)))
-	}
-	_, err := tpm2.PolicyNV{AuthHandle: counterAuth(index, true), NVIndex: counterHandle(index, true), PolicySession: session.Handle(),
-		OperandB: tpm2.TPM2BOperand{Buffer: operand}, Operation: tpm2.TPMEOUnsignedLE}.Execute(t.link)
-	if err != nil {
-		return fmt.Errorf("counter %#x: %w", index, as(err, hardware.ReasonPolicy, tpm2.TPMRCHandle, tpm2.TPMRCNVUninitialized))
-	}
-	return nil
+	return t.authorize(p, branch)
 }
