@@ -123,6 +123,36 @@ func (f *FS) ReadFile(path string, max int64) ([]byte, error) {
 	return b, nil
 }
 
+// CopyFile writes a file's content to w, a piece at a time. Larger ones than max
+// bytes are refused with ReasonSize.
+func (f *FS) CopyFile(w io.Writer, path string, max int64) error {
+	e, err := f.find(path)
+	if err != nil {
+		return err
+	}
+	if e.Size > max {
+		return refuse(ReasonSize, "%s has %d bytes, at most %d are read", path, e.Size, max)
+	}
+	left, buf := e.Size, make([]byte, 1<<20)
+	err = f.runs(e.cluster, f.needs(e.Size), func(start uint32, n int64) error {
+		for at, end := f.g.offset(start), f.g.offset(start)+n*f.g.clusterSize(); at < end && left > 0; {
+			part := buf[:min(int64(len(buf)), end-at, left)]
+			if err := readFull(f.r, part, at); err != nil {
+				return err
+			}
+			if _, err := w.Write(part); err != nil {
+				return err
+			}
+			at, left = at+int64(len(part)), left-int64(len(part))
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
+}
+
 // Extent returns where a contiguous file lies on the volume, in bytes. Others
 // are refused with ReasonFragmented; an empty file has none.
 func (f *FS) Extent(path string) (offset, size int64, err error) {
