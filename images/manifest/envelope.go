@@ -149,6 +149,21 @@ func seal(e envelope, signers []crypto.Signer) ([]byte, error) {
 // unknown keys are passed over, so that keys can be exchanged; one wrong
 // signature of a known key refuses the whole. Every refusal is an *Error.
 func Open(data []byte, trust Trust, now time.Time, floor uint64) (*Verified, error) {
+	v, err := OpenUndated(data, trust, floor)
+	switch {
+	case err != nil:
+		return nil, err
+	case now.Before(v.NotBefore):
+		return nil, refuse(ReasonNotYet, "valid from %s, now is %s", v.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	case !now.Before(v.NotAfter):
+		return nil, refuse(ReasonExpired, "valid until %s, now is %s", v.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	return v, nil
+}
+
+// OpenUndated is Open without the dates, for storing an image on a machine whose
+// clock may not be set yet. Who serves or boots it calls Open.
+func OpenUndated(data []byte, trust Trust, floor uint64) (*Verified, error) {
 	e, err := openEnvelope(data, PayloadType)
 	if err != nil {
 		return nil, err
@@ -167,13 +182,8 @@ func Open(data []byte, trust Trust, now time.Time, floor uint64) (*Verified, err
 	if err := m.Validate(); err != nil {
 		return nil, err
 	}
-	switch {
-	case m.Version < floor:
+	if m.Version < floor {
 		return nil, refuse(ReasonVersion, "version %d is older than %d, which was accepted before", m.Version, floor)
-	case now.Before(m.NotBefore):
-		return nil, refuse(ReasonNotYet, "valid from %s, now is %s", m.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
-	case !now.Before(m.NotAfter):
-		return nil, refuse(ReasonExpired, "valid until %s, now is %s", m.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
 	return &Verified{Manifest: m, Digest: sha256.Sum256(e.Payload)}, nil
 }

@@ -58,3 +58,23 @@ func TestEnvelopeKindsAreApart(t *testing.T) {
 		t.Errorf("no signer: %v", err)
 	}
 }
+
+// Only the dates are left out where a clock is not needed.
+func TestOpenUndatedLeavesOutTheDatesOnly(t *testing.T) {
+	m := sample()
+	payload, err := Encode(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, trust := signRaw(t, payload)
+	if v, err := OpenUndated(data, trust, m.Version); err != nil || v.Version != m.Version {
+		t.Errorf("%v", err)
+	}
+	var e *Error
+	if _, err := OpenUndated(data, trust, m.Version+1); !errors.As(err, &e) || e.Reason != ReasonVersion {
+		t.Errorf("older: %v", err)
+	}
+	if _, err := OpenUndated(data, Trust{Threshold: 1, ReleaseKeys: []ed25519.PublicKey{make([]byte, 31)}}, 0); err == nil {
+		t.Error("nobody's image was opened")
+	}
+}
