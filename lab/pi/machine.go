@@ -284,15 +284,36 @@ func (m *Machine) Reset(ctx context.Context) error {
 
 // PowerOff shuts the Pi down in order, through the command channel, and waits.
 func (m *Machine) PowerOff(ctx context.Context) error {
-	if _, err := m.Output(ctx, "systemctl", "--no-block", "poweroff"); err != nil {
-		return err
-	}
+	_, err := m.Output(ctx, target("poweroff")...)
 	select {
 	case <-m.done:
 		return m.Err()
 	case <-ctx.Done():
-		return fmt.Errorf("pi: it does not shut down: %w", ctx.Err())
+		return errors.Join(fmt.Errorf("pi: it does not shut down: %w", ctx.Err()), err)
 	}
+}
+
+// Reboot has the Pi shut itself down in order and start again, through the command
+// channel. It returns when the firmware has run again.
+func (m *Machine) Reboot(ctx context.Context) error {
+	before := m.Boots()
+	_, err := m.Output(ctx, target("reboot")...)
+	for m.Boots() == before {
+		select {
+		case <-m.done:
+			return errors.Join(ErrOff, m.Err())
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("pi: it does not reboot: %w", ctx.Err()), err)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// target is the command that starts systemd's poweroff or reboot without asking
+// logind, which the Pi does not have. Its own answer may be lost in the shutdown.
+func target(name string) []string {
+	return []string{"systemctl", "start", "--no-block", "--job-mode=replace-irreversibly", name + ".target"}
 }
 
 // said is the end of what QEMU itself has printed.
