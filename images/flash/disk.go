@@ -6,6 +6,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -135,15 +136,7 @@ func (s System) disk(name string, uses map[string][]Use) *Disk {
 	kind := s.text(dir, "device/type")
 	// A built-in card reader is not removable in the kernel's eyes, the card in it is.
 	d.Removable = s.text(dir, "removable") == "1" || d.Transport == "mmc" && kind == "SD"
-	d.Model = strings.Join(strings.Fields(s.text(dir, "device/vendor")+" "+s.text(dir, "device/model")), " ")
-	if d.Model == "" || d.Transport == "virtio" {
-		d.Model = s.text(dir, "device/name")
-	}
-	for _, f := range []string{"device/cid", "wwid", "device/wwid", "device/serial", "serial"} {
-		if d.Serial = s.text(dir, f); d.Serial != "" {
-			break
-		}
-	}
+	d.Model, d.Serial = s.model(dir), s.serial(dir)
 	for _, part := range append([]string{"."}, s.partitions(dir)...) {
 		own := name
 		if part != "." {
@@ -162,6 +155,38 @@ func (s System) disk(name string, uses map[string][]Use) *Disk {
 	}
 	d.Uses = once(d.Uses)
 	return d
+}
+
+// model is what the device calls itself.
+func (s System) model(dir string) string {
+	vendor := s.text(dir, "device/vendor")
+	if strings.HasPrefix(vendor, "0x") { // virtio and MMC give a number there
+		vendor = ""
+	}
+	if m := strings.Join(strings.Fields(vendor+" "+s.text(dir, "device/model")), " "); m != "" {
+		return m
+	}
+	return s.text(dir, "device/name")
+}
+
+// serial is what tells devices of one model apart: a card's CID, a SCSI disk's
+// unit serial number (SPC-4 section 7.8.15) or that of the USB device it is in.
+func (s System) serial(dir string) string {
+	for _, f := range []string{"device/cid", "wwid", "device/wwid", "serial", "device/serial"} {
+		if v := s.text(dir, f); v != "" {
+			return v
+		}
+	}
+	if page, err := os.ReadFile(filepath.Join(dir, "device/vpd_pg80")); err == nil && len(page) > 4 {
+		return clean(string(page[4:]))
+	}
+	up, err := filepath.EvalSymlinks(dir)
+	for ; err == nil && strings.HasPrefix(up, s.Sys) && up != s.Sys; up = filepath.Dir(up) {
+		if s.text(up, "idVendor") != "" {
+			return s.text(up, "serial")
+		}
+	}
+	return ""
 }
 
 func once(uses []Use) []Use {
@@ -192,12 +217,17 @@ func (s System) text(dir, name string) string {
 	if err != nil {
 		return ""
 	}
+	return clean(string(b))
+}
+
+// clean makes text printable: it goes to terminals, and a stick can call itself anything.
+func clean(text string) string {
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7F { // it is printed on terminals, and a stick can call itself anything
+		if r < ' ' || r == 0x7F || r == utf8.RuneError {
 			return ' '
 		}
 		return r
-	}, string(b)))
+	}, text))
 }
 
 // transport is the innermost bus in the disk's real path.
