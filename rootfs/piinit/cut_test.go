@@ -1,0 +1,221 @@
+package piinit
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"filippo.io/age"
+
+	"portcullis/hardware/escrow"
+	"portcullis/images/card"
+	"portcullis/images/luks2"
+)
+
+// cut is a card and a chip as a power cut left them.
+type cut struct {
+	name string
+	m    *medium
+	chip chipState
+}
+
+// cuts returns what a power cut can leave of a boot that began with before: every
+// prefix of its writes, the next write torn in a few ways, and any subset of what
+// was written since the last sync, because a card may turn the order round.
+func cuts(before *medium, chip chipState, events []event, r *rand.Rand) []cut {
+	var out []cut
+	m := before.clone()
+	synced := before.clone()
+	var since []event // last sync
+	state := chip
+	add := func(name string, n int, m *medium) { out = append(out, cut{name + " " + itoa(n), m, state}) }
+	add("before write", 0, m.clone())
+	for i, e := range events {
+		state = e.chip
+		if e.data == nil {
+			synced, since = m.clone(), nil
+			continue
+		}
+		for _, torn := range tears(len(e.data), r) {
+			half := m.clone()
+			half.WriteAt(e.data[:torn], e.off)
+			add("torn write", i, half)
+		}
+		m.WriteAt(e.data, e.off)
+		since = append(since, e)
+		add("after write", i, m.clone())
+		if len(since) > 1 {
+			mixed := synced.clone()
+			for _, s := range since {
+				if r.IntN(2) == 0 {
+					mixed.WriteAt(s.data, s.off)
+				}
+			}
+			add("any order, write", i, mixed)
+		}
+	}
+	return out
+}
+
+// tears are lengths at which a write of n bytes may have stopped: at the edge of a
+// sector, and inside one, which a card should not do and some do.
+func tears(n int, r *rand.Rand) []int {
+	if n <= card.SectorSize {
+		return []int{r.IntN(n)}
+	}
+	return []int{r.IntN(n/card.SectorSize) * card.SectorSize, r.IntN(n)}
+}
+
+func itoa(n int) string {
+	if n < 10 {
+		return string(rune('0' + n))
+	}
+	return itoa(n/10) + itoa(n%10)
+}
+
+// committed tells whether a card holds a finished volume, by its UUID.
+func committed(p *pi) string {
+	d := p.part(card.PartCrypt)
+	h, _, err := luks2.Read(d, d.Size())
+	if err != nil || unfinished(h) {
+		return ""
+	}
+	return h.UUID()
+}
+
+// TestPowerCutsDuringFirstBoot: a cut at every write of a first boot, torn or whole
+// or out of order, ends in a booting Pi, and what was committed once is never made anew.
+func TestPowerCutsDuringFirstBoot(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	s := newSigner(t)
+	b := s.build(t, 3)
+	id, seed := operator(t)
+	first := newPi(t, b, seed)
+	before, memory := first.m.clone(), first.chip.state
+	first.must()
+	all := cuts(before, memory, first.rec.events, r)
+	if len(all) < 100 {
+		t.Fatalf("%d points are less than 100", len(all))
+	}
+	finished := 0
+	for _, c := range all {
+		p := &pi{t: t, built: b, m: c.m, chip: (&chip{}).reboot(c.chip)}
+		had := committed(p)
+		if had != "" {
+			finished++
+		}
+		survives(t, p, c, id, had)
+		if t.Failed() {
+			t.Fatalf("%s of %d writes", c.name, len(first.rec.events))
+		}
+	}
+	t.Logf("%d cuts of %d writes, %d of them behind the commit", len(all), len(first.rec.events), finished)
+	if finished == 0 || finished == len(all) {
+		t.Errorf("%d of %d cuts are behind the commit", finished, len(all))
+	}
+}
+
+// survives boots what a cut left, twice, and makes sure that nobody has lost a key.
+func survives(t *testing.T, p *pi, c cut, id *age.X25519Identity, had string) {
+	t.Helper()
+	res, err := p.boot()
+	if err != nil {
+		t.Errorf("%s: no boot: %v\n%s", c.name, err, p.people.text())
+		return
+	}
+	uuid := p.header().UUID()
+	if had != "" && (uuid != had || res.Handover.FirstBoot) {
+		t.Errorf("%s: volume %s was committed, and was made anew as %s", c.name, had, uuid)
+	}
+	if had == "" && !res.Handover.FirstBoot {
+		t.Errorf("%s: an unfinished volume was taken for a finished one", c.name)
+	}
+	keyKept(t, p, id)
+	if res, err = p.boot(); err != nil || res.Handover.FirstBoot || p.header().UUID() != uuid {
+		t.Errorf("%s: second boot: %+v, %v\n%s", c.name, res, err, p.people.text())
+	}
+}
+
+// keyKept opens the volume with what the operator alone can take out of the escrow.
+func keyKept(t *testing.T, p *pi, id *age.X25519Identity) {
+	t.Helper()
+	file, err := p.conf().Escrow()
+	if err != nil || file == nil {
+		t.Errorf("escrow: %v", err)
+		return
+	}
+	who, err := escrow.ParseIdentity(strings.NewReader(id.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := escrow.Decrypt(who, file)
+	if err != nil {
+		t.Errorf("escrow: %v", err)
+		return
+	}
+	h := p.header()
+	if rec.Volume != h.UUID() {
+		t.Errorf("the escrow is for volume %s, the card has %s", rec.Volume, h.UUID())
+	}
+	key, _, err := h.Unlock(p.part(card.PartCrypt), rec.Key.Passphrase())
+	if err != nil {
+		t.Errorf("the escrowed recovery key: %v", err)
+	}
+	clear(key)
+}
+
+// TestPowerCutsDuringPowerCuts: the boot after a cut is cut as well, three times over.
+func TestPowerCutsDuringPowerCuts(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	b := newSigner(t).build(t, 3)
+	id, seed := operator(t)
+	for round := range 25 {
+		p := newPi(t, b, seed)
+		var c cut
+		for range 3 {
+			before, memory := p.m.clone(), p.chip.state
+			if _, err := p.boot(); err != nil {
+				t.Fatalf("round %d: %v\n%s", round, err, p.people.text())
+			}
+			all := cuts(before, memory, p.rec.events, r)
+			c = all[r.IntN(len(all))]
+			p = &pi{t: t, built: b, m: c.m, chip: (&chip{}).reboot(c.chip)}
+		}
+		survives(t, p, c, id, committed(p))
+		if t.Failed() {
+			t.Fatalf("round %d", round)
+		}
+	}
+}
+
+// TestPowerCutsDuringRepairAndTrial: a boot that repairs the header and the
+// partition table and counts an attempt can be cut at every write.
+func TestPowerCutsDuringRepairAndTrial(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	s := newSigner(t)
+	b := s.build(t, 3)
+	id, seed := operator(t)
+	p := newPi(t, b, seed)
+	p.must()
+	next := s.build(t, 4)
+	stage(t, p, next)
+	uuid := p.header().UUID()
+	p.part(card.PartCrypt).WriteAt(bytes.Repeat([]byte{0xff}, luks2.HeaderSize), 0)
+	p.m.WriteAt(bytes.Repeat([]byte{0xff}, 512), 512) // primary GPT header
+	before, memory := p.m.clone(), p.chip.state
+	p.built = next
+	if res := p.must(); !res.Handover.HeaderRepaired || res.Handover.Attempt != 1 {
+		t.Fatalf("%+v", res.Handover)
+	}
+	all := cuts(before, memory, p.rec.events, r)
+	for _, c := range all {
+		p := &pi{t: t, built: next, m: c.m, chip: (&chip{}).reboot(c.chip)}
+		res, err := p.boot()
+		if err != nil || res.Handover.Attempt < 1 || res.Handover.Attempt > 2 || p.header().UUID() != uuid {
+			t.Fatalf("%s: %+v, %v\n%s", c.name, res, err, p.people.text())
+		}
+		keyKept(t, p, id)
+	}
+	t.Logf("%d cuts", len(all))
+}
