@@ -1,3 +1,5 @@
+//go:build !appliance
+
 package main
 
 import (
@@ -225,9 +227,3 @@ func imageKeygenCommand() *cli.Command {
 	}
 	return c
 }
-
-// stringList is a flag that may be given again.
-type stringList []string
-
-func (s *stringList) String() string     { return fmt.Sprint([]string(*s)) }
-func (s *stringList) Set(v string) error { *s = append(*s, v); return nil }

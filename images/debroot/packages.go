@@ -28,9 +28,9 @@ type Packages struct {
 	Stub     deb.Package   // UEFI stub; the zero value where the recipe has none
 }
 
-// kernelPrefixes begin the names of packages that hold kernels and modules.
-// Kernels since 6.17 are split into the last two.
-var kernelPrefixes = []string{"linux-image-", "linux-binary-", "linux-modules-"}
+// kernelPrefixes begin the names of packages that hold kernels, modules and
+// device trees. Up to trixie's own kernel all is in the first, later ones are split.
+var kernelPrefixes = []string{"linux-image-", "linux-base-", "linux-binary-", "linux-modules-"}
 
 // request returns what the recipe asks the archive for.
 func request(r *recipe.Recipe, arch string) deb.Request {

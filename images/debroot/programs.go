@@ -55,12 +55,13 @@ func moduleRoot() (string, error) {
 var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
 
 // Program returns the path of a program of ours and its hex SHA-256: built from
-// source where path is "", else the given file. It must be static and for arch.
-func (m *Maker) Program(ctx context.Context, arch, name, path string) (string, string, error) {
+// source with the build tags where path is "", else the given file. It must be
+// static and for arch.
+func (m *Maker) Program(ctx context.Context, arch, name, path string, tags ...string) (string, string, error) {
 	if path == "" {
 		done := m.Begin("compile", name)
 		var err error
-		if path, err = m.Compile(ctx, arch, name); err != nil {
+		if path, err = m.Compile(ctx, arch, name, tags...); err != nil {
 			return "", "", err
 		}
 		done(false)
@@ -75,7 +76,7 @@ func (m *Maker) Program(ctx context.Context, arch, name, path string) (string, s
 // Compile builds a program of this module (a directory below cmd/) for a
 // machine of architecture arch, with the same bytes on
 // every machine that has the same toolchain and source.
-func (m *Maker) Compile(ctx context.Context, arch, name string) (string, error) {
+func (m *Maker) Compile(ctx context.Context, arch, name string, tags ...string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", fmt.Errorf("build %s (or name a directory with it): %w", name, err)
@@ -90,7 +91,7 @@ func (m *Maker) Compile(ctx context.Context, arch, name string) (string, error) 
 	}
 	defer os.RemoveAll(tmp)
 	out := filepath.Join(tmp, name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", out, "./cmd/"+name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-tags="+strings.Join(tags, ","), "-o", out, "./cmd/"+name)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=")
 	if text, err := cmd.CombinedOutput(); err != nil {

@@ -58,7 +58,7 @@ func (u *unpacker) kernel() error {
 		if h.Typeflag != tar.TypeReg {
 			return nil
 		}
-		if v, ok := strings.CutPrefix(h.Name, "/boot/vmlinuz-"); ok {
+		if v := kernelRelease(h.Name); v != "" {
 			if u.release != "" {
 				return Refuse(ReasonOptions, "two kernels: %s and %s", u.release, v)
 			}
@@ -81,6 +81,18 @@ func (u *unpacker) kernel() error {
 		err = Refuse(ReasonMissing, "%s brings no kernel", u.recipe.Kernel.Package)
 	}
 	return err
+}
+
+// kernelRelease returns the release of which p is the kernel itself, "" of other
+// files. Split kernels lie beside their modules.
+func kernelRelease(p string) string {
+	if v, ok := strings.CutPrefix(p, "/boot/vmlinuz-"); ok {
+		return v
+	}
+	if v, ok := strings.CutPrefix(p, "/usr/lib/modules/"); ok && path.Base(v) == "vmlinuz" && strings.Count(v, "/") == 1 {
+		return path.Dir(v)
+	}
+	return ""
 }
 
 // deviceTree returns vendor/name of a device tree's path in a kernel package,

@@ -16,6 +16,10 @@ type program struct {
 	digest string // hex SHA-256
 }
 
+// applianceTag leaves out of the portcullis program what only an operator's own
+// machine needs: the lab, the builders of images.
+const applianceTag = "appliance"
+
 // initProgram is the one that the initramfs starts.
 const initProgram = "pi-init"
 
@@ -45,7 +49,7 @@ func (b *builder) compile(ctx context.Context) error {
 			}
 		}
 		var err error
-		if p.path, p.digest, err = b.m.Program(ctx, arch, p.name, p.path); err != nil {
+		if p.path, p.digest, err = b.m.Program(ctx, arch, p.name, p.path, applianceTag); err != nil {
 			return err
 		}
 	}
