@@ -88,7 +88,7 @@ func (t *Token) check() error {
 	if t.Platform != "self" && t.Platform != "efi" {
 		return fmt.Errorf("%s token: platform %q is not known", TokenType, t.Platform)
 	}
-	if len(t.Blob) == 0 || !json.Valid(t.Blob) {
+	if len(t.Blob) == 0 || !json.Valid(t.Blob) || string(t.Blob) == "null" {
 		return fmt.Errorf("%s token: no blob", TokenType)
 	}
 	return nil

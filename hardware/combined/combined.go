@@ -68,7 +68,7 @@ func ParseBlob(raw json.RawMessage) (*Blob, error) {
 	switch {
 	case b.Version != Version:
 		return nil, fmt.Errorf("version %d is not %d", b.Version, Version)
-	case len(b.TPM) == 0, len(b.Zymbit) == 0:
+	case len(b.TPM) == 0, len(b.Zymbit) == 0, string(b.TPM) == "null", string(b.Zymbit) == "null":
 		return nil, errors.New("a half is missing")
 	case len(b.Nonce) != 12, len(b.Box) < 16+1, len(b.Box) > 16+64:
 		return nil, errors.New("the box has no sensible size")
