@@ -170,11 +170,21 @@ func (m *Machine) Running(ctx context.Context) error {
 	if state == "running" {
 		return nil
 	}
-	failed, err := m.Exec(ctx, "systemctl", "list-units", "--failed", "--no-legend", "--plain", "--no-pager")
+	failed, err := m.Output(ctx, "systemctl", "list-units", "--failed", "--no-legend", "--plain", "--no-pager")
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("pi: systemd is %q %s%s: %s", state, r.Stderr, r.Error, failed.Stdout)
+	why := ""
+	for line := range strings.Lines(failed) {
+		if unit, _, ok := strings.Cut(line, " "); ok {
+			said, err := m.Output(ctx, "journalctl", "--boot", "--no-pager", "--output=cat", "--lines=20", "--unit="+unit)
+			if err != nil {
+				return err
+			}
+			why += unit + ":\n" + said
+		}
+	}
+	return fmt.Errorf("pi: systemd is %q %s%s\n%s", state, r.Stderr, r.Error, why)
 }
 
 var gatewayKey = regexp.MustCompile(`^[A-Za-z0-9+/]{43}=$`)
