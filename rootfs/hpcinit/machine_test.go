@@ -1,11 +1,9 @@
 package hpcinit
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -14,10 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ulikunitz/xz"
-
 	"portcullis/images/cpio"
 	"portcullis/images/deb"
+	"portcullis/images/deb/debtest"
 	"portcullis/images/manifest"
 	"portcullis/images/manifest/manifesttest"
 	"portcullis/images/verity"
@@ -27,97 +24,6 @@ import (
 // kernelModules are what the test's machine needs, in the order of loading.
 var kernelModules = []string{
 	"failover", "net_failover", "virtio_net", "sha256-ssse3", "loop", "dm-mod", "dm-bufio", "reed_solomon", "dm-verity", "squashfs", "overlay",
-}
-
-// cacheDir is shared with the image builder: packages are fetched once.
-func cacheDir(t testing.TB) string {
-	dir := os.Getenv("PORTCULLIS_CACHE")
-	if dir == "" {
-		var err error
-		if dir, err = filepath.Abs("../../build/cache"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
-// testKernel returns kernel and modules of Debian's cloud kernel.
-func testKernel(t testing.TB) (kernel []byte, modules map[string][]byte) {
-	t.Helper()
-	ctx := t.Context()
-	store := &deb.Store{Dir: filepath.Join(cacheDir(t), "deb")}
-	req := deb.Request{Suite: "trixie", Arch: "amd64", Components: []string{"main"}, Packages: []string{"linux-image-cloud-amd64"}}
-	lock, kept := kernelLock(t, store, req)
-	err := store.Fetch(ctx, req, lock, nil)
-	if err != nil && kept != "" { // the archive has moved on since the answer was kept
-		if err := os.Remove(kept); err != nil {
-			t.Fatal(err)
-		}
-		lock, _ = kernelLock(t, store, req)
-		err = store.Fetch(ctx, req, lock, nil)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	modules = map[string][]byte{}
-	for _, p := range lock.Packages {
-		err := deb.Walk(ctx, store.Path(p), func(h *tar.Header, r io.Reader) (err error) {
-			name, isModule := strings.CutSuffix(filepath.Base(h.Name), ".ko.xz")
-			switch {
-			case strings.HasPrefix(h.Name, "/boot/vmlinuz-"):
-				kernel, err = io.ReadAll(r)
-			case isModule && contains(kernelModules, name):
-				if r, err = xz.NewReader(r); err == nil {
-					modules[name], err = io.ReadAll(r)
-				}
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(modules) != len(kernelModules) || kernel == nil {
-		t.Fatalf("the kernel package has %d of the %d modules", len(modules), len(kernelModules))
-	}
-	return kernel, modules
-}
-
-// kernelLock keeps the archive's answer, so that only the first run asks it;
-// kept is the file of an answer that was taken from there.
-func kernelLock(t testing.TB, store *deb.Store, req deb.Request) (lock *deb.Lock, kept string) {
-	path := filepath.Join(cacheDir(t), "hpcinit-test-kernel.json")
-	if b, err := os.ReadFile(path); err == nil {
-		if l, err := deb.ParseLock(b); err == nil {
-			return l, path
-		}
-	}
-	all, err := store.Resolve(t.Context(), req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &deb.Lock{}
-	for _, p := range all.Packages {
-		if strings.HasPrefix(p.Name, "linux-image-6") {
-			l.Packages = append(l.Packages, p)
-		}
-	}
-	if err := os.WriteFile(path, l.Encode(), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return l, ""
-}
-
-func contains(list []string, s string) bool {
-	for _, x := range list {
-		if x == s {
-			return true
-		}
-	}
-	return false
 }
 
 // goBuild builds a static program and returns its bytes.
@@ -151,7 +57,7 @@ type testImage struct {
 func newTestImage(t testing.TB, filler int) *testImage {
 	t.Helper()
 	im := &testImage{init: goBuild(t, "portcullis/cmd/hpc-init")}
-	im.kernel, im.modules = testKernel(t)
+	im.kernel, im.modules = debtest.CloudKernel(t, "../../build/cache", kernelModules)
 	tool, err := deb.NeedTool("mksquashfs", "squashfs-tools")
 	if err != nil {
 		t.Fatal(err)
