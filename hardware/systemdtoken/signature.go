@@ -27,7 +27,7 @@ type Signatures struct {
 type entry struct {
 	bank        tpm2.TPMIAlgHash
 	pcrs        []int
-	fingerprint []byte // SHA-256 of the key, PKIX DER
+	fingerprint []byte // SHA-256 of the key, PKCS #1 DER
 	policy      []byte // PolicyPCR digest
 	signature   []byte // RSASSA, SHA-256, over the digest
 }
@@ -108,7 +108,7 @@ func parseSigner(text []byte) (*signer, error) {
 	if bits := pub.N.BitLen(); bits < 2048 || bits > 4096 || bits%8 != 0 {
 		return nil, unsupported("policy key of %d bits", bits)
 	}
-	f := sha256.Sum256(block.Bytes)
+	f := sha256.Sum256(x509.MarshalPKCS1PublicKey(pub))
 	return &signer{fingerprint: f[:], public: tpm2.TPMTPublic{
 		Type: tpm2.TPMAlgRSA, NameAlg: tpm2.TPMAlgSHA256,
 		ObjectAttributes: tpm2.TPMAObject{Decrypt: true, SignEncrypt: true, UserWithAuth: true},
