@@ -9,6 +9,7 @@ import (
 	"github.com/anatol/luks.go"
 
 	"portcullis/hardware"
+	"portcullis/hardware/systemdtoken"
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
 	"portcullis/images/gpt"
@@ -25,6 +26,7 @@ var labels = map[string]int{
 type linux struct {
 	tpmPath string
 	waited  bool // for the chip
+	tpm     *tpm2.TPM
 	card    *linuxCard
 }
 
@@ -145,6 +147,7 @@ func (l *linux) TPM(ctx context.Context, config tpm2.Config) (TPM, error) {
 	for {
 		t, err := tpm2.Open(l.tpmPath, config)
 		if err == nil {
+			l.tpm = t
 			return t, nil
 		}
 		if l.waited || hardware.ReasonOf(err) != hardware.ReasonAbsent || time.Now().After(deadline) {
@@ -232,7 +235,24 @@ func linkMapper(name, path string) error {
 	return nil
 }
 
-// SystemdToken is not understood by this release.
-func (l *linux) SystemdToken(context.Context, []byte) ([]byte, error) {
-	return nil, boot.Failf(ReasonVolume, "a systemd-tpm2 token")
+// stubSignatures is where systemd-stub puts what systemd-measure signed.
+const stubSignatures = "/.extra/tpm2-pcr-signature.json"
+
+// SystemdToken asks the chip for a token of systemd-cryptenroll: plain registers or
+// a signed policy. One with a PIN is left to the recovery key.
+func (l *linux) SystemdToken(ctx context.Context, token []byte) ([]byte, error) {
+	if l.tpm == nil {
+		return nil, boot.Failf(ReasonNoChip, "no chip for a systemd-tpm2 token")
+	}
+	t, err := systemdtoken.Parse(token)
+	if err != nil {
+		return nil, err
+	}
+	var o systemdtoken.Options
+	if text, err := os.ReadFile(stubSignatures); err == nil {
+		if o.Signatures, err = systemdtoken.ParseSignatures(text); err != nil {
+			return nil, boot.Failf(ReasonPolicyFile, "%w", err)
+		}
+	}
+	return systemdtoken.Unseal(ctx, l.tpm, t, o)
 }

@@ -148,7 +148,9 @@ func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, stri
 			pass, err = b.unseal(ctx, h, t)
 		case systemdTPM:
 			by = card.UnlockedBySystemd
-			pass, err = b.Host.SystemdToken(ctx, t.JSON)
+			if err = b.noChip; err == nil {
+				pass, err = b.Host.SystemdToken(ctx, t.JSON)
+			}
 		default:
 			continue
 		}
