@@ -60,7 +60,7 @@ func identityCommand() *cli.Command {
 }
 
 func collectIdentity(ctx context.Context, file string) (*identity.Record, error) {
-	s := identity.Sources{}
+	s := identity.Sources{Before: recordOnCard()}
 	c, err := config.Load(file)
 	switch {
 	case err == nil:
@@ -84,6 +84,14 @@ func collectIdentity(ctx context.Context, file string) (*identity.Record, error)
 		return e, errors.Join(err, t.Close())
 	}
 	return identity.Collect(ctx, s)
+}
+
+// recordOnCard is what the card says already, nil where this is no Pi.
+func recordOnCard() (b []byte) {
+	if running, err := update.OpenRunning(); err == nil {
+		update.WithConf(running, func(c *card.Conf) error { b, err = c.Enrol(); return err })
+	}
+	return b
 }
 
 // recordIdentity writes the record where it differs from the one on the card.

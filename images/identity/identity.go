@@ -20,6 +20,7 @@ import (
 	"portcullis/hardware"
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
+	"portcullis/rootfs/piinit"
 )
 
 // Schema is the only schema.
@@ -33,6 +34,8 @@ type Record struct {
 	Chip       *Chip  `json:"chip"`        // null without a TPM
 	// ChipProblem says why there is a TPM and no Chip.
 	ChipProblem string `json:"chip_problem,omitempty"`
+	// Enrolled is what first boot wrote down; null where that cannot be read.
+	Enrolled *piinit.Record `json:"enrolled"`
 }
 
 // Boot is what pi-init said of this boot.
@@ -60,6 +63,7 @@ type Sources struct {
 	KeyFile  string         // attestd's private key, of which only the public half is taken
 	Handover *card.Handover // nil: not started by pi-init
 	TPM      func(context.Context) (*tpm2.Enrolment, error)
+	Before   []byte // card.EnrolFile as it is: first boot's record, or one of ours
 }
 
 // Collect makes the record. A missing gateway key or chip is no error; a key file
@@ -74,6 +78,7 @@ func Collect(ctx context.Context, s Sources) (*Record, error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	}
+	r.Enrolled = enrolled(s.Before)
 	h := s.Handover
 	if h == nil {
 		return r, nil
@@ -89,6 +94,18 @@ func Collect(ctx context.Context, s Sources) (*Record, error) {
 		r.Chip = &Chip{Enrolment: *e, HasCert: len(e.EKCert) > 0}
 	}
 	return r, nil
+}
+
+// enrolled takes first boot's record out of the file on the card.
+func enrolled(b []byte) *piinit.Record {
+	var first piinit.Record
+	if err := json.Unmarshal(b, &first); err == nil && first.Schema == piinit.RecordSchema {
+		return &first
+	}
+	if ours, err := Parse(b); err == nil {
+		return ours.Enrolled
+	}
+	return nil
 }
 
 // Encode returns the JSON of r.

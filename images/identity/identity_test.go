@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	gateway "portcullis/attestserver/identity"
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
+	"portcullis/rootfs/piinit"
 )
 
 func sources(t *testing.T) (Sources, []byte) {
@@ -54,6 +56,29 @@ func TestRecordIsPublic(t *testing.T) {
 		if bytes.Contains(b, secret) {
 			t.Error("the private key is in the record")
 		}
+	}
+}
+
+// What first boot wrote down stays in the record, however often it is written anew.
+func TestFirstBootsRecordStays(t *testing.T) {
+	s, _ := sources(t)
+	first, err := json.Marshal(piinit.Record{Schema: piinit.RecordSchema, Volume: "v", Release: 1, Escrow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for s.Before = first; ; {
+		r, err := Collect(t.Context(), s)
+		if err != nil || r.Enrolled == nil || r.Enrolled.Volume != "v" || !r.Enrolled.Escrow {
+			t.Fatalf("%+v %v", r, err)
+		}
+		b, err := r.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Equal(b, s.Before) {
+			return
+		}
+		s.Before = b
 	}
 }
 
