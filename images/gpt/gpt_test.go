@@ -2,11 +2,9 @@ package gpt
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"os/exec"
@@ -37,62 +35,6 @@ func example() *Table {
 	t.Partitions[1].Attributes = 1 << 63
 	return t
 }
-
-// disk is a device in memory; only what was written takes space.
-type disk struct {
-	sectors map[int64][SectorSize]byte
-	size    int64
-	writes  []write
-}
-
-type write struct {
-	off int64
-	b   []byte
-}
-
-func newDisk(sectors uint64) *disk {
-	return &disk{sectors: map[int64][SectorSize]byte{}, size: int64(sectors) * SectorSize}
-}
-
-func (d *disk) ReadAt(b []byte, off int64) (int, error) {
-	for i := range b {
-		at := off + int64(i)
-		if at >= d.size {
-			return i, io.EOF
-		}
-		s := d.sectors[at/SectorSize]
-		b[i] = s[at%SectorSize]
-	}
-	return len(b), nil
-}
-
-func (d *disk) WriteAt(b []byte, off int64) (int, error) {
-	if off+int64(len(b)) > d.size {
-		return 0, io.ErrShortWrite
-	}
-	d.writes = append(d.writes, write{off, bytes.Clone(b)})
-	d.put(b, off)
-	return len(b), nil
-}
-
-func (d *disk) put(b []byte, off int64) {
-	for i, c := range b {
-		at := off + int64(i)
-		s := d.sectors[at/SectorSize]
-		s[at%SectorSize] = c
-		d.sectors[at/SectorSize] = s
-	}
-}
-
-func (d *disk) clone() *disk {
-	c := &disk{sectors: map[int64][SectorSize]byte{}, size: d.size}
-	for k, v := range d.sectors {
-		c.sectors[k] = v
-	}
-	return c
-}
-
-func (d *disk) count() uint64 { return uint64(d.size / SectorSize) }
 
 func written(t testing.TB, table *Table) *disk {
 	t.Helper()
@@ -437,111 +379,10 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// forge changes the header at both places and gives it a right checksum.
-func forge(d *disk, change func(h []byte)) {
-	for _, off := range []int64{SectorSize, d.size - SectorSize} {
-		h := make([]byte, SectorSize)
-		_, _ = d.ReadAt(h, off)
-		change(h)
-		clear(h[16:20])
-		binary.LittleEndian.PutUint32(h[16:], crc32.ChecksumIEEE(h[:headerSize]))
-		d.put(h, off)
-	}
-}
-
-func TestForgedHeadersAreRefused(t *testing.T) {
-	le := binary.LittleEndian
-	for name, change := range map[string]func(h []byte){
-		"4 billion entries":     func(h []byte) { le.PutUint32(h[80:], 0xFFFFFFFF) },
-		"no entries":            func(h []byte) { le.PutUint32(h[80:], 0) },
-		"entries of 2 GiB":      func(h []byte) { le.PutUint32(h[84:], 1<<31) },
-		"entries of 127 bytes":  func(h []byte) { le.PutUint32(h[84:], 127) },
-		"header of 513 bytes":   func(h []byte) { le.PutUint32(h[12:], 513) },
-		"other revision":        func(h []byte) { le.PutUint32(h[8:], 0x20000) },
-		"entries behind device": func(h []byte) { le.PutUint64(h[72:], 1<<63) },
-		"entries at sector 0":   func(h []byte) { le.PutUint64(h[72:], 0) },
-		"entries among data":    func(h []byte) { le.PutUint64(h[72:], 4096) },
-		"usable behind device":  func(h []byte) { le.PutUint64(h[48:], 1<<62) },
-		"usable from 0":         func(h []byte) { le.PutUint64(h[40:], 0) },
-		"stands elsewhere":      func(h []byte) { le.PutUint64(h[24:], 77) },
-		"usable on the header":  func(h []byte) { le.PutUint64(h[48:], 300*mib-1) },
-		"fewer usable sectors":  func(h []byte) { le.PutUint64(h[48:], 100*mib) },
-	} {
-		d := written(t, example())
-		forge(d, change)
-		if table, health, err := Read(d, d.count()); err == nil {
-			t.Errorf("%s: %+v, %v", name, table, health)
-		}
-	}
-	d := written(t, example())
-	d.put(make([]byte, SectorSize), SectorSize)
-	d.put(make([]byte, SectorSize), d.size-SectorSize)
-	if _, _, err := Read(d, d.count()); reason(err) != ReasonMissing {
-		t.Errorf("no table: %v", err)
-	}
-	if _, _, err := Read(written(t, example()), 200*mib); reason(err) != ReasonDamaged {
-		t.Errorf("on a smaller device: %v", err)
-	}
-}
-
-// failing refuses the nth write.
-type failing struct {
-	*disk
-	left int
-}
-
-func (f *failing) WriteAt(b []byte, off int64) (int, error) {
-	if f.left--; f.left < 0 {
-		return 0, io.ErrClosedPipe
-	}
-	return f.disk.WriteAt(b, off)
-}
-
 func TestWriteErrorsAreReported(t *testing.T) {
 	for n := range 5 {
 		if err := example().Write(&failing{newDisk(300 * mib), n}); !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("write %d: %v", n, err)
 		}
 	}
-}
-
-func FuzzRead(f *testing.F) {
-	// The device is the first and the last 40 sectors; the rest is empty.
-	const part, sectors = 40 * SectorSize, 4 * mib
-	table := &Table{DiskID: id(9), Sectors: sectors, Partitions: []Partition{{Number: 1, Name: "PCCONF", Type: TypeLinux, ID: id(1), First: mib, Last: 2*mib - 1}}}
-	d := written(f, table)
-	seed := make([]byte, 2*part)
-	_, _ = d.ReadAt(seed[:part], 0)
-	_, _ = d.ReadAt(seed[part:], d.size-part)
-	f.Add(seed)
-	f.Add(bytes.Replace(seed, []byte("EFI PART"), []byte("EFI TRAP"), 1))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) != 2*part {
-			return
-		}
-		d := newDisk(sectors)
-		d.put(b[:part], 0)
-		d.put(b[part:], d.size-part)
-		// Checksums stop nearly every change: they are made right, so that what they cover is reached.
-		for _, off := range []int64{SectorSize, d.size - SectorSize} {
-			h := make([]byte, SectorSize)
-			_, _ = d.ReadAt(h, off)
-			if at := binary.LittleEndian.Uint64(h[72:]); at < sectors-arraySectors {
-				array := make([]byte, arraySize)
-				_, _ = d.ReadAt(array, int64(at)*SectorSize)
-				binary.LittleEndian.PutUint32(h[88:], crc32.ChecksumIEEE(array))
-			}
-			clear(h[16:20])
-			binary.LittleEndian.PutUint32(h[16:], crc32.ChecksumIEEE(h[:headerSize]))
-			d.put(h, off)
-		}
-		got, _, err := Read(d, sectors)
-		if err != nil {
-			return
-		}
-		again, health, err := Read(written(t, got), got.Sectors)
-		if err != nil || !health.OK() || !equal(again, got) {
-			t.Errorf("what was read cannot be written: %v, %v\n%+v\n%+v", err, health, got, again)
-		}
-	})
 }
