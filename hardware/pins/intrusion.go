@@ -33,7 +33,7 @@ const (
 
 // Intrusion reports when the case is opened until ctx ends. Closing it again is no event:
 // it re-arms. Events wait for the reader; there is at most one pending, since one
-// is enough to act.
+// is enough to act. It returns when the switch has come to rest for the first time.
 func (b *Board) Intrusion(ctx context.Context) (<-chan hardware.Tamper, error) {
 	if b.intr == nil {
 		return nil, refuse(ReasonNotWired, "no line is configured for the intrusion switch")
@@ -46,9 +46,18 @@ func (b *Board) Intrusion(ctx context.Context) (<-chan hardware.Tamper, error) {
 		return nil, fmt.Errorf("%s: %w", b.intr.Name(), err)
 	}
 	out := make(chan hardware.Tamper, 1)
+	open, steady := b.settle(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case !steady:
+		b.tell(out, DetailUnstable)
+	case open:
+		b.tell(out, DetailFound)
+	}
 	go func() {
 		defer close(out)
-		b.guard(ctx, out)
+		b.guard(ctx, out, open || !steady)
 	}()
 	return out, nil
 }
@@ -58,22 +67,15 @@ func (b *Board) Intrusion(ctx context.Context) (<-chan hardware.Tamper, error) {
 // because it connects to 3.3 V.
 func (b *Board) open() bool { return b.intr.Read() == gpio.High }
 
-func (b *Board) guard(ctx context.Context, out chan<- hardware.Tamper) {
-	tell := func(detail string) {
-		select {
-		case out <- hardware.Tamper{Time: b.clock.Now().UTC(), Source: SourceChassis, Detail: detail}:
-		default:
-		}
+func (b *Board) tell(out chan<- hardware.Tamper, detail string) {
+	select {
+	case out <- hardware.Tamper{Time: b.clock.Now().UTC(), Source: SourceChassis, Detail: detail}:
+	default:
 	}
-	state := false
-	if now, steady := b.settle(ctx); now || !steady {
-		state = true
-		if steady {
-			tell(DetailFound)
-		} else if ctx.Err() == nil {
-			tell(DetailUnstable)
-		}
-	}
+}
+
+// guard watches from state on; an open case is true.
+func (b *Board) guard(ctx context.Context, out chan<- hardware.Tamper, state bool) {
 	for ctx.Err() == nil {
 		edge := b.intr.WaitForEdge(pollEdge)
 		if !edge && b.open() == state {
@@ -84,10 +86,10 @@ func (b *Board) guard(ctx context.Context, out chan<- hardware.Tamper) {
 		case ctx.Err() != nil:
 			return
 		case !steady:
-			tell(DetailUnstable)
+			b.tell(out, DetailUnstable)
 			state = true
 		case now && !state:
-			tell(DetailOpened)
+			b.tell(out, DetailOpened)
 			state = true
 		case !now:
 			state = false
