@@ -29,8 +29,8 @@ func (b *builder) seal(p *bootPartition, epoch int64) error {
 	for _, f := range p.files {
 		total += (int64(len(f)) + 4095) &^ 4095
 	}
-	// Room for FAT and directory; the firmware reads the whole image into memory.
-	size := (total + 1<<20 + 1<<20 - 1) &^ (1<<20 - 1)
+	// Room for the tables; the firmware reads the whole image into memory.
+	size := (total + total/128 + 256<<10) &^ (64<<10 - 1)
 	if limit := maxBootImg[b.o.Model]; size > limit {
 		return refuse(debroot.ReasonTooLarge, "boot.img would have %d MiB, more than %d MiB: take modules out", size>>20, limit>>20)
 	}

@@ -83,7 +83,7 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	r.Cached = cached
-	if err := m.Prune("base", "kernel", "pi-root", "pi-image"); err != nil {
+	if err := m.Prune("base", "kernel", "pi-kernel", "pi-root", "pi-image"); err != nil {
 		return nil, fmt.Errorf("build cache: %w", err)
 	}
 	return r, nil
