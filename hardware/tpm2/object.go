@@ -132,15 +132,11 @@ func (t *TPM) open(parent *key, public *tpm2.TPMTPublic, o *Object, steps func(*
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	defer t.flush(loaded.ObjectHandle)
-	options := []tpm2.AuthOption{tpm2.Salted(parent.handle, parent.public), tpm2.AESEncryption(128, tpm2.EncryptOut)}
-	if len(o.Auth) > 0 {
-		options = append(options, tpm2.Auth(o.Auth))
-	}
-	session, done, err := tpm2.PolicySession(t.link, tpm2.TPMAlgSHA256, nonceSize, options...)
+	session, err := t.policySession(parent, o.Auth)
 	if err != nil {
 		return nil, fmt.Errorf("session: %w", err)
 	}
-	defer func() { _ = done() }()
+	defer t.flush(session.Handle())
 	if err := steps(&PolicyRun{t, session}); err != nil {
 		return nil, err
 	}
@@ -153,6 +149,15 @@ func (t *TPM) open(parent *key, public *tpm2.TPMTPublic, o *Object, steps func(*
 		return nil, err
 	}
 	return r.OutData.Buffer, nil
+}
+
+// policySession starts a session that hides answers from the bus.
+func (t *TPM) policySession(parent *key, password []byte) (tpm2.Session, error) {
+	if len(password) > 0 {
+		return startPasswordSession(t.link, parent, password)
+	}
+	s, _, err := tpm2.PolicySession(t.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Salted(parent.handle, parent.public), tpm2.AESEncryption(128, tpm2.EncryptOut))
+	return s, err
 }
 
 // PCRs asserts registers of a bank as they are now.
