@@ -267,6 +267,22 @@ func TestReadFindsTheNewestCopy(t *testing.T) {
 	}
 }
 
+// cryptsetup and luks.go count on it, and a power cut would leave two copies that
+// differ under one number.
+func TestEveryWriteHasItsOwnNumber(t *testing.T) {
+	d, h, _ := small(t)
+	for range 3 {
+		before, _, err := Read(d, smallSize)
+		check(t, err)
+		check(t, h.Write(d))
+		after, health, err := Read(d, smallSize)
+		check(t, err)
+		if after.Sequence() != before.Sequence()+1 || after.Sequence() != h.Sequence() || !health.Good() {
+			t.Errorf("%d, then %d, %d in memory, %+v", before.Sequence(), after.Sequence(), h.Sequence(), health)
+		}
+	}
+}
+
 func TestSlotsRunOut(t *testing.T) {
 	d, h, key := small(t)
 	n := 1
@@ -455,6 +471,13 @@ func TestEraseLeavesNoWayIn(t *testing.T) {
 		if _, _, err := h.Unlock(d, []byte(p)); ReasonOf(err) != ReasonPassphrase {
 			t.Errorf("%s: %v", p, err)
 		}
+	}
+	// Then both headers, in one write.
+	if err := Erase(&failing{d, 3}, smallSize, smallOffset); ReasonOf(err) != ReasonDevice {
+		t.Fatal(err)
+	}
+	if _, _, err := Read(d, smallSize); ReasonOf(err) != ReasonNoHeader {
+		t.Errorf("after the headers: %v", err)
 	}
 }
 

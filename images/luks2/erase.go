@@ -12,19 +12,18 @@ func Erase(d Device, size, headerArea int64) error {
 	if headerArea <= 0 || headerArea > MaxKeyslotsSize || headerArea > size {
 		return refuse(ReasonUsage, "header area of %d bytes on a device of %d", headerArea, size)
 	}
-	headers := int64(2 * HeaderSize)
 	if h, _, err := Read(d, size); err == nil {
-		headers = 2 * int64(h.bin.Size)
-		headerArea = max(headerArea, headers+int64(h.meta.config.KeyslotsSize))
 		for _, n := range sorted(h.meta.keyslots) {
 			a := h.meta.keyslots[n].Area
 			if err := fill(d, int64(a.Offset), int64(a.Size), rand.Reader); err != nil {
 				return err
 			}
 		}
-	}
-	if err := fill(d, 0, min(headers, headerArea), rand.Reader); err != nil {
-		return err
+		headers := 2 * int64(h.bin.Size)
+		if err := fill(d, 0, headers, rand.Reader); err != nil {
+			return err
+		}
+		headerArea = max(headerArea, headers+int64(h.meta.config.KeyslotsSize))
 	}
 	return fill(d, 0, headerArea, rand.Reader)
 }

@@ -2,7 +2,11 @@ package luks2
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
+
+	luks "github.com/anatol/luks.go"
 )
 
 // FuzzMetadata: what is accepted can be written, and reads the same again.
@@ -42,7 +46,45 @@ func FuzzMetadata(f *testing.F) {
 				t.Errorf("token %d: %s became %s", n, raw, again.tokens[n])
 			}
 		}
+		luksGoSurvives(t, text)
 	})
+}
+
+// luksGoSurvives gives luks.go metadata that Read accepts. It computes with what it
+// finds, so Read has to keep from it whatever would make it panic or take the
+// memory of the machine.
+func luksGoSurvives(t *testing.T, text []byte) {
+	t.Helper()
+	if len(text) >= HeaderSize-binarySize {
+		return
+	}
+	d := forge(t, text)
+	h, _, err := Read(d, smallSize)
+	if err != nil {
+		if r := ReasonOf(err); r != ReasonSize {
+			t.Errorf("Read refuses what was accepted: %v", err)
+		}
+		return
+	}
+	path := filepath.Join(t.TempDir(), "volume")
+	check(t, os.WriteFile(path, d, 0o600))
+	dev, err := luks.Open(path)
+	if err != nil {
+		t.Fatalf("luks.go does not read it: %v\n%s", err, text)
+	}
+	defer dev.Close()
+	if _, err := dev.Tokens(); err != nil {
+		t.Errorf("luks.go does not read the tokens: %v\n%s", err, text)
+	}
+	for _, s := range h.Slots() {
+		k := h.meta.keyslots[s.ID].KDF
+		if k.affordable(Limits{Memory: 64, Time: 1, Iterations: 1000}) != nil {
+			continue
+		}
+		if _, err := dev.UnsealVolume(s.ID, []byte("nobody's")); err != luks.ErrPassphraseDoesNotMatch {
+			t.Errorf("luks.go: %v\n%s", err, text)
+		}
+	}
 }
 
 // FuzzHeader: the first part of a device, both copies. The checksums are made right
