@@ -22,6 +22,11 @@ func rootOf(v boot.Verity) ([32]byte, error) {
 	return root, nil
 }
 
+// chipLimit is how long the chip may take for one command. It is shorter than what
+// the watchdog allows a step: a chip that hangs shall lead to the recovery key's
+// prompt and not to one restart after the other.
+const chipLimit = stepLimit / 3
+
 // findPosture asks whether there is a chip, who measured before us, and what the
 // firmware says of itself.
 func (b *Boot) findPosture(ctx context.Context) error {
@@ -36,7 +41,7 @@ func (b *Boot) findPosture(ctx context.Context) error {
 	if err := b.readPolicy(); err != nil {
 		b.Log.Note("policy", "problem", err) // the chip will say no by itself; a recovery key still helps
 	}
-	config := tpm2.Config{PolicyKey: policyKey, Policy: b.policy, NVIndex: b.Info.NVIndex}
+	config := tpm2.Config{PolicyKey: policyKey, Policy: b.policy, NVIndex: b.Info.NVIndex, Timeout: chipLimit}
 	posture, detail := detect.Posture(b.Firmware)
 	b.platform = tpmpolicy.PlatformSelf
 	if b.platform, b.noChip = b.askPlatform(ctx, config); b.noChip == nil {
