@@ -20,7 +20,8 @@ type Options struct {
 // Format makes an empty volume with this volume key on a device of size bytes and
 // returns its header: both copies, one digest, no keyslot yet. Everything before
 // the payload is overwritten with zeros first, so that no older header and no older
-// keyslot survives. A cut on the way leaves no volume or the new one.
+// keyslot survives. A cut on the way leaves the older volume untouched, none, or the
+// new one.
 func Format(d Device, size int64, o Options, volumeKey []byte) (*Header, error) {
 	if o.SectorSize == 0 {
 		o.SectorSize = 4096
@@ -46,6 +47,11 @@ func Format(d Device, size int64, o Options, volumeKey []byte) (*Header, error) 
 	if err != nil {
 		return nil, err
 	}
+	// The old headers go first: a cut later on must not leave one that names
+	// keyslots which are zeros already.
+	if err := forget(d, size); err != nil {
+		return nil, err
+	}
 	if err := fill(d, 0, o.PayloadOffset, zeros{}); err != nil {
 		return nil, err
 	}
@@ -55,6 +61,27 @@ func Format(d Device, size int64, o Options, volumeKey []byte) (*Header, error) 
 	}
 	h.json = text
 	return h, writeCopies(d, h.bin, text, false, o.Random)
+}
+
+// forget makes every good copy of a header unreadable, one after the other.
+func forget(d Device, size int64) error {
+	for range len(headerSizes) + 1 {
+		primary, secondary, err := readCopies(d, size)
+		if err != nil {
+			return err
+		}
+		c := primary
+		if c.state != CopyGood {
+			c = secondary
+		}
+		if c.state != CopyGood {
+			return nil
+		}
+		if err := fill(d, int64(c.bin.Offset), binarySize, zeros{}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func newHeader(size int64, o Options, volumeKey []byte) (*Header, error) {

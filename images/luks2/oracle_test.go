@@ -116,7 +116,6 @@ func TestWeOpenWhatCryptsetupWrites(t *testing.T) {
 		"sector 4096":   {"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--sector-size", "4096"},
 		"AES-128":       {"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-size", "256"},
 		"large headers": {"--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-metadata-size", "64k", "--luks2-keyslots-size", "1m"},
-		"its defaults":  {"--iter-time", "10"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "volume")

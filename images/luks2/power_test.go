@@ -210,6 +210,9 @@ func TestPowerCutInFormat(t *testing.T) {
 			}
 			seen["none"]++
 		case got.UUID() == old.UUID():
+			if _, _, err := got.Unlock(d, chipPass); err != nil {
+				t.Fatalf("%s: the old header is there, but %v", name, err)
+			}
 			seen["old"]++
 		case got.UUID() == h.UUID():
 			if _, err := got.verify(key); err != nil {
