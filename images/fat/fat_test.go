@@ -146,6 +146,9 @@ func TestReadsWhatIsBuilt(t *testing.T) {
 			if fs.Label() != "PCCONF" || fs.ID() != 7 {
 				t.Errorf("label %q, id %d", fs.Label(), fs.ID())
 			}
+			if at := fs.g.offset(2); at%4096 != 0 {
+				t.Errorf("data begins at %d: no file is aligned on an aligned partition", at)
+			}
 			same(t, fs, files)
 			whole, err := os.Open(path)
 			if err != nil {

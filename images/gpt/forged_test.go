@@ -54,6 +54,25 @@ func TestForgedHeadersAreRefused(t *testing.T) {
 	}
 }
 
+// A header on a large device that asks for a gigabyte of entries is refused before anybody reads them.
+func TestEntriesAreCappedBeforeTheyAreRead(t *testing.T) {
+	d := written(t, example())
+	for _, c := range []struct{ entries, size uint32 }{{1024, 1 << 20}, {1025, 128}, {1 << 20, 1 << 12}} {
+		forge(d, func(h []byte) {
+			binary.LittleEndian.PutUint32(h[80:], c.entries)
+			binary.LittleEndian.PutUint32(h[84:], c.size)
+			binary.LittleEndian.PutUint64(h[40:], 1<<30)
+			binary.LittleEndian.PutUint64(h[48:], 1<<31)
+			binary.LittleEndian.PutUint64(h[32:], 1<<40-1)
+		})
+		b := make([]byte, SectorSize)
+		_, _ = d.ReadAt(b, SectorSize)
+		if h, err := decodeHeader(b, 1, 1<<40); reason(err) != ReasonDamaged {
+			t.Errorf("%d entries of %d bytes: %+v, %v", c.entries, c.size, h, err)
+		}
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	// The device is the first and the last 40 sectors; the rest is empty.
 	const part, sectors = 40 * SectorSize, 4 * mib
