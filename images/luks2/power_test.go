@@ -55,6 +55,11 @@ func (r *recorder) cuts(before memory, f func(name string, d memory)) {
 				tear(random, d, sectors[n])
 			}
 			f(fmt.Sprintf("window %d, sector %d of %d", w, n, len(sectors)), d)
+			d = bytes.Clone(base)
+			for _, s := range sectors[n:] {
+				copy(d[s.off:], s.data)
+			}
+			f(fmt.Sprintf("window %d, last sectors first, %d of %d missing", w, n, len(sectors)), d)
 		}
 		for n := range 10 {
 			d := bytes.Clone(base)
