@@ -22,13 +22,13 @@ func newDisk(sectors uint64) *disk {
 }
 
 func (d *disk) ReadAt(b []byte, off int64) (int, error) {
-	for i := range b {
+	for i := 0; i < len(b); {
 		at := off + int64(i)
 		if at >= d.size {
 			return i, io.EOF
 		}
 		s := d.sectors[at/SectorSize]
-		b[i] = s[at%SectorSize]
+		i += copy(b[i:], s[at%SectorSize:])
 	}
 	return len(b), nil
 }
@@ -43,11 +43,11 @@ func (d *disk) WriteAt(b []byte, off int64) (int, error) {
 }
 
 func (d *disk) put(b []byte, off int64) {
-	for i, c := range b {
-		at := off + int64(i)
-		s := d.sectors[at/SectorSize]
-		s[at%SectorSize] = c
-		d.sectors[at/SectorSize] = s
+	for len(b) > 0 {
+		s := d.sectors[off/SectorSize]
+		n := copy(s[off%SectorSize:], b)
+		d.sectors[off/SectorSize] = s
+		b, off = b[n:], off+int64(n)
 	}
 }
 
