@@ -3,6 +3,7 @@ package piinit
 import (
 	"bytes"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -22,40 +23,62 @@ type cut struct {
 
 // cuts returns what a power cut can leave of a boot that began with before: every
 // prefix of its writes, the next write torn in a few ways, and any subset of what
-// was written since the last sync, because a card may turn the order round.
-func cuts(before *medium, chip chipState, events []event, r *rand.Rand) []cut {
+// was written since the last sync, because a card may turn the order round. Where
+// only is not negative, that one of them is returned.
+func cuts(before *medium, chip chipState, events []event, r *rand.Rand, only int) []cut {
 	var out []cut
 	m := before.clone()
 	synced := before.clone()
 	var since []event // last sync
 	state := chip
-	add := func(name string, n int, m *medium) { out = append(out, cut{name + " " + itoa(n), m, state}) }
-	add("before write", 0, m.clone())
+	points := 0
+	add := func(name string, n int, leave func() *medium) {
+		if points++; only < 0 || only == points-1 {
+			out = append(out, cut{name + " " + strconv.Itoa(n), leave(), state})
+		}
+	}
+	add("before write", 0, m.clone)
 	for i, e := range events {
 		state = e.chip
 		if e.data == nil {
-			synced, since = m.clone(), nil
+			synced, since = nil, nil
 			continue
 		}
+		if synced == nil {
+			synced = m.clone()
+		}
 		for _, torn := range tears(len(e.data), r) {
-			half := m.clone()
-			half.WriteAt(e.data[:torn], e.off)
-			add("torn write", i, half)
+			add("torn write", i, func() *medium {
+				half := m.clone()
+				half.WriteAt(e.data[:torn], e.off)
+				return half
+			})
 		}
 		m.WriteAt(e.data, e.off)
 		since = append(since, e)
-		add("after write", i, m.clone())
+		add("after write", i, m.clone)
 		if len(since) > 1 {
-			mixed := synced.clone()
-			for _, s := range since {
-				if r.IntN(2) == 0 {
-					mixed.WriteAt(s.data, s.off)
+			add("any order, write", i, func() *medium {
+				mixed := synced.clone()
+				for _, s := range since {
+					if r.IntN(2) == 0 {
+						mixed.WriteAt(s.data, s.off)
+					}
 				}
-			}
-			add("any order, write", i, mixed)
+				return mixed
+			})
 		}
 	}
 	return out
+}
+
+// one returns a random cut of a boot.
+func one(before *medium, chip chipState, events []event, r *rand.Rand) cut {
+	for {
+		if c := cuts(before, chip, events, r, r.IntN(4*len(events)+1)); len(c) == 1 {
+			return c[0]
+		}
+	}
 }
 
 // tears are lengths at which a write of n bytes may have stopped: at the edge of a
@@ -65,13 +88,6 @@ func tears(n int, r *rand.Rand) []int {
 		return []int{r.IntN(n)}
 	}
 	return []int{r.IntN(n/card.SectorSize) * card.SectorSize, r.IntN(n)}
-}
-
-func itoa(n int) string {
-	if n < 10 {
-		return string(rune('0' + n))
-	}
-	return itoa(n/10) + itoa(n%10)
 }
 
 // committed tells whether a card holds a finished volume, by its UUID.
@@ -94,7 +110,7 @@ func TestPowerCutsDuringFirstBoot(t *testing.T) {
 	first := newPi(t, b, seed)
 	before, memory := first.m.clone(), first.chip.state
 	first.must()
-	all := cuts(before, memory, first.rec.events, r)
+	all := cuts(before, memory, first.rec.events, r, -1)
 	if len(all) < 100 {
 		t.Fatalf("%d points are less than 100", len(all))
 	}
@@ -178,8 +194,7 @@ func TestPowerCutsDuringPowerCuts(t *testing.T) {
 			if _, err := p.boot(); err != nil {
 				t.Fatalf("round %d: %v\n%s", round, err, p.people.text())
 			}
-			all := cuts(before, memory, p.rec.events, r)
-			c = all[r.IntN(len(all))]
+			c = one(before, memory, p.rec.events, r)
 			p = &pi{t: t, built: b, m: c.m, chip: (&chip{}).reboot(c.chip)}
 		}
 		survives(t, p, c, id, committed(p))
@@ -208,7 +223,7 @@ func TestPowerCutsDuringRepairAndTrial(t *testing.T) {
 	if res := p.must(); !res.Handover.HeaderRepaired || res.Handover.Attempt != 1 {
 		t.Fatalf("%+v", res.Handover)
 	}
-	all := cuts(before, memory, p.rec.events, r)
+	all := cuts(before, memory, p.rec.events, r, -1)
 	for _, c := range all {
 		p := &pi{t: t, built: next, m: c.m, chip: (&chip{}).reboot(c.chip)}
 		res, err := p.boot()

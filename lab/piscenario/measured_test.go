@@ -1,0 +1,107 @@
+package piscenario
+
+import (
+	"bytes"
+	"io"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"portcullis/images/card"
+	"portcullis/images/cpio"
+	"portcullis/images/fat"
+	"portcullis/images/uki"
+	"portcullis/lab/pi"
+)
+
+// edit changes a section of the UKI on the boot partition in place; what is shorter
+// than before is filled up with zeros.
+func edit(t *testing.T, c pi.Card, name string, change func(section []byte) []byte) {
+	t.Helper()
+	part := section(t, c, card.PartBootA)
+	v, err := fat.Open(part, part.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside, size, err := v.Extent(card.UKIFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := make([]byte, size)
+	if _, err := part.ReadAt(image, inside); err != nil && err != io.EOF {
+		t.Fatal(err)
+	}
+	f, err := uki.Parse(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old, ok := f.Section(name)
+	if !ok {
+		t.Fatalf("no section %s", name)
+	}
+	at := bytes.Index(image, old)
+	changed := change(old)
+	if len(changed) > len(old) || bytes.Equal(changed, old) {
+		t.Fatalf("section %s: %d bytes in place of %d", name, len(changed), len(old))
+	}
+	offset, _ := partition(t, c, card.PartBootA)
+	write(t, c, append(bytes.Clone(changed), make([]byte, len(old)-len(changed))...), offset+inside+int64(at))
+}
+
+// TestAttackEditedBootIsSeenByFirmware: with firmware that measures, one byte more or
+// less of the command line or the initramfs is another register, whatever the edited
+// software says of itself, and the chip keeps the key.
+func TestAttackEditedBootIsSeenByFirmware(t *testing.T) {
+	p := provisionedBy(t, pi.AAVMF)
+	c := cardOf(t, p.Card)
+	m := boot(t, c, withAAVMF)
+	expect(t, m, `portcullis: stage=posture [^\n]*posture=firmware-measured platform=efi`)
+	expect(t, m, `portcullis: stage=unlock [^\n]*by=tpm2`)
+	expect(t, m, `portcullis: stage=switch-root`)
+	m.Kill()
+
+	for name, attack := range map[string]func(c pi.Card){
+		"command line": func(c pi.Card) {
+			edit(t, c, uki.Cmdline, func(old []byte) []byte { return bytes.Replace(old, []byte("panic=10"), []byte("panic=11"), 1) })
+		},
+		"initramfs": func(c pi.Card) { edit(t, c, uki.Initrd, otherInitramfs(t)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := cardOf(t, p.Card)
+			attack(c)
+			m := boot(t, c, withAAVMF)
+			expect(t, m, `portcullis: stage=measure`)
+			expect(t, m, `portcullis: failed stage=unlock [^\n]*reason=root-policy`)
+			expect(t, m, recoveryPrompt)
+		})
+	}
+}
+
+// otherInitramfs is an archive that the kernel unpacks as before, with another time
+// in its first entry. Compression must not make it longer than the one it replaces.
+func otherInitramfs(t *testing.T) func([]byte) []byte {
+	return func(old []byte) []byte {
+		d, err := zstd.NewReader(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		archive, err := d.DecodeAll(old, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const mtime = 6 + 5*8 // the sixth field of a header of the format "newc"
+		for _, digit := range []byte("0123456789ABCDEF") {
+			other := bytes.Clone(archive)
+			if other[mtime+7] == digit {
+				continue
+			}
+			other[mtime+7] = digit
+			if z := cpio.Zstd(other); len(z) <= len(old) {
+				return z
+			}
+		}
+		t.Fatal("no other archive fits in the place of the old one")
+		return nil
+	}
+}
