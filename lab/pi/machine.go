@@ -258,9 +258,14 @@ func (m *Machine) Expect(ctx context.Context, pattern string) ([]string, error) 
 func (m *Machine) Send(text string) error { return m.console.send(text) }
 
 // Exec runs a command as root in the Pi. Only a development image for QEMU has
-// the channel; it answers once the services have started.
+// the channel; it answers early in the start of systemd. The command is killed
+// with the context's deadline, after a minute where it has none.
 func (m *Machine) Exec(ctx context.Context, argv ...string) (channel.Response, error) {
-	return channel.Run(ctx, ChannelSocket(m.cfg.Dir), channel.Request{Argv: argv})
+	r := channel.Request{Argv: argv}
+	if end, ok := ctx.Deadline(); ok {
+		r.LimitMS = max(1, time.Until(end).Milliseconds())
+	}
+	return channel.Run(ctx, ChannelSocket(m.cfg.Dir), r)
 }
 
 // Output runs a command as root in the Pi and returns what it wrote; it fails

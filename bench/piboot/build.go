@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"portcullis/images/deb"
+	"portcullis/lab/qemu"
+)
+
+// buildLimit bounds the making of the peer's initramfs: thousands of small
+// programs on an emulated machine.
+const buildLimit = 20 * time.Minute
+
+// made is the peer's initramfs.
+type made struct {
+	kernel, initramfs []byte
+	release           string
+	took              time.Duration // 0: it was cached
+}
+
+// buildInitramfs runs Debian's own mkinitramfs, as its packages are, in an
+// emulated arm64 machine whose root is the unpacked packages. The volume that the
+// initramfs will look for has the given UUID and opens with key.
+func buildInitramfs(ctx context.Context, cache, uuid, key string, say func(string)) (*made, error) {
+	store := &deb.Store{Dir: filepath.Join(cache, "deb")}
+	lock, err := resolve(ctx, store)
+	if err != nil {
+		return nil, err
+	}
+	m := &made{}
+	if m.release, m.kernel, err = kernel(ctx, store, lock); err != nil {
+		return nil, err
+	}
+	extra := extraFiles(m.release, uuid, key)
+	name := filepath.Join(cache, "piboot", "initramfs-"+digest(lock, extra))
+	if m.initramfs, err = os.ReadFile(name); err == nil {
+		return m, nil
+	}
+	began := time.Now()
+	say("the peer's initramfs, by mkinitramfs in an emulated machine: this takes minutes, once")
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(filepath.Dir(name), ".build-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	if err := writeTree(ctx, filepath.Join(dir, "tree"), store, lock, extra); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "kernel"), m.kernel, 0o600); err != nil {
+		return nil, err
+	}
+	if m.initramfs, err = runBuild(ctx, dir); err != nil {
+		return nil, err
+	}
+	m.took = time.Since(began)
+	if err := os.WriteFile(name+".new", m.initramfs, 0o644); err != nil {
+		return nil, err
+	}
+	return m, os.Rename(name+".new", name)
+}
+
+func digest(lock *deb.Lock, extra map[string]file) string {
+	h := sha256.New()
+	h.Write(lock.Encode())
+	fmt.Fprint(h, extra) // fmt prints maps in the order of their keys
+	return hex.EncodeToString(h.Sum(nil)[:12])
+}
+
+// runBuild boots the machine in dir and takes the initramfs from its second
+// serial line, which ends with its length and digest on the first.
+func runBuild(ctx context.Context, dir string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, buildLimit)
+	defer cancel()
+	program, err := qemu.Find(ctx, "qemu-system-aarch64", "qemu-system-arm")
+	if err != nil {
+		return nil, err
+	}
+	in := func(name string) string { return qemu.Escape(filepath.Join(dir, name)) }
+	cmd := exec.CommandContext(ctx, program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-machine", "virt,gic-version=3,acpi=off", "-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on", "-smp", "2", "-m", "3072",
+		"-kernel", in("kernel"), "-initrd", in("tree"), "-append", "console=ttyAMA0 rdinit=/piboot/build panic=1 loglevel=4",
+		"-chardev", "file,id=console,path="+in("console"), "-serial", "chardev:console",
+		"-chardev", "file,id=out,path="+in("out"), "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=out,name=out")
+	said, err := cmd.CombinedOutput()
+	console, _ := os.ReadFile(filepath.Join(dir, "console"))
+	if err != nil {
+		return nil, fmt.Errorf("QEMU: %w: %s", err, said)
+	}
+	out, err := os.ReadFile(filepath.Join(dir, "out"))
+	if err != nil {
+		return nil, err
+	}
+	if want := fmt.Sprintf("PIBOOT built %x", sha256.Sum256(out)); !bytes.Contains(console, []byte(want)) || len(out) == 0 {
+		return nil, fmt.Errorf("mkinitramfs did not end well; the console:\n%s", console[max(0, len(console)-4000):])
+	}
+	return out, nil
+}
+
+// extraFiles are the configuration of an encrypted root, what maintainer scripts
+// would have made, and the script that builds.
+func extraFiles(release, uuid, key string) map[string]file {
+	script := func(lines ...string) file { return file{mode: 0o755, text: strings.Join(lines, "\n") + "\n"} }
+	text := func(mode int64, s string) file { return file{mode: mode, text: s} }
+	return map[string]file{
+		"etc/passwd":                         text(0o644, "root:x:0:0:root:/root:/bin/sh\n"),
+		"etc/group":                          text(0o644, "root:x:0:\n"),
+		"usr/bin/awk":                        {link: "gawk"},
+		"usr/bin/which":                      {link: "which.debianutils"},
+		"etc/mtab":                           {link: "../proc/self/mounts"},
+		"etc/fstab":                          text(0o644, "/dev/mapper/root / squashfs ro 0 1\n"),
+		"etc/crypttab":                       text(0o644, "root UUID="+uuid+" /etc/keys/root.key luks,initramfs\n"),
+		"etc/keys/root.key":                  text(0o600, key),
+		"var/tmp/.keep":                      text(0o644, ""),
+		"tmp/.keep":                          text(0o644, ""),
+		"proc/.keep":                         text(0o644, ""),
+		"sys/.keep":                          text(0o644, ""),
+		"var/lib/dpkg/status":                text(0o644, ""),
+		"etc/cryptsetup-initramfs/conf-hook": text(0o644, "KEYFILE_PATTERN=\"/etc/keys/*.key\"\n"),
+		"etc/initramfs-tools/conf.d/umask":   text(0o644, "UMASK=0077\n"),
+		"etc/initramfs-tools/modules":        text(0o644, "squashfs\n"),
+		// Runs once the root is mounted: the kernel's last word before /init, and now.
+		"etc/initramfs-tools/scripts/init-bottom/piboot": script("#!/bin/sh", `[ "$1" = prereqs ] && exit 0`,
+			"read -r now rest < /proc/uptime", `echo "PIBOOT $(dmesg | grep 'Run /init as init process') mounted=$now" > /dev/console`),
+		"piboot/build": script("#!/bin/sh", "export PATH=/usr/sbin:/usr/bin",
+			"mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev",
+			"exec > /dev/ttyAMA0 2>&1", "depmod "+release, "mkinitramfs -o /initramfs "+release+" && cat /initramfs > /dev/vport0p1",
+			"set -- $(sha256sum /initramfs)", `echo "PIBOOT built $1"`, "sync; echo o > /proc/sysrq-trigger; sleep 60"),
+	}
+}

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"time"
+
+	"portcullis/images/card"
+	"portcullis/images/fat"
+	"portcullis/images/gpt"
+	"portcullis/images/luks2"
+	"portcullis/lab/pi"
+)
+
+// volumeUUID and keyFile are the peer's: both are in its initramfs, which is
+// cached, and open a volume that holds a public file system only.
+const (
+	volumeUUID = "5d3f9a52-6c1e-4b7e-9a40-c2a1f0b7e611"
+	keyFile    = "the key file of a benchmark, which protects nothing"
+)
+
+// peer boots a card with Debian's initramfs and the root image of ours, in a
+// volume of the same LUKS parameters as ours.
+type peer struct {
+	dir     string
+	card    string
+	bytes   int
+	release string
+	built   time.Duration
+}
+
+func newPeer(ctx context.Context, repo string, p *pi.Provisioned, say func(string)) (*peer, error) {
+	m, err := buildInitramfs(ctx, filepath.Join(repo, "build", "cache"), volumeUUID, keyFile, say)
+	if err != nil {
+		return nil, err
+	}
+	own, err := pi.BootFiles(p.Card.Image, card.PartBootA)
+	if err != nil {
+		return nil, err
+	}
+	out := &peer{bytes: len(m.initramfs), release: m.release, built: m.took}
+	if out.dir, err = os.MkdirTemp(filepath.Dir(filepath.Dir(p.Card.Image)), ".bench-"); err != nil {
+		return nil, err
+	}
+	out.card = filepath.Join(out.dir, "card.img")
+	files := map[string][]byte{
+		// The very kernel of ours, with the same words but those of our own program.
+		card.KernelFile: own[card.KernelFile], card.InitramfsFile: m.initramfs,
+		card.CmdlineFile: []byte("root=/dev/mapper/root rootfstype=squashfs ro init_on_free=1 panic=10 net.ifnames=0 loglevel=4 console=ttyAMA0\n"),
+	}
+	if err := out.lay(files, p.Card.Image); err != nil {
+		return nil, errors.Join(err, out.remove())
+	}
+	return out, nil
+}
+
+func (p *peer) remove() error { return os.RemoveAll(p.dir) }
+
+// lay writes the card: settings of the firmware, boot files, encrypted root.
+func (p *peer) lay(boot map[string][]byte, ours string) (err error) {
+	from, err := os.Open(ours)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	root, err := pi.Partition(from, card.PartSeed)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(p.card)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	sizes := []int64{card.ConfSize, card.BootSize, card.CryptHeader + root.Size()}
+	table := &gpt.Table{DiskID: gpt.FromBytes([16]byte{1}), Sectors: uint64(sizes[0]+sizes[1]+sizes[2]+4*card.Align) / card.SectorSize}
+	first := uint64(card.Align / card.SectorSize)
+	for i, size := range sizes {
+		table.Partitions = append(table.Partitions, gpt.Partition{Number: i + 1, Name: "PART" + strconv.Itoa(i+1),
+			Type: gpt.MustGUID("0FC63DAF-8483-4772-8E79-3D69D8477DE4"), ID: gpt.FromBytes([16]byte{2, byte(i)}),
+			First: first, Last: first + uint64(size/card.SectorSize) - 1})
+		first += uint64((size + card.Align - 1) / card.Align * card.Align / card.SectorSize)
+	}
+	if err := f.Truncate(int64(table.Sectors * card.SectorSize)); err != nil {
+		return err
+	}
+	if err := table.Write(f); err != nil {
+		return err
+	}
+	for i, files := range []map[string][]byte{{card.AutobootFile: card.EncodeAutoboot(card.SlotA)}, boot} {
+		part := table.Partitions[i]
+		if err := fat.Build(io.NewOffsetWriter(f, part.Offset()), fat.Options{Size: part.Size()}, files); err != nil {
+			return err
+		}
+	}
+	return encrypt(f, table.Partitions[2], root)
+}
+
+// encrypt makes the volume as first boot makes ours: same cipher, sector size and
+// key derivation; the key file stands for the chip's secret.
+func encrypt(f *os.File, p gpt.Partition, root *io.SectionReader) error {
+	d := &part{f, p.Offset()}
+	key := make([]byte, luks2.VolumeKeySize)
+	defer clear(key)
+	if _, err := rand.Read(key); err != nil {
+		return err
+	}
+	h, err := luks2.Format(d, p.Size(), luks2.Options{UUID: volumeUUID}, key)
+	if err != nil {
+		return err
+	}
+	if _, err := h.AddSlot(d, key, []byte(keyFile), luks2.ForChip()); err != nil {
+		return err
+	}
+	if err := h.Write(d); err != nil {
+		return err
+	}
+	payload, err := h.Payload(d, key)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.NewOffsetWriter(payload, 0), root)
+	return err
+}
+
+// part is a partition of the card.
+type part struct {
+	f      *os.File
+	offset int64
+}
+
+func (p *part) ReadAt(b []byte, off int64) (int, error)  { return p.f.ReadAt(b, p.offset+off) }
+func (p *part) WriteAt(b []byte, off int64) (int, error) { return p.f.WriteAt(b, p.offset+off) }
+func (p *part) Sync() error                              { return p.f.Sync() }
+
+var mountedAt = regexp.MustCompile(`PIBOOT [^\n]*mounted=([0-9.]+)`)
+
+// boot returns the seconds from the start of the initramfs to the mounted root.
+func (p *peer) boot(ctx context.Context) (float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	run, err := os.MkdirTemp("", "piboot-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(run)
+	// The TPM is there as for ours; nothing of the peer uses it.
+	m, err := pi.Start(ctx, pi.Config{Name: "piboot-peer", Dir: run, Card: p.card, TPM: filepath.Join(run, "tpm")})
+	if err != nil {
+		return 0, err
+	}
+	defer m.Kill()
+	said, err := m.Expect(ctx, mountedAt.String())
+	if err != nil {
+		return 0, err
+	}
+	begin, err := seconds(runInit, said[0])
+	if err != nil {
+		return 0, err
+	}
+	end, err := strconv.ParseFloat(said[1], 64)
+	if err != nil {
+		return 0, fmt.Errorf("%q: %w", said[0], err)
+	}
+	return end - begin, nil
+}
