@@ -82,7 +82,10 @@ func TestDigestsEqualGoTPMsCalculator(t *testing.T) {
 		t.Errorf("%v: %x, want %x", err, got, calc.Hash().Digest)
 	}
 
-	point := elliptic.Marshal(elliptic.P256(), key.X, key.Y) //nolint:staticcheck // another way than the code's
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
 	object := tpm2.TPMTPublic{Type: tpm2.TPMAlgECC, NameAlg: tpm2.TPMAlgSHA256, ObjectAttributes: tpm2.TPMAObject{SignEncrypt: true, UserWithAuth: true},
 		Parameters: tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{CurveID: tpm2.TPMECCNistP256}),
 		Unique: tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{X: tpm2.TPM2BECCParameter{Buffer: point[1:33]},
