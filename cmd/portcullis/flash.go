@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -190,7 +191,7 @@ func (f *flashing) introduce(img *flash.Image, d *flash.Disk) {
 	} else {
 		fmt.Fprintf(w, "signed  by %s, which proves nothing without --key: NOBODY CAN TELL WHO MADE THIS IMAGE\n", strings.Join(img.KeyIDs, ", "))
 	}
-	fmt.Fprintf(w, "device  %s, %s, %s, %s\n", d.Path, flash.Bytes(d.Size), d.Transport, d.Model)
+	fmt.Fprintf(w, "device  %s, %s, %s\n", d.Path, flash.Bytes(d.Size), strings.TrimSpace(d.Transport+" "+d.Model))
 	if f.seedPath == "" {
 		fmt.Fprintln(w, "seed    none: the Pi will ask at its console before it encrypts the card")
 	} else {
@@ -237,6 +238,9 @@ func (f *flashing) write(ctx context.Context, o flash.Options, d *flash.Disk) er
 	r, err := flash.Run(ctx, o)
 	meter.End()
 	took := f.now().Sub(began)
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("interrupted: %s holds no image now; the same command goes on where this one ended", d.Path)
+	}
 	if err != nil {
 		return err
 	}

@@ -152,6 +152,20 @@ func TestFlashRefusesBeforeItWrites(t *testing.T) {
 	}
 }
 
+// Control-C ends the run; the message says what the card is now and what to do.
+func TestFlashInterrupted(t *testing.T) {
+	i := flashtest.New(t)
+	t.Setenv("XDG_STATE_HOME", t.TempDir())
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var o, e bytes.Buffer
+	root := &cli.Command{Summary: "test", Sub: []*cli.Command{flashCommand()}}
+	code := cli.Run(ctx, root, &cli.IO{In: strings.NewReader(""), Out: &o, Err: &e}, []string{"flash", "--yes", i.Path, cardFile(t, 2<<30)})
+	if code != 1 || !strings.Contains(e.String(), "the same command goes on") {
+		t.Errorf("%d, %s", code, &e)
+	}
+}
+
 func TestFlashListOfThisMachine(t *testing.T) {
 	code, out, errOut := runFlash(t, "", "--list", "--json")
 	var disks []flash.Disk

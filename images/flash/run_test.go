@@ -291,3 +291,18 @@ func TestFailuresOfTheDeviceAreReported(t *testing.T) {
 type deaf struct{ *medium }
 
 func (deaf) ReadBack([]byte, int64) error { return io.ErrUnexpectedEOF }
+
+func FuzzJournal(f *testing.F) {
+	f.Add([]byte(journalHeader + "1\n22\n"))
+	f.Add([]byte(journalHeader + "1\n2"))
+	f.Add([]byte("garbage"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		j := Journal{done: map[int]bool{}}
+		j.parse(b)
+		for n := range j.done {
+			if n < 0 || n >= journalEntries {
+				t.Errorf("range %d", n)
+			}
+		}
+	})
+}
