@@ -29,6 +29,9 @@ const (
 // SysBlock is where the kernel lists block devices.
 const SysBlock = "/sys/class/block"
 
+// devDir is where their nodes are; only a test has them elsewhere.
+var devDir = "/dev"
+
 // Disk is a whole block device.
 type Disk struct {
 	Name       string         // the kernel's, which says nothing about what is on it
@@ -115,7 +118,7 @@ func deviceNode(dir string) (string, error) {
 	defer f.Close()
 	for s := bufio.NewScanner(f); s.Scan(); {
 		if name, ok := strings.CutPrefix(s.Text(), "DEVNAME="); ok && filepath.IsLocal(name) {
-			return "/dev/" + name, nil
+			return filepath.Join(devDir, name), nil
 		}
 	}
 	return "", fmt.Errorf("no DEVNAME in %s/uevent", dir)

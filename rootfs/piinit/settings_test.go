@@ -1,0 +1,141 @@
+package piinit
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"portcullis/images/card"
+	"portcullis/internal/config"
+)
+
+// seedOf is a seed with a configuration.
+func seedOf(t *testing.T, uplink string, change func(string) string) *card.Seed {
+	t.Helper()
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := change(config.Example(base64.StdEncoding.EncodeToString(pub)))
+	s, err := card.ParseSeed("seed", []byte("schema: portcullis/seed/v1\nhostname: gate\nuplink: "+uplink+"\nconfig: |\n  "+strings.ReplaceAll(text, "\n", "\n  ")+"\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func same(s string) string { return s }
+
+func TestSettingsBecomeFiles(t *testing.T) {
+	s := seedOf(t, "dhcp", same)
+	f := settingFiles(s)
+	for name, want := range map[string]string{
+		"etc/hostname":                          "gate\n",
+		"etc/portcullis/deny.env":               "PORT=eth1\n",
+		"etc/portcullis/portcullis.yaml":        string(s.ConfigText),
+		"etc/systemd/network/20-pc.network":     "[Match]\nName=eth1\n\n[Link]\nRequiredForOnline=no\n\n[Network]\nAddress=10.77.0.1/24\nConfigureWithoutCarrier=yes\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
+		"etc/systemd/network/10-uplink.network": "[Match]\nName=eth0\n\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nDHCP=ipv4\n",
+	} {
+		if string(f[name]) != want {
+			t.Errorf("%s is %q", name, f[name])
+		}
+	}
+	for name := range f {
+		if strings.Contains(name, "system/") {
+			t.Errorf("%s, although the link is the one that the units allow", name)
+		}
+		if !filepath.IsLocal(name) {
+			t.Errorf("%s leaves the root", name)
+		}
+	}
+}
+
+func TestAnotherLinkIsAllowedInTheUnits(t *testing.T) {
+	s := seedOf(t, "dhcp", func(c string) string {
+		return strings.NewReplacer("10.77.0.1/24", "192.168.9.1/28", "10.77.0.2", "192.168.9.2").Replace(c)
+	})
+	f := settingFiles(s)
+	for name, want := range map[string]string{
+		"etc/systemd/system/attestd.service.d/10-link.conf": "[Service]\nIPAddressAllow=\nIPAddressAllow=192.168.9.0/28\n",
+		"etc/systemd/system/pxed.service.d/10-link.conf":    "[Service]\nIPAddressAllow=\nIPAddressAllow=192.168.9.0/28 255.255.255.255 0.0.0.0\n",
+	} {
+		if string(f[name]) != want {
+			t.Errorf("%s is %q", name, f[name])
+		}
+	}
+}
+
+// TestUnitsAllowTheDefaultLink: the network that needs no drop-in is the one in the units.
+func TestUnitsAllowTheDefaultLink(t *testing.T) {
+	for _, unit := range []string{"attestd.service", "pxed.service"} {
+		b, err := os.ReadFile("../../systemd/" + unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(b), "IPAddressAllow="+defaultLink.String()) {
+			t.Errorf("%s does not allow %s", unit, defaultLink)
+		}
+	}
+}
+
+func TestStaticUplink(t *testing.T) {
+	s := seedOf(t, "{address: 203.0.113.7/24, gateway: 203.0.113.1, dns: [203.0.113.1, 203.0.113.2]}", same)
+	want := "[Match]\nName=eth0\n\n[Network]\nLinkLocalAddressing=no\nIPv6AcceptRA=no\nAddress=203.0.113.7/24\nGateway=203.0.113.1\nDNS=203.0.113.1\nDNS=203.0.113.2\n"
+	if got := string(settingFiles(s)["etc/systemd/network/10-uplink.network"]); got != want {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestNoUplinkOnThePCsPort: a Pi whose only port is the PC's asks nobody for an address there.
+func TestNoUplinkOnThePCsPort(t *testing.T) {
+	s := seedOf(t, "dhcp", func(c string) string {
+		return strings.NewReplacer("interface: eth1", "interface: eth0", "uplink: eth0", `uplink: ""`).Replace(c)
+	})
+	f := settingFiles(s)
+	if b, ok := f["etc/systemd/network/10-uplink.network"]; ok {
+		t.Errorf("%q", b)
+	}
+	if !strings.Contains(string(f["etc/systemd/network/20-pc.network"]), "Name=eth0") {
+		t.Errorf("%q", f["etc/systemd/network/20-pc.network"])
+	}
+}
+
+func TestWithoutASeedNothingStarts(t *testing.T) {
+	if f := settingFiles(nil); len(f) != 0 {
+		t.Errorf("%v", f)
+	}
+	s, err := card.ParseSeed("seed", []byte("schema: portcullis/seed/v1\nuplink: dhcp\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := settingFiles(s); len(f) != 1 || f["etc/portcullis/portcullis.yaml"] != nil {
+		t.Errorf("%v", f)
+	}
+}
+
+func TestMachineIDStays(t *testing.T) {
+	root := t.TempDir()
+	for _, d := range []string{"etc", dataDir} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func() string {
+		os.Remove(filepath.Join(root, "etc/machine-id"))
+		if err := machineID(root); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(root, "etc/machine-id"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	first := read()
+	if len(first) != 33 || read() != first {
+		t.Errorf("%q, then %q", first, read())
+	}
+}
