@@ -67,7 +67,7 @@ func TestUpdate(t *testing.T) {
 		expect(t, m, `portcullis: stage=card [^\n]*release=1 slot=a`)
 		expect(t, m, `root-policy`)
 		expect(t, m, `portcullis: type the recovery key`)
-		if strings.Contains(m.Console().Text(), "stage=unlock t=") {
+		if strings.Contains(m.Console().Text(), "portcullis: stage=unlock ") {
 			t.Error("the old release opened the volume")
 		}
 	})
