@@ -3,6 +3,7 @@ package zymbit
 import (
 	"strings"
 	"testing"
+	"testing/fstest"
 )
 
 // As /sys/kernel/debug/gpio prints it: Pi 4 before and after 6.6, Pi 5 of both steppings.
@@ -86,4 +87,31 @@ func FuzzDebugGPIO(f *testing.F) {
 			t.Errorf("pin %d", n)
 		}
 	})
+}
+
+func TestWakePinFromSysfs(t *testing.T) {
+	chip := func(m fstest.MapFS, n, label, base string) {
+		m["class/gpio/gpiochip"+n+"/label"] = &fstest.MapFile{Data: []byte(label + "\n")}
+		m["class/gpio/gpiochip"+n+"/base"] = &fstest.MapFile{Data: []byte(base + "\n")}
+	}
+	m := fstest.MapFS{}
+	chip(m, "570", "raspberrypi-exp-gpio", "570")
+	if _, err := SysfsWakePin(m); err == nil || BootConfig(m).Env.WakePin != 0 {
+		t.Error("a pin out of an expander")
+	}
+	chip(m, "512", "pinctrl-bcm2711", "512")
+	if n, err := SysfsWakePin(m); err != nil || n != 516 || BootConfig(m).Env.WakePin != 516 {
+		t.Errorf("%d, %v", n, err)
+	}
+	chip(m, "600", "pinctrl-rp1", "600")
+	if n, err := SysfsWakePin(m); err == nil {
+		t.Errorf("two headers: %d", n)
+	}
+	for _, base := range []string{"", "-1", "9999", "x"} {
+		m := fstest.MapFS{}
+		chip(m, "1", "pinctrl-rp1", base)
+		if n, err := SysfsWakePin(m); err == nil {
+			t.Errorf("base %q: %d", base, n)
+		}
+	}
 }
