@@ -51,8 +51,10 @@ type Boot struct {
 	boot     map[string][]byte // files of the boot partition that runs
 	policy   *tpmpolicy.File
 	platform tpmpolicy.Platform
-	tpm      TPM   // nil: none
-	noChip   error // why tpm is nil
+	tpm      TPM              // nil: none
+	noChip   error            // why tpm is nil
+	keeper   hardware.Root    // who is to keep the key of a first boot; nil: nobody
+	backend  hardware.Backend // the keeper's
 	hand     card.Handover
 }
 
@@ -98,10 +100,10 @@ func (b *Boot) Run(ctx context.Context) (*Result, error) {
 }
 
 func (b *Boot) closeChip() {
-	if b.tpm != nil {
-		b.tpm.Close()
-		b.tpm = nil
+	if b.keeper != nil {
+		b.keeper.Close()
 	}
+	b.tpm, b.keeper, b.backend = nil, nil, ""
 }
 
 // openCard finds the card, and decides from the slot state what this boot is. The

@@ -38,11 +38,11 @@ type enrolment struct {
 // firstBoot enrols the card. A power cut at any moment ends in this function again,
 // from its beginning, or in a committed card.
 func (b *Boot) firstBoot(ctx context.Context, headerGone bool) (Space, error) {
-	if b.tpm == nil {
+	if b.keeper == nil {
 		b.begin(StagePosture)
 		return nil, b.noChipFailure()
 	}
-	e := &enrolment{b: b, random: &mixer{ctx: ctx, kernel: b.Random, chip: b.tpm}}
+	e := &enrolment{b: b, random: &mixer{ctx: ctx, kernel: b.Random, chip: b.keeper}}
 	defer e.wipe()
 	for _, step := range []struct {
 		stage string
@@ -134,8 +134,10 @@ func (e *enrolment) grow(ctx context.Context) error {
 func (e *enrolment) format(ctx context.Context) error {
 	b := e.b
 	// What the chip has against this release is better known before minutes are spent.
-	if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
-		return err
+	if b.tpm != nil {
+		if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
+			return err
+		}
 	}
 	e.key, e.secret = make([]byte, luks2.VolumeKeySize), make([]byte, card.ChipSecretSize)
 	for _, secret := range [][]byte{e.key, e.secret} {
@@ -171,7 +173,7 @@ func (e *enrolment) format(ctx context.Context) error {
 
 func (e *enrolment) setToken(state string, blob json.RawMessage) error {
 	t := hardware.Token{Type: hardware.TokenType, Version: hardware.TokenVersion, Keyslots: []string{strconv.Itoa(e.chipSlot)},
-		State: state, Backend: hardware.BackendTPM2, Posture: hardware.Posture(e.b.hand.Posture), Platform: string(e.b.platform),
+		State: state, Backend: e.b.backend, Posture: hardware.Posture(e.b.hand.Posture), Platform: string(e.b.platform),
 		Enrolled: time.Now().UTC().Format(time.RFC3339), Blob: blob}
 	text, err := t.Encode()
 	if err != nil {
@@ -187,15 +189,17 @@ func (e *enrolment) setToken(state string, blob json.RawMessage) error {
 // program runs.
 func (e *enrolment) seal(ctx context.Context) error {
 	b := e.b
-	if err := b.tpm.SetupLockout(ctx, tpm2.DefaultLockout); err != nil {
-		b.Log.Note("lockout", "problem", err) // another owner's chip: what we seal has no password to guess
+	if b.tpm != nil {
+		if err := b.tpm.SetupLockout(ctx, tpm2.DefaultLockout); err != nil {
+			b.Log.Note("lockout", "problem", err) // another owner's chip: what we seal has no password to guess
+		}
 	}
 	label := card.SealLabel(e.header.UUID())
 	var err error
-	if e.blob, err = b.tpm.Seal(ctx, label, e.secret); err != nil {
+	if e.blob, err = b.keeper.Seal(ctx, label, e.secret); err != nil {
 		return err
 	}
-	got, err := b.tpm.Unseal(ctx, label, e.blob)
+	got, err := b.keeper.Unseal(ctx, label, e.blob)
 	if err != nil {
 		return err
 	}
@@ -203,7 +207,7 @@ func (e *enrolment) seal(ctx context.Context) error {
 	if subtle.ConstantTimeCompare(got, e.secret) != 1 {
 		return boot.Failf(ReasonSeal, "the chip gives back something else than it was given")
 	}
-	b.Log.Stage(b.stage, "backend", hardware.BackendTPM2, "posture", b.hand.Posture)
+	b.Log.Stage(b.stage, "backend", b.backend, "posture", b.hand.Posture)
 	return b.capChip(ctx, e.volume, e.header.UUID())
 }
 

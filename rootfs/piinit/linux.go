@@ -3,14 +3,18 @@ package piinit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/anatol/luks.go"
 
 	"portcullis/hardware"
+	"portcullis/hardware/combined"
 	"portcullis/hardware/systemdtoken"
 	"portcullis/hardware/tpm2"
+	"portcullis/hardware/zymbit"
 	"portcullis/images/card"
 	"portcullis/images/gpt"
 	"portcullis/rootfs/boot"
@@ -233,6 +237,56 @@ func linkMapper(name, path string) error {
 		return boot.Failf(boot.ReasonMapper, "%w", err)
 	}
 	return nil
+}
+
+// Root returns the chips of this Pi by name. A Zymbit module is spoken to with the
+// vendor's tools, which an image has when it was built with them.
+func (l *linux) Root(ctx context.Context, backend hardware.Backend, tpm TPM) (hardware.Root, error) {
+	switch {
+	case backend == hardware.BackendTPM2 && tpm != nil:
+		return tpm, nil
+	case backend == hardware.BackendZymbit:
+		return openZymbit(ctx)
+	case backend == hardware.BackendCombined && tpm != nil:
+		z, err := openZymbit(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return combined.New(tpm, z), nil
+	}
+	return nil, boot.Failf(ReasonNoChip, "the key is kept by %q, which is not here", backend)
+}
+
+// zymbitWait is how long the module's binding may wait for a network card: it reads
+// the card's address.
+const zymbitWait = 10 * time.Second
+
+func openZymbit(ctx context.Context) (hardware.Root, error) {
+	var config zymbit.ExecConfig
+	text, err := os.ReadFile(zymbit.EnvFile)
+	if err == nil {
+		if config.Env, err = zymbit.ParseEnv(string(text)); err != nil {
+			return nil, &hardware.Error{Reason: hardware.ReasonFailed, Err: fmt.Errorf("%s: %w", zymbit.EnvFile, err)}
+		}
+	}
+	z, err := zymbit.NewExec(config)
+	if err != nil {
+		return nil, err // an image without the tools, which is most of them
+	}
+	wait, cancel := context.WithTimeout(ctx, zymbitWait)
+	defer cancel()
+	for !ethernet() && wait.Err() == nil {
+		select {
+		case <-wait.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return z, nil
+}
+
+func ethernet() bool {
+	links, err := boot.Links()
+	return err == nil && slices.ContainsFunc(links, func(l boot.Link) bool { return l.Ethernet })
 }
 
 // stubSignatures is where systemd-stub puts what systemd-measure signed.

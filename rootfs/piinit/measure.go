@@ -48,8 +48,14 @@ func (b *Boot) findPosture(ctx context.Context) error {
 		config.Platform = b.platform
 		b.tpm, b.noChip = b.Host.TPM(ctx, config)
 	}
+	if b.tpm != nil {
+		b.keeper, b.backend = b.tpm, hardware.BackendTPM2
+	} else if z, err := b.Host.Root(ctx, hardware.BackendZymbit, nil); err == nil {
+		// It measures nothing and counts no releases, but it keeps a key for this Pi.
+		b.keeper, b.backend = z, hardware.BackendZymbit
+	}
 	switch {
-	case b.tpm == nil:
+	case b.keeper == nil:
 		posture, detail = hardware.PostureNone, "no chip: "+b.noChip.Error()
 	case b.platform == tpmpolicy.PlatformEFI:
 		posture, detail = hardware.PostureFirmware, "UEFI firmware measured what it loaded"
@@ -91,12 +97,31 @@ func (b *Boot) readPolicy() error {
 	return nil
 }
 
-// measure extends what runs into the chip's registers.
+// measure extends what runs into the chip's registers, and asks the keeper of the
+// key who it is.
 func (b *Boot) measure(ctx context.Context) error {
-	if b.tpm == nil {
+	if b.tpm != nil {
+		b.begin(StageMeasure)
+		if err := b.extend(ctx); err != nil {
+			return err
+		}
+	}
+	b.boot = nil // tens of megabytes, not needed any more
+	if b.keeper == nil {
 		return nil
 	}
-	b.begin(StageMeasure)
+	b.begin(StageChip)
+	id, err := b.keeper.Identify(ctx)
+	if err != nil {
+		b.dropChip(err)
+		return nil
+	}
+	b.hand.Backend, b.hand.Chip = string(b.backend), strings.TrimSpace(id.Manufacturer+" "+id.Model)
+	b.Log.Stage(b.stage, "backend", b.backend, "model", b.hand.Chip, "firmware", id.Firmware)
+	return nil
+}
+
+func (b *Boot) extend(ctx context.Context) error {
 	var events []tpmpolicy.Event
 	digest := card.BootDigest(b.boot)
 	if b.platform == tpmpolicy.PlatformEFI {
@@ -112,7 +137,6 @@ func (b *Boot) measure(ctx context.Context) error {
 		}
 		events = tpmpolicy.SelfEvents(digest, own)
 	}
-	b.boot = nil // tens of megabytes, not needed any more
 	for _, e := range events {
 		if err := b.tpm.Extend(ctx, e.PCR, e.Data); err != nil {
 			b.dropChip(err)
@@ -120,15 +144,6 @@ func (b *Boot) measure(ctx context.Context) error {
 		}
 	}
 	b.Log.Stage(b.stage, "boot", hex.EncodeToString(digest[:8]), "events", len(events))
-
-	b.begin(StageChip)
-	id, err := b.tpm.Identify(ctx)
-	if err != nil {
-		b.dropChip(err)
-		return nil
-	}
-	b.hand.Backend, b.hand.Chip = string(id.Backend), strings.TrimSpace(id.Manufacturer+" "+id.Model)
-	b.Log.Stage(b.stage, "backend", id.Backend, "model", b.hand.Chip, "firmware", id.Firmware)
 	return nil
 }
 

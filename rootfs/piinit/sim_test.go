@@ -28,6 +28,7 @@ import (
 	"filippo.io/age"
 
 	"portcullis/hardware"
+	"portcullis/hardware/combined"
 	"portcullis/hardware/tpm2"
 	"portcullis/hardware/tpmpolicy"
 	"portcullis/images/card"
@@ -408,6 +409,7 @@ func flashed(t testing.TB, b *built, seed string) *medium {
 type host struct {
 	r       *recorder
 	chip    *chip // nil: none
+	zymkey  hardware.Root
 	volumes int
 	space   *space
 }
@@ -420,6 +422,18 @@ func (h *host) TPM(_ context.Context, config tpm2.Config) (TPM, error) {
 	}
 	h.chip.config = config
 	return h.chip, nil
+}
+
+func (h *host) Root(_ context.Context, b hardware.Backend, tpm TPM) (hardware.Root, error) {
+	switch {
+	case b == hardware.BackendTPM2 && tpm != nil:
+		return tpm, nil
+	case b == hardware.BackendZymbit && h.zymkey != nil:
+		return h.zymkey, nil
+	case b == hardware.BackendCombined && h.zymkey != nil && tpm != nil:
+		return combined.New(tpm, h.zymkey), nil
+	}
+	return nil, chipError(hardware.ReasonAbsent, "no %s", b)
 }
 
 func (h *host) SystemdToken(context.Context, []byte) ([]byte, error) {
@@ -631,6 +645,7 @@ type pi struct {
 	efi     bool
 	dt      fs.FS
 	answers []string
+	zymkey  hardware.Root
 
 	// Of the last boot.
 	rec    *recorder
@@ -660,7 +675,7 @@ func (p *pi) boot() (*Result, error) {
 	}
 	p.rec = &recorder{medium: p.m, chip: recorded}
 	p.people = &people{answers: p.answers}
-	p.host = &host{r: p.rec, chip: p.chip}
+	p.host = &host{r: p.rec, chip: p.chip, zymkey: p.zymkey}
 	dt := p.dt
 	if dt == nil {
 		dt = fstest.MapFS{}

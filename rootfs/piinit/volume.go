@@ -178,13 +178,14 @@ func (b *Boot) unseal(ctx context.Context, h *luks2.Header, t luks2.Token) ([]by
 	if err != nil {
 		return nil, boot.Failf(ReasonVolume, "%w", err)
 	}
-	if b.tpm == nil {
+	if b.tpm == nil && token.Backend == hardware.BackendTPM2 {
 		return nil, b.noChipFailure()
 	}
-	if token.Backend != hardware.BackendTPM2 {
-		return nil, boot.Failf(boot.Reason(hardware.ReasonUnsupported), "the key is kept by %s, which this release cannot ask", token.Backend)
+	root, err := b.Host.Root(ctx, token.Backend, b.tpm)
+	if err != nil {
+		return nil, err
 	}
-	secret, err := b.tpm.Unseal(ctx, card.SealLabel(h.UUID()), token.Blob)
+	secret, err := root.Unseal(ctx, card.SealLabel(h.UUID()), token.Blob)
 	if err != nil {
 		return nil, err
 	}
