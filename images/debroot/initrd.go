@@ -77,7 +77,7 @@ func Pack(init []byte, files map[string][]byte, epoch uint32) ([]byte, error) {
 		return nil, err
 	}
 	for _, n := range names {
-		if err := w.File(n, 0o644, files[n]); err != nil {
+		if err := w.File(n, fileMode(n, files[n]), files[n]); err != nil {
 			return nil, err
 		}
 	}
@@ -85,4 +85,13 @@ func Pack(init []byte, files map[string][]byte, epoch uint32) ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), nil
+}
+
+// fileMode makes programs and libraries executable; modules are ELF files as well, but
+// nobody starts one.
+func fileMode(name string, data []byte) uint32 {
+	if bytes.HasPrefix(data, []byte("\x7fELF")) && !strings.HasSuffix(name, ".ko") {
+		return 0o755
+	}
+	return 0o644
 }
