@@ -50,15 +50,20 @@ func (b *builder) policy(p *bootPartition) ([]byte, error) {
 }
 
 // efiRegisters are the registers after UEFI firmware has started the UKI and
-// pi-init has measured its phase: 9 has the command line and the initramfs as
-// the kernel received them, 11 the UKI's sections as its stub measured them. A word
-// that somebody adds to the command line shows in both 9 and 12; 12 is empty
-// otherwise and so binds nothing by itself.
+// pi-init has measured its phase. 4 has the UKI, which the firmware measures before
+// it runs: without 4, whoever boots something else could extend the others himself.
+// 9 has the command line and the initramfs as the kernel received them, 11 the UKI's
+// sections as its stub measured them. A word that somebody adds to the command line
+// shows in both 9 and 12; 12 is empty otherwise and so binds nothing by itself.
 func efiRegisters(image []byte) (map[int][32]byte, error) {
 	predicted, err := pcr.Predict(image)
 	if err != nil {
 		return nil, err
 	}
-	start := map[int][32]byte{9: predicted.PCR9, card.PCRPhase: predicted.PCR11}
+	application, err := pcr.PredictBootApplication(image)
+	if err != nil {
+		return nil, err
+	}
+	start := map[int][32]byte{4: application, 9: predicted.PCR9, card.PCRPhase: predicted.PCR11}
 	return tpmpolicy.Predict(start, tpmpolicy.Event{PCR: card.PCRPhase, Data: []byte(card.PhaseEnter)}), nil
 }
