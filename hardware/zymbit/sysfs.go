@@ -54,14 +54,3 @@ func line(sys fs.FS, name string) (string, error) {
 	b, err := io.ReadAll(io.LimitReader(f, 128))
 	return strings.TrimSpace(string(b)), err
 }
-
-// BootConfig is the configuration of Exec in the initramfs: the tools where the image
-// builder puts them, and the wake pin of this kernel. A board without the header's chip
-// gets no wake pin, and the module will not answer.
-func BootConfig(sys fs.FS) ExecConfig {
-	pin, err := SysfsWakePin(sys)
-	if err != nil {
-		return ExecConfig{}
-	}
-	return ExecConfig{Env: Env{WakePin: pin}}
-}

@@ -269,6 +269,10 @@ func openZymbit(ctx context.Context) (hardware.Root, error) {
 			return nil, &hardware.Error{Reason: hardware.ReasonFailed, Err: fmt.Errorf("%s: %w", zymbit.EnvFile, err)}
 		}
 	}
+	// The kernel's own number is right where the file's is of another kernel.
+	if pin, err := zymbit.SysfsWakePin(os.DirFS("/sys")); err == nil {
+		config.Env.WakePin = pin
+	}
 	z, err := zymbit.NewExec(config)
 	if err != nil {
 		return nil, err // an image without the tools, which is most of them
