@@ -20,7 +20,6 @@ import (
 	"portcullis/hardware"
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
-	"portcullis/rootfs/piinit"
 )
 
 // Schema is the only schema.
@@ -35,7 +34,7 @@ type Record struct {
 	// ChipProblem says why there is a TPM and no Chip.
 	ChipProblem string `json:"chip_problem,omitempty"`
 	// Enrolled is what first boot wrote down; null where that cannot be read.
-	Enrolled *piinit.Record `json:"enrolled"`
+	Enrolled *card.Enrolment `json:"enrolled"`
 }
 
 // Boot is what pi-init said of this boot.
@@ -97,9 +96,9 @@ func Collect(ctx context.Context, s Sources) (*Record, error) {
 }
 
 // enrolled takes first boot's record out of the file on the card.
-func enrolled(b []byte) *piinit.Record {
-	var first piinit.Record
-	if err := json.Unmarshal(b, &first); err == nil && first.Schema == piinit.RecordSchema {
+func enrolled(b []byte) *card.Enrolment {
+	var first card.Enrolment
+	if err := json.Unmarshal(b, &first); err == nil && first.Schema == card.EnrolmentSchema {
 		return &first
 	}
 	if ours, err := Parse(b); err == nil {

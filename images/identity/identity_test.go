@@ -14,7 +14,6 @@ import (
 	gateway "portcullis/attestserver/identity"
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
-	"portcullis/rootfs/piinit"
 )
 
 func sources(t *testing.T) (Sources, []byte) {
@@ -62,7 +61,7 @@ func TestRecordIsPublic(t *testing.T) {
 // What first boot wrote down stays in the record, however often it is written anew.
 func TestFirstBootsRecordStays(t *testing.T) {
 	s, _ := sources(t)
-	first, err := json.Marshal(piinit.Record{Schema: piinit.RecordSchema, Volume: "v", Release: 1, Escrow: true})
+	first, err := json.Marshal(card.Enrolment{Schema: card.EnrolmentSchema, Volume: "v", Release: 1, Escrow: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func TestFirstBootThenNormalBoots(t *testing.T) {
 	}
 	recovery := p.people.recoveryKey(t)
 	keyKept(t, p, id)
-	var rec Record
+	var rec card.Enrolment
 	if text, err := p.conf().Enrol(); err != nil || json.Unmarshal(text, &rec) != nil || rec.Volume != p.header().UUID() || !rec.Escrow {
 		t.Errorf("%+v, %v", rec, err)
 	}

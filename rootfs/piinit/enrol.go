@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/subtle"
 	"encoding/json"
-	"fmt"
 	"io"
 	"strconv"
 	"time"
@@ -275,30 +274,10 @@ func show(w io.Writer, key *luks2.RecoveryKey) {
 	clear(text)
 }
 
-// Record is the public enrolment record that first boot leaves on the configuration
-// partition. The identity service of the running system adds to it.
-type Record struct {
-	Schema   string `json:"schema"` // RecordSchema
-	Volume   string `json:"volume"` // LUKS2 UUID
-	Release  uint64 `json:"release"`
-	Backend  string `json:"backend"`
-	Chip     string `json:"chip"`
-	Posture  string `json:"posture"`
-	Platform string `json:"platform"`
-	Escrow   bool   `json:"escrow"`
-}
-
-// RecordSchema is the only schema.
-const RecordSchema = "portcullis/enrolment/v1"
-
 func (e *enrolment) record() []byte {
 	b := e.b
-	text, err := json.MarshalIndent(Record{Schema: RecordSchema, Volume: e.header.UUID(), Release: b.Info.Sequence, Backend: b.hand.Backend,
-		Chip: b.hand.Chip, Posture: b.hand.Posture, Platform: string(b.platform), Escrow: e.operator != nil}, "", "  ")
-	if err != nil {
-		panic(fmt.Sprintf("piinit: a record of strings cannot be encoded: %v", err))
-	}
-	return append(text, '\n')
+	return card.Enrolment{Volume: e.header.UUID(), Release: b.Info.Sequence, Backend: b.hand.Backend, Chip: b.hand.Chip,
+		Posture: b.hand.Posture, Platform: string(b.platform), Escrow: e.operator != nil}.Encode()
 }
 
 // commit is the one write that makes the volume valid.
