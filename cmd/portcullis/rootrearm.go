@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"portcullis/hardware"
+	"portcullis/hardware/detect"
 	"portcullis/hardware/otp"
 	"portcullis/hardware/rearm"
 	"portcullis/hardware/tpm2"
@@ -96,8 +97,8 @@ func rearmOptions(ctx context.Context, h *card.Handover, device, bootNode, backe
 		return o, nil, err
 	}
 	if o.Posture == hardware.PostureNone {
-		// That boot had no chip; what the boot itself checks was not looked at further.
-		o.Posture = hardware.PostureCardTheft
+		// That boot found no chip and looked no further; what its loader checks is the same.
+		o.Posture, _ = detect.Posture(os.DirFS(detect.DeviceTree))
 	}
 	config, err := sealConfig(h, bootNode, tpm)
 	if err != nil {
