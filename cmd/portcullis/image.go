@@ -14,6 +14,7 @@ import (
 
 	"portcullis/images/hpc"
 	"portcullis/images/manifest"
+	"portcullis/images/pi"
 	"portcullis/internal/cli"
 )
 
@@ -136,6 +137,8 @@ func imageVerifyCommand() *cli.Command {
 		fs := cli.NewFlags(c, stdio)
 		trust := fs.String("trust", "", "trust file: release keys and threshold (default DIR/"+hpc.TrustFile+", which proves nothing about who made the image)")
 		floor := fs.Uint64("min-version", 0, "refuse an older version")
+		var release stringList
+		fs.Var(&release, "release-key", "of a Pi's image: public half of a release key (may be given again; default: those that the image itself names)")
 		asJSON := fs.Bool("json", false, "print the result as JSON")
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
@@ -143,6 +146,9 @@ func imageVerifyCommand() *cli.Command {
 		}
 		if len(words) != 1 {
 			return cli.Usagef("image verify: one directory is needed")
+		}
+		if pi.IsImage(words[0]) {
+			return verifyPi(ctx, stdio, words[0], release, *asJSON)
 		}
 		report := hpc.Verify(ctx, hpc.VerifyOptions{Dir: words[0], TrustFile: *trust, Now: time.Now(), Floor: *floor})
 		if *asJSON {

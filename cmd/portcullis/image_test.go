@@ -46,6 +46,29 @@ func TestImageKeygenMakesAPairAndKeepsOldKeys(t *testing.T) {
 	}
 }
 
+func TestImageKeygenForPi(t *testing.T) {
+	prefix := filepath.Join(t.TempDir(), "release")
+	code, out, errs := runImage(t, "keygen", "--pi", prefix, "--json")
+	var r map[string]string
+	if err := json.Unmarshal([]byte(out), &r); code != 0 || err != nil || r["policy"] != prefix+".policy" || r["boot"] != prefix+".boot" {
+		t.Fatalf("%d %q %q %v", code, out, errs, err)
+	}
+	for _, f := range []string{"", ".policy", ".boot"} {
+		if st, err := os.Stat(prefix + f); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%q: %v %v", f, st, err)
+		}
+		if _, err := os.Stat(prefix + f + ".pub"); err != nil {
+			t.Error(err)
+		}
+	}
+	if code, _, _ := runImage(t, "keygen", "--pi", prefix); code != 1 {
+		t.Errorf("keys were made anew: exit %d", code)
+	}
+	if code, _, errs := runImage(t, "pi", "--model", "pi3", "--key", prefix, "--out", filepath.Join(t.TempDir(), "x")); code != 1 || !strings.Contains(errs, "image-options") {
+		t.Errorf("model pi3: %d %q", code, errs)
+	}
+}
+
 func TestImageUsage(t *testing.T) {
 	dir := t.TempDir()
 	key := filepath.Join(dir, "release.key")
@@ -69,6 +92,9 @@ func TestImageUsage(t *testing.T) {
 		{[]string{"sign", dir}, 2, "--key"},
 		{[]string{"sign", dir, "--key", key}, 1, "trust file"},
 		{[]string{"keygen"}, 2, "file name"},
+		{[]string{"pi"}, 2, "--model"},
+		{[]string{"pi", "--model", "pi4", "--key", key}, 2, "--out"},
+		{[]string{"pi", "--model", "pi4", "--key", key, "--out", out}, 1, "policy"},
 	} {
 		if code, _, errs := runImage(t, c.args...); code != c.code || !strings.Contains(errs, c.says) {
 			t.Errorf("%v: exit %d, %q; want %d with %q", c.args, code, errs, c.code, c.says)
@@ -91,7 +117,7 @@ func TestImageVerifyOfNothingEndsWithOne(t *testing.T) {
 }
 
 func TestImageHelpHasExamples(t *testing.T) {
-	for _, c := range []string{"hpc", "verify", "sign", "keygen"} {
+	for _, c := range []string{"hpc", "pi", "verify", "sign", "keygen"} {
 		if code, out, _ := runImage(t, c, "--help"); code != 0 || !strings.Contains(out, "Example:\n  portcullis image") {
 			t.Errorf("%s: %d %q", c, code, out)
 		}

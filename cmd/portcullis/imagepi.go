@@ -87,3 +87,27 @@ func keygenPi(stdio *cli.IO, prefix string, asJSON bool) error {
 	fmt.Fprintln(stdio.Out, "All three are secret, mode 0600: whoever has them can make releases for your Pis.")
 	return nil
 }
+
+// verifyPi checks a Pi's image for 'image verify'.
+func verifyPi(ctx context.Context, stdio *cli.IO, dir string, keys []string, asJSON bool) error {
+	o := pi.VerifyOptions{Dir: dir}
+	for _, k := range keys {
+		public, err := manifest.LoadPublicKey(k)
+		if err != nil {
+			return err
+		}
+		o.Keys = append(o.Keys, public)
+	}
+	report := pi.Verify(ctx, o)
+	if asJSON {
+		if err := json.NewEncoder(stdio.Out).Encode(report); err != nil {
+			return err
+		}
+	} else {
+		report.Print(stdio.Out, stdio.Colour)
+	}
+	if !report.OK {
+		return &cli.ExitError{Code: 1}
+	}
+	return nil
+}

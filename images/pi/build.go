@@ -63,6 +63,9 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 	if err := b.compile(ctx); err != nil {
 		return nil, err
 	}
+	if err := guardPrograms(o.Profile, b.programs); err != nil {
+		return nil, err
+	}
 	if b.packages, err = m.Packages(ctx, b.recipe, arch); err != nil {
 		return nil, err
 	}

@@ -15,8 +15,9 @@ import (
 )
 
 // treeNames are the names under which the firmware looks for a device tree where
-// the kernel's differ: Debian ships the compute module's tree with its IO board.
-var treeNames = map[string]string{"bcm2711-rpi-cm4-io.dtb": "bcm2711-rpi-cm4.dtb"}
+// the kernel's differ: the kernel has the compute module's tree with its IO board,
+// and another word for the second stepping of the Pi 5's chip.
+var treeNames = map[string]string{"bcm2711-rpi-cm4-io.dtb": "bcm2711-rpi-cm4.dtb", "bcm2712-d-rpi-5-b.dtb": "bcm2712d0-rpi-5-b.dtb"}
 
 // firmware adds what the Pi's own firmware reads: its programs, its
 // configuration and the device trees, merged with the TPM's overlay.

@@ -1,0 +1,565 @@
+package pi
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+
+	"portcullis/hardware/tpmpolicy"
+	"portcullis/images/blockmap"
+	"portcullis/images/bundle"
+	"portcullis/images/card"
+	"portcullis/images/debroot"
+	"portcullis/images/gpt"
+	"portcullis/images/manifest"
+	"portcullis/rootfs/boot"
+)
+
+// The tests below build real images. The packages are fetched once into the
+// default cache; on a machine without squashfs-tools, kmod, device-tree-compiler
+// or the Debian archive's keyring they fail and say what to install.
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantReason(t *testing.T, err error, want debroot.Reason) {
+	t.Helper()
+	var e *Error
+	if !errors.As(err, &e) || e.Reason != want {
+		t.Fatalf("got %v, want reason %s", err, want)
+	}
+}
+
+func newKeys(t testing.TB) *Keys {
+	t.Helper()
+	k, err := GenerateKeys(filepath.Join(t.TempDir(), "release"))
+	must(t, err)
+	return k
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+func options(t *testing.T, model, profile string, k *Keys) Options {
+	t.Helper()
+	return Options{Model: model, Profile: profile, Keys: k, OutDir: t.TempDir(), Bin: programs(t), Progress: debroot.NewReporter(testWriter{t}, false)}
+}
+
+// programs compiles the Pi's programs once for all tests of this run.
+func programs(t *testing.T) string {
+	t.Helper()
+	compiled.Do(func() {
+		if compiledIn, compileErr = os.MkdirTemp("", "portcullis-test-"); compileErr != nil {
+			return
+		}
+		var m *debroot.Maker
+		if m, compileErr = debroot.NewMaker(compiledIn, nil, false); compileErr == nil {
+			b := &builder{o: Options{Model: card.ModelQEMU, Profile: card.ProfileDev}, m: m}
+			compileErr = b.compile(context.Background())
+		}
+	})
+	must(t, compileErr)
+	return filepath.Join(compiledIn, "bin", arch)
+}
+
+var (
+	compiled   sync.Once
+	compiledIn string
+	compileErr error
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if compiledIn != "" {
+		os.RemoveAll(compiledIn)
+	}
+	os.Exit(code)
+}
+
+func build(t *testing.T, o Options) *Result {
+	t.Helper()
+	r, err := Build(t.Context(), o)
+	must(t, err)
+	return r
+}
+
+// secondCache is a cache that shares the fetched packages only.
+func secondCache(t *testing.T) string {
+	t.Helper()
+	first, err := debroot.DefaultCache()
+	must(t, err)
+	dir := t.TempDir()
+	for _, name := range []string{"deb", "lock"} {
+		must(t, os.Symlink(filepath.Join(first, name), filepath.Join(dir, name)))
+	}
+	return dir
+}
+
+// flashed unpacks the card of an image.
+func flashed(t *testing.T, dir string) *os.File {
+	t.Helper()
+	in, err := os.Open(filepath.Join(dir, CardFile))
+	must(t, err)
+	defer in.Close()
+	d, err := zstd.NewReader(in)
+	must(t, err)
+	defer d.Close()
+	out, err := os.Create(filepath.Join(t.TempDir(), "card"))
+	must(t, err)
+	t.Cleanup(func() { out.Close() })
+	_, err = io.Copy(out, d)
+	must(t, err)
+	return out
+}
+
+func partition(t *testing.T, f *os.File, name string) *io.SectionReader {
+	t.Helper()
+	st, err := f.Stat()
+	must(t, err)
+	table, health, err := gpt.Read(f, uint64(st.Size()/card.SectorSize))
+	must(t, err)
+	if !health.OK() {
+		t.Fatalf("partition table: %s", health)
+	}
+	p, err := table.ByName(name)
+	must(t, err)
+	return io.NewSectionReader(f, p.Offset(), p.Size())
+}
+
+// fatFiles reads all files of a FAT file system.
+func fatFiles(t *testing.T, r io.ReaderAt, size int64) map[string][]byte {
+	t.Helper()
+	files, err := volumeFiles(r, size)
+	must(t, err)
+	return files
+}
+
+func TestImageForQEMU(t *testing.T) {
+	keys := newKeys(t)
+	o := options(t, card.ModelQEMU, card.ProfileDev, keys)
+	r := build(t, o)
+	if !r.LabChannel {
+		t.Error("a dev image for QEMU has the lab's channel")
+	}
+	disk := flashed(t, o.OutDir)
+	t.Run("card", func(t *testing.T) { cardTest(t, disk, r) })
+	t.Run("boot files", func(t *testing.T) { bootTest(t, disk, r, keys) })
+	t.Run("signatures", func(t *testing.T) { signatureTest(t, disk, o.OutDir, r, keys) })
+	t.Run("bill of materials", func(t *testing.T) { sbomTest(t, o.OutDir, r) })
+	t.Run("same inputs, same bytes", func(t *testing.T) {
+		again := options(t, card.ModelQEMU, card.ProfileDev, keys)
+		again.CacheDir = secondCache(t)
+		if s := build(t, again); fmt.Sprint(s.Summary) != fmt.Sprint(r.Summary) {
+			t.Errorf("two builds of the same inputs:\n%+v\n%+v", r.Summary, s.Summary)
+		}
+		for _, name := range publicFiles {
+			a, err := debroot.DigestFile(filepath.Join(o.OutDir, name))
+			must(t, err)
+			b, err := debroot.DigestFile(filepath.Join(again.OutDir, name))
+			must(t, err)
+			if a != b {
+				t.Errorf("%s differs between two builds of the same inputs", name)
+			}
+		}
+	})
+	t.Run("found again", func(t *testing.T) {
+		if again := build(t, options(t, card.ModelQEMU, card.ProfileDev, keys)); !again.Cached {
+			t.Error("the second build made something")
+		}
+	})
+	t.Run("the next release", func(t *testing.T) {
+		next := options(t, card.ModelQEMU, card.ProfileDev, keys)
+		next.Sequence = 2
+		s := build(t, next)
+		if s.RootHash != r.RootHash || s.BootDigest == r.BootDigest || s.Sequence != 2 {
+			t.Errorf("root hash %t, boot files %t the same, sequence %d", s.RootHash == r.RootHash, s.BootDigest == r.BootDigest, s.Sequence)
+		}
+	})
+	t.Run("verify", func(t *testing.T) { verifyTest(t, o.OutDir, keys) })
+}
+
+func cardTest(t *testing.T, disk *os.File, r *Result) {
+	st, err := disk.Stat()
+	must(t, err)
+	table, _, err := gpt.Read(disk, uint64(st.Size()/card.SectorSize))
+	must(t, err)
+	for i, want := range []string{card.LabelConf, card.LabelBootA, card.LabelBootB, card.LabelSeed, card.LabelCrypt} {
+		if p := table.Partitions[i]; p.Name != want || p.Number != i+1 || p.Offset()%card.Align != 0 {
+			t.Errorf("partition %d: %+v", i+1, p)
+		}
+	}
+	conf, err := os.OpenFile(disk.Name(), os.O_RDWR, 0)
+	must(t, err)
+	defer conf.Close()
+	p := table.Partitions[0]
+	c, err := card.OpenConf(section{conf, p.Offset()}, p.Size())
+	must(t, err)
+	state, err := c.State()
+	must(t, err)
+	if state.Active.Slot != card.SlotA || state.Active.Sequence != 1 || hex.EncodeToString(state.Active.Root[:]) != r.RootHash || state.Trial != nil {
+		t.Errorf("state %+v", state)
+	}
+	auto, err := c.Autoboot()
+	must(t, err)
+	if auto.Boot(false) != card.PartBootA || auto.Boot(true) != card.PartBootB {
+		t.Errorf("autoboot %+v", auto)
+	}
+	text, err := c.SeedText()
+	must(t, err)
+	if !card.BlankSeed(text) {
+		t.Error("the settings are not empty")
+	}
+	if files := fatFiles(t, partition(t, disk, card.LabelBootB), card.BootSize); len(files) != 0 {
+		t.Errorf("slot B has files")
+	}
+	crypt := partition(t, disk, card.LabelCrypt)
+	b, err := io.ReadAll(crypt)
+	must(t, err)
+	if int64(len(b)) != card.CryptHeader || !blockmap.Zero(b) {
+		t.Errorf("%d bytes for the encrypted partition, not all zero", len(b))
+	}
+	seed := partition(t, disk, card.LabelSeed)
+	sum := sha256.New()
+	_, err = io.CopyN(sum, seed, r.Sizes[bundle.Root])
+	must(t, err)
+	if hex.EncodeToString(sum.Sum(nil)) != r.SHA256[bundle.Root] {
+		t.Error("the seed is not the root image")
+	}
+	if r.Sizes[bundle.Root] > card.SystemSize {
+		t.Error("the root image does not fit into a system slot")
+	}
+}
+
+type section struct {
+	*os.File
+	at int64
+}
+
+func (s section) ReadAt(b []byte, off int64) (int, error)  { return s.File.ReadAt(b, s.at+off) }
+func (s section) WriteAt(b []byte, off int64) (int, error) { return s.File.WriteAt(b, s.at+off) }
+
+func bootTest(t *testing.T, disk *os.File, r *Result, keys *Keys) {
+	files := fatFiles(t, partition(t, disk, card.LabelBootA), card.BootSize)
+	for _, name := range []string{card.KernelFile, card.InitramfsFile, card.CmdlineFile, card.PolicyFile, card.UKIFile} {
+		if len(files[name]) == 0 {
+			t.Errorf("no %s", name)
+		}
+		loose, err := os.ReadFile(filepath.Join(r.Dir, BootDir, name))
+		if err != nil || !bytes.Equal(loose, files[name]) {
+			t.Errorf("%s on the card and loose differ: %v", name, err)
+		}
+	}
+	line, err := card.Cmdline(string(files[card.CmdlineFile]))
+	if err != nil || line != r.Cmdline {
+		t.Errorf("%q, %v", line, err)
+	}
+	want := regexp.MustCompile(`^portcullis\.pi=1 roothash=[0-9a-f]{64} portcullis\.verity=[0-9a-f]{64},[0-9]+,[0-9]+ lockdown=integrity module\.sig_enforce=1 init_on_free=1 panic=10 net\.ifnames=0 loglevel=4 systemd\.show_status=0 console=ttyAMA0$`)
+	if !want.MatchString(line) {
+		t.Errorf("command line %q", line)
+	}
+	if v, err := boot.ParseVerity(line); err != nil || v.RootHash != r.RootHash {
+		t.Errorf("%+v, %v", v, err)
+	}
+	infoText, err := debroot.ReadInitrd(files[card.InitramfsFile], card.InfoPath)
+	must(t, err)
+	info, err := card.ParseInfo(infoText)
+	must(t, err)
+	if info.Sequence != 1 || info.Model != card.ModelQEMU || !info.LabChannel || !bytes.Equal(info.ReleaseKeys[0], keys.Public()) || info.NVIndex != DefaultNVIndex {
+		t.Errorf("%+v", info)
+	}
+	list, err := debroot.ReadInitrd(files[card.InitramfsFile], debroot.InitrdModules)
+	must(t, err)
+	modules, err := boot.ParseModules(string(list))
+	must(t, err)
+	for _, m := range modules {
+		if _, err := debroot.ReadInitrd(files[card.InitramfsFile], strings.TrimPrefix(m, "/")); err != nil {
+			t.Errorf("%s is listed: %v", m, err)
+		}
+	}
+	for _, m := range strings.Fields("virtio_blk tpm_tis dm-crypt dm-verity squashfs overlay xts softdog") {
+		if !strings.Contains(string(list), "/"+m+".ko\n") {
+			t.Errorf("the initramfs lacks the module %s", m)
+		}
+	}
+	policyTest(t, files, info)
+}
+
+// The policies bless exactly these files.
+func policyTest(t *testing.T, files map[string][]byte, info *card.Info) {
+	p, err := tpmpolicy.Parse(files[card.PolicyFile])
+	must(t, err)
+	key, err := info.Policy()
+	must(t, err)
+	for _, b := range p.Branches {
+		if err := b.Verify(key); err != nil {
+			t.Error(err)
+		}
+	}
+	line, err := card.Cmdline(string(files[card.CmdlineFile]))
+	must(t, err)
+	self := p.Branch(tpmpolicy.PlatformSelf)
+	want := tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.BootDigest(files), line)...)
+	if self == nil || fmt.Sprint(self.PCRs) != fmt.Sprint(want) {
+		t.Errorf("platform self: %v, want %v", self, want)
+	}
+	efi := p.Branch(tpmpolicy.PlatformEFI)
+	if _, isUKI := files[card.UKIFile]; (efi != nil) != isUKI {
+		t.Errorf("platform efi: %v", efi)
+	}
+	if efi != nil && (len(efi.PCRs) != 3 || efi.PCRs[4] == [32]byte{} || efi.PCRs[9] == [32]byte{} || efi.PCRs[11] == self.PCRs[11]) {
+		t.Errorf("platform efi: %v", efi.PCRs)
+	}
+}
+
+func signatureTest(t *testing.T, disk *os.File, dir string, r *Result, keys *Keys) {
+	trust := manifest.Trust{Threshold: 1, ReleaseKeys: []ed25519.PublicKey{keys.Public()}}
+	data, err := os.ReadFile(filepath.Join(dir, BlockMapFile))
+	must(t, err)
+	m, err := blockmap.Open(data, trust)
+	must(t, err)
+	st, err := disk.Stat()
+	must(t, err)
+	if m.Size != st.Size() || m.Compressed.SHA256.String() != r.SHA256[CardFile] {
+		t.Errorf("map of %d bytes, card of %d", m.Size, st.Size())
+	}
+	f, err := os.Open(filepath.Join(dir, BundleFile))
+	must(t, err)
+	defer f.Close()
+	u, err := bundle.Open(f, trust)
+	must(t, err)
+	if u.Manifest.BootDigest != r.BootDigest || u.Manifest.Verity.RootHash != r.RootHash || u.Manifest.Cmdline != r.Cmdline || !u.Manifest.LabChannel {
+		t.Errorf("%+v", u.Manifest)
+	}
+	a := partition(t, disk, card.LabelBootA)
+	must(t, u.Copy(bundle.Boot, func(offset int64, piece []byte) error {
+		have := make([]byte, len(piece))
+		if _, err := a.ReadAt(have, offset); err != nil || !bytes.Equal(have, piece) {
+			return fmt.Errorf("boot partition differs at %d (%v)", offset, err)
+		}
+		return nil
+	}))
+}
+
+func sbomTest(t *testing.T, dir string, r *Result) {
+	data, err := os.ReadFile(filepath.Join(dir, SBOMFile))
+	must(t, err)
+	var d spdxDocument
+	must(t, json.Unmarshal(data, &d))
+	ids := map[string]bool{}
+	names := map[string]spdxPackage{}
+	debs := 0
+	for _, p := range d.Packages {
+		if ids[p.ID] || !regexp.MustCompile(`^SPDXRef-[A-Za-z0-9.-]+$`).MatchString(p.ID) {
+			t.Errorf("identifier %q is there twice or not allowed", p.ID)
+		}
+		ids[p.ID], names[p.Name] = true, p
+		if strings.HasPrefix(p.ID, "SPDXRef-deb-") {
+			debs++
+			if len(p.Checksums) != 1 || len(p.Checksums[0].Value) != 64 || len(p.References) != 1 || !strings.HasPrefix(p.References[0].Locator, "pkg:deb/debian/") {
+				t.Errorf("%+v", p)
+			}
+		}
+	}
+	if debs != r.Packages {
+		t.Errorf("%d packages listed, the image is made of %d", debs, r.Packages)
+	}
+	for _, n := range []string{"systemd", "nftables", "docker.io", "libc6", "gatewayd", "attestd", "pxed", "pi-init", "github.com/google/go-tpm"} {
+		if names[n].Version == "" {
+			t.Errorf("%s is not listed", n)
+		}
+	}
+	for _, rel := range d.Relationships {
+		if rel.Type == "CONTAINS" && (!ids[rel.From] || !ids[rel.To]) {
+			t.Errorf("%+v names something that is not there", rel)
+		}
+	}
+	if _, err := time.Parse(time.RFC3339, d.Creation.Created); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReleaseForPi4(t *testing.T) {
+	keys := newKeys(t)
+	o := options(t, card.ModelPi4, card.ProfileRelease, keys)
+	r := build(t, o)
+	files := fatFiles(t, partition(t, flashed(t, o.OutDir), card.LabelBootA), card.BootSize)
+	inner := sealedTest(t, files, keys, 20<<20)
+	for _, name := range []string{"start4.elf", "fixup4.dat", "bcm2711-rpi-4-b.dtb", "bcm2711-rpi-400.dtb", "bcm2711-rpi-cm4.dtb"} {
+		if len(inner[name]) == 0 {
+			t.Errorf("boot.img has no %s", name)
+		}
+	}
+	for _, name := range []string{"bcm2711-rpi-4-b.dtb", "bcm2711-rpi-400.dtb", "bcm2711-rpi-cm4.dtb"} {
+		tpm := "/soc/spi@7e204000/tpm@1"
+		for property, want := range map[string]string{"compatible": "infineon,slb9670 tcg,tpm_tis-spi", "reg": "1", "spi-max-frequency": "32000000"} {
+			if got := property4(t, inner[name], tpm, property); got != want {
+				t.Errorf("%s: %s of the TPM is %q, want %q", name, property, got, want)
+			}
+		}
+		if got := property4(t, inner[name], "/soc/spi@7e204000", "status"); got != "okay" {
+			t.Errorf("%s: SPI is %q", name, got)
+		}
+	}
+	list, err := debroot.ReadInitrd(inner[card.InitramfsFile], debroot.InitrdModules)
+	must(t, err)
+	for _, m := range strings.Fields("bcm2835_wdt sdhci-iproc spi-bcm2835 tpm_tis_spi genet i2c-bcm2835 dm-crypt dm-verity squashfs overlay") {
+		if !strings.Contains(string(list), "/"+m+".ko\n") {
+			t.Errorf("the initramfs lacks the module %s", m)
+		}
+	}
+	if r.LabChannel || !strings.HasSuffix(r.Cmdline, "console=tty1 console=ttyS1,115200") {
+		t.Errorf("%+v", r.Summary)
+	}
+}
+
+func TestReleaseForPi5(t *testing.T) {
+	keys := newKeys(t)
+	o := options(t, card.ModelPi5, card.ProfileRelease, keys)
+	build(t, o)
+	files := fatFiles(t, partition(t, flashed(t, o.OutDir), card.LabelBootA), card.BootSize)
+	inner := sealedTest(t, files, keys, 24<<20)
+	for _, name := range []string{"bcm2712-rpi-5-b.dtb", "bcm2712d0-rpi-5-b.dtb"} {
+		if got := property4(t, inner[name], "/spi-tpm/tpm@0", "compatible"); got != "infineon,slb9670 tcg,tpm_tis-spi" {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+	list, err := debroot.ReadInitrd(inner[card.InitramfsFile], debroot.InitrdModules)
+	must(t, err)
+	for _, m := range strings.Fields("bcm2835_wdt sdhci-brcmstb rp1_pci pinctrl-rp1 spi-gpio tpm_tis_spi macb dm-crypt dm-verity") {
+		if !strings.Contains(string(list), "/"+m+".ko\n") {
+			t.Errorf("the initramfs lacks the module %s", m)
+		}
+	}
+	if _, ok := inner["start4.elf"]; ok {
+		t.Error("a Pi 5 has its firmware in its EEPROM")
+	}
+}
+
+// sealedTest checks boot.img and boot.sig the way the Pi's bootloader does, and
+// returns what is inside.
+func sealedTest(t *testing.T, files map[string][]byte, keys *Keys, limit int) map[string][]byte {
+	t.Helper()
+	if len(files) != 4 || string(files[card.ConfigFile]) != "# Everything that is started is inside the signed boot.img.\nboot_ramdisk=1\n" {
+		t.Errorf("beside boot.img: %d files, config.txt %q", len(files), files[card.ConfigFile])
+	}
+	img := files[card.BootImgFile]
+	if len(img) == 0 || len(img) > limit {
+		t.Errorf("boot.img has %d bytes, want at most %d", len(img), limit)
+	}
+	m := regexp.MustCompile(`^([0-9a-f]{64})\nts: ([0-9]+)\nrsa2048: ([0-9a-f]{512})\n$`).FindSubmatch(files[card.BootSigFile])
+	if m == nil {
+		t.Fatalf("boot.sig:\n%s", files[card.BootSigFile])
+	}
+	sum := sha256.Sum256(img)
+	sig, err := hex.DecodeString(string(m[3]))
+	must(t, err)
+	if string(m[1]) != hex.EncodeToString(sum[:]) {
+		t.Error("boot.sig has another digest")
+	}
+	if err := rsa.VerifyPKCS1v15(&keys.Boot.PublicKey, crypto.SHA256, sum[:], sig); err != nil {
+		t.Errorf("boot.sig: %v", err)
+	}
+	inner := fatFiles(t, bytes.NewReader(img), int64(len(img)))
+	text, err := debroot.ReadInitrd(inner[card.InitramfsFile], card.InfoPath)
+	must(t, err)
+	info, err := card.ParseInfo(text)
+	must(t, err)
+	files[card.CmdlineFile] = inner[card.CmdlineFile] // for the prediction
+	policyTest(t, files, info)
+	return inner
+}
+
+// property4 reads a property with fdtget(1).
+func property4(t *testing.T, tree []byte, node, property string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "dtb")
+	must(t, os.WriteFile(path, tree, 0o644))
+	out, err := exec.Command("fdtget", path, node, property).CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Fatal("fdtget is needed: apt-get install device-tree-compiler")
+	}
+	if err != nil {
+		return fmt.Sprintf("%v: %s", err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// What cannot be built is refused before anything is fetched or compiled.
+func TestOptionsAreChecked(t *testing.T) {
+	keys := newKeys(t)
+	for name, change := range map[string]func(*Options){
+		"model":     func(o *Options) { o.Model = "pi3" },
+		"profile":   func(o *Options) { o.Profile = "lab" },
+		"no keys":   func(o *Options) { o.Keys = nil },
+		"no output": func(o *Options) { o.OutDir = "" },
+		"sequence":  func(o *Options) { o.Sequence = card.MaxSequence + 1 },
+		"threshold": func(o *Options) { o.Threshold = 2 },
+		"NV index":  func(o *Options) { o.NVIndex = 0x81000001 },
+	} {
+		o := Options{Model: card.ModelQEMU, Profile: card.ProfileDev, Keys: keys, OutDir: t.TempDir()}
+		change(&o)
+		_, err := Build(t.Context(), o)
+		t.Run(name, func(t *testing.T) { wantReason(t, err, debroot.ReasonOptions) })
+	}
+}
+
+func TestKeysAreKeptPrivateAndNeverOverwritten(t *testing.T) {
+	prefix := filepath.Join(t.TempDir(), "release")
+	k, err := GenerateKeys(prefix)
+	must(t, err)
+	again, err := LoadKeys(prefix)
+	if err != nil || !again.Policy.Equal(k.Policy) || !again.Boot.Equal(k.Boot) || !again.Release.Equal(k.Release) {
+		t.Fatalf("keys are not read back: %v", err)
+	}
+	if _, err := GenerateKeys(prefix); !errors.Is(err, os.ErrExist) {
+		t.Errorf("keys were made anew: %v", err)
+	}
+	for _, s := range []string{"", PolicySuffix, BootSuffix} {
+		st, err := os.Stat(prefix + s)
+		if err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", s, st, err)
+		}
+		must(t, os.Chmod(prefix+s, 0o640))
+		if _, err := LoadKeys(prefix); err == nil {
+			t.Errorf("a key %q that the group can read was taken", s)
+		}
+		must(t, os.Chmod(prefix+s, 0o600))
+	}
+	wrong, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	must(t, err)
+	must(t, os.Remove(prefix+PolicySuffix))
+	must(t, os.Remove(prefix+PolicySuffix+manifest.PublicSuffix))
+	must(t, writePair(prefix+PolicySuffix, wrong, &wrong.PublicKey))
+	if _, err := LoadKeys(prefix); err == nil {
+		t.Error("a policy key on another curve was taken")
+	}
+}
