@@ -85,6 +85,14 @@ func TestPredictionEqualsTheTPMAfterAUEFIPXEBoot(t *testing.T) {
 			t.Errorf("the event log leads to %s in PCR %d, predicted is %s", got, i, value)
 		}
 	}
+	// Register 4, which firmware alone fills: its first boot option was this image.
+	application, err := pcr.PredictBootApplication(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out, "PCRTEST pcr 4 "+strings.ToUpper(application.String())) {
+		t.Errorf("PCR 4 is not %s; the event log has\n%s", application, log.of(4))
+	}
 	// What the manifest says about the two PE images is what the firmware measured when it loaded them.
 	info, err := uki.Describe(image)
 	if err != nil {
