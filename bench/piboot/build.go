@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,7 +14,9 @@ import (
 	"strings"
 	"time"
 
+	"portcullis/images/card"
 	"portcullis/images/deb"
+	"portcullis/images/luks2"
 	"portcullis/lab/qemu"
 )
 
@@ -29,10 +33,11 @@ type made struct {
 
 // buildInitramfs runs Debian's own mkinitramfs, as its packages are, in an
 // emulated arm64 machine whose root is the unpacked packages. The volume that the
-// initramfs will look for has the given UUID and opens with key.
-func buildInitramfs(ctx context.Context, cache, uuid, key string, say func(string)) (*made, error) {
+// initramfs will look for has the given UUID and opens with key. kernelPackage is
+// the kernel for which it is made.
+func buildInitramfs(ctx context.Context, cache, kernelPackage, uuid, key string, say func(string)) (*made, error) {
 	store := &deb.Store{Dir: filepath.Join(cache, "deb")}
-	lock, err := resolve(ctx, store)
+	lock, err := resolve(ctx, store, kernelPackage)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +51,7 @@ func buildInitramfs(ctx context.Context, cache, uuid, key string, say func(strin
 		return m, nil
 	}
 	began := time.Now()
-	say("the peer's initramfs, by mkinitramfs in an emulated machine: this takes minutes, once")
+	say("the peer's initramfs for " + kernelPackage + ", by mkinitramfs in an emulated machine: this takes minutes, once")
 	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return nil, err
 	}
@@ -59,6 +64,10 @@ func buildInitramfs(ctx context.Context, cache, uuid, key string, say func(strin
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(dir, "kernel"), m.kernel, 0o600); err != nil {
+		return nil, err
+	}
+	// The hooks look for the volume that they are told of.
+	if err := writeVolume(filepath.Join(dir, "volume"), uuid, key); err != nil {
 		return nil, err
 	}
 	if m.initramfs, err = runBuild(ctx, dir); err != nil {
@@ -92,6 +101,7 @@ func runBuild(ctx context.Context, dir string) ([]byte, error) {
 		"-machine", "virt,gic-version=3,acpi=off", "-accel", "tcg,thread=multi", "-cpu", "max,pauth-impdef=on", "-smp", "2", "-m", "3072",
 		"-kernel", in("kernel"), "-initrd", in("tree"), "-append", "console=ttyAMA0 rdinit=/piboot/build panic=1 loglevel=4",
 		"-chardev", "file,id=console,path="+in("console"), "-serial", "chardev:console",
+		"-drive", "if=none,id=volume,format=raw,file="+in("volume"), "-device", "virtio-blk-pci,drive=volume",
 		"-chardev", "file,id=out,path="+in("out"), "-device", "virtio-serial-pci", "-device", "virtserialport,chardev=out,name=out")
 	said, err := cmd.CombinedOutput()
 	console, _ := os.ReadFile(filepath.Join(dir, "console"))
@@ -106,6 +116,39 @@ func runBuild(ctx context.Context, dir string) ([]byte, error) {
 		return nil, fmt.Errorf("mkinitramfs did not end well; the console:\n%s", console[max(0, len(console)-4000):])
 	}
 	return out, nil
+}
+
+// writeVolume makes an empty volume with the peer's header.
+func writeVolume(path, uuid, key string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const size = card.CryptHeader + 1<<20
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	volumeKey, err := format(f, size, uuid, key)
+	clear(volumeKey)
+	return errors.Join(err, f.Sync())
+}
+
+// format writes the header as first boot writes ours: same cipher, sector size
+// and key derivation; the key file stands for the chip's secret.
+func format(d luks2.Device, size int64, uuid, key string) (volumeKey []byte, err error) {
+	volumeKey = make([]byte, luks2.VolumeKeySize)
+	if _, err := rand.Read(volumeKey); err != nil {
+		return nil, err
+	}
+	h, err := luks2.Format(d, size, luks2.Options{UUID: uuid}, volumeKey)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := h.AddSlot(d, volumeKey, []byte(key), luks2.ForChip()); err != nil {
+		return nil, err
+	}
+	return volumeKey, h.Write(d)
 }
 
 // extraFiles are the configuration of an encrypted root, what maintainer scripts
@@ -135,7 +178,7 @@ func extraFiles(release, uuid, key string) map[string]file {
 			"read -r now rest < /proc/uptime", `echo "PIBOOT $(dmesg | grep 'Run /init as init process') mounted=$now" > /dev/console`),
 		"piboot/build": script("#!/bin/sh", "export PATH=/usr/sbin:/usr/bin",
 			"mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev",
-			"exec > /dev/ttyAMA0 2>&1", "depmod "+release, "mkinitramfs -o /initramfs "+release+" && cat /initramfs > /dev/vport0p1",
+			"exec > /dev/ttyAMA0 2>&1", "depmod "+release, "modprobe virtio_blk; blkid", "mkinitramfs -o /initramfs "+release+" && cat /initramfs > /dev/vport0p1",
 			"set -- $(sha256sum /initramfs)", `echo "PIBOOT built $1"`, "sync; echo o > /proc/sysrq-trigger; sleep 60"),
 	}
 }

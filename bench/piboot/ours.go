@@ -36,6 +36,19 @@ func newOurs(p *pi.Provisioned) (o *ours, err error) {
 	return o, nil
 }
 
+// pi4Bytes is the size of the initramfs in the Pi 4's image.
+func pi4Bytes(ctx context.Context, b *pi.Builder) (int, error) {
+	img, err := b.Image(ctx, pi.Variant{Model: card.ModelPi4})
+	if err != nil {
+		return 0, err
+	}
+	st, err := os.Stat(filepath.Join(img.Dir, "boot", card.InitramfsFile))
+	if err != nil {
+		return 0, err
+	}
+	return int(st.Size()), nil
+}
+
 func (o *ours) remove() error { return os.RemoveAll(o.dir) }
 
 // runInit is the kernel's last word before PID 1 of the initramfs.

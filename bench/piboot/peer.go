@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -31,13 +30,15 @@ const (
 type peer struct {
 	dir     string
 	card    string
-	bytes   int
+	bytes   int // of the initramfs that boots
+	piBytes int // of the one for the Pi 4's kernel
 	release string
 	built   time.Duration
 }
 
 func newPeer(ctx context.Context, repo string, p *pi.Provisioned, say func(string)) (*peer, error) {
-	m, err := buildInitramfs(ctx, filepath.Join(repo, "build", "cache"), volumeUUID, keyFile, say)
+	cache := filepath.Join(repo, "build", "cache")
+	m, err := buildInitramfs(ctx, cache, guestKernel, volumeUUID, keyFile, say)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +46,11 @@ func newPeer(ctx context.Context, repo string, p *pi.Provisioned, say func(strin
 	if err != nil {
 		return nil, err
 	}
-	out := &peer{bytes: len(m.initramfs), release: m.release, built: m.took}
+	onPi, err := buildInitramfs(ctx, cache, piKernel, volumeUUID, keyFile, say)
+	if err != nil {
+		return nil, err
+	}
+	out := &peer{bytes: len(m.initramfs), piBytes: len(onPi.initramfs), release: m.release, built: m.took + onPi.took}
 	if out.dir, err = os.MkdirTemp(filepath.Dir(filepath.Dir(p.Card.Image)), ".bench-"); err != nil {
 		return nil, err
 	}
@@ -103,23 +108,16 @@ func (p *peer) lay(boot map[string][]byte, ours string) (err error) {
 	return encrypt(f, table.Partitions[2], root)
 }
 
-// encrypt makes the volume as first boot makes ours: same cipher, sector size and
-// key derivation; the key file stands for the chip's secret.
+// encrypt fills the volume with the root file system.
 func encrypt(f *os.File, p gpt.Partition, root *io.SectionReader) error {
 	d := &part{f, p.Offset()}
-	key := make([]byte, luks2.VolumeKeySize)
-	defer clear(key)
-	if _, err := rand.Read(key); err != nil {
-		return err
-	}
-	h, err := luks2.Format(d, p.Size(), luks2.Options{UUID: volumeUUID}, key)
+	key, err := format(d, p.Size(), volumeUUID, keyFile)
 	if err != nil {
 		return err
 	}
-	if _, err := h.AddSlot(d, key, []byte(keyFile), luks2.ForChip()); err != nil {
-		return err
-	}
-	if err := h.Write(d); err != nil {
+	defer clear(key)
+	h, _, err := luks2.Read(d, p.Size())
+	if err != nil {
 		return err
 	}
 	payload, err := h.Payload(d, key)

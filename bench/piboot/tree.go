@@ -20,18 +20,25 @@ import (
 // call without saying so.
 var peerPackages = []string{
 	"base-files", "base-passwd", "bash", "busybox", "coreutils", "cryptsetup", "cryptsetup-bin", "cryptsetup-initramfs", "dash", "debianutils",
-	"diffutils", "dpkg", "findutils", "gawk", "grep", "gzip", "initramfs-tools", "kmod", "libc-bin", "linux-image-cloud-arm64", "mount",
+	"diffutils", "dpkg", "findutils", "gawk", "grep", "gzip", "initramfs-tools", "kmod", "libc-bin", "mount",
 	"sed", "tar", "udev", "util-linux", "zstd",
 }
 
 var (
 	kernelFile  = regexp.MustCompile(`^/boot/vmlinuz-(.+)$`)
-	kernelOwner = regexp.MustCompile(`^linux-image-[0-9].*-cloud-arm64$`)
+	kernelOwner = regexp.MustCompile(`^linux-image-[0-9]`)
+)
+
+// Kernels of the two comparisons, as packages.
+const (
+	guestKernel = "linux-image-cloud-arm64" // drives QEMU's machine and its TPM
+	piKernel    = "linux-image-arm64"       // of the Pi 4
 )
 
 // resolve asks for the packages and brings them here.
-func resolve(ctx context.Context, store *deb.Store) (*deb.Lock, error) {
-	request := deb.Request{Suite: "trixie", Arch: "arm64", Components: []string{"main", "non-free-firmware"}, Packages: peerPackages}
+func resolve(ctx context.Context, store *deb.Store, kernel string) (*deb.Lock, error) {
+	request := deb.Request{Suite: "trixie", Arch: "arm64", Components: []string{"main", "non-free-firmware"},
+		Packages: append([]string{kernel}, peerPackages...)}
 	lock, err := store.Resolve(ctx, request)
 	if err != nil {
 		return nil, err
@@ -66,15 +73,7 @@ func writeTree(ctx context.Context, to string, store *deb.Store, lock *deb.Lock,
 	}
 	defer f.Close()
 	t := tree{w: cpio.NewWriter(f, 0), seen: map[string]bool{}, links: map[string]string{}}
-	// The links /bin, /lib and /sbin come first: other packages write through them.
-	packages := append([]deb.Package{}, lock.Packages...)
-	sort.SliceStable(packages, func(i, j int) bool { return packages[i].Name == "base-files" && packages[j].Name != "base-files" })
-	for _, p := range packages {
-		err := deb.Walk(ctx, store.Path(p), func(h *tar.Header, r io.Reader) error { return t.add(h, r) })
-		if err != nil {
-			return fmt.Errorf("%s: %w", p, err)
-		}
-	}
+	// The first of a name stays: ours before a package's.
 	names := make([]string, 0, len(extra))
 	for n := range extra {
 		names = append(names, n)
@@ -87,6 +86,15 @@ func writeTree(ctx context.Context, to string, store *deb.Store, lock *deb.Lock,
 		}
 		if err := t.add(h, strings.NewReader(extra[n].text)); err != nil {
 			return err
+		}
+	}
+	// The links /bin, /lib and /sbin come next: other packages write through them.
+	packages := append([]deb.Package{}, lock.Packages...)
+	sort.SliceStable(packages, func(i, j int) bool { return packages[i].Name == "base-files" && packages[j].Name != "base-files" })
+	for _, p := range packages {
+		err := deb.Walk(ctx, store.Path(p), func(h *tar.Header, r io.Reader) error { return t.add(h, r) })
+		if err != nil {
+			return fmt.Errorf("%s: %w", p, err)
 		}
 	}
 	if err := t.w.CharDevice("dev/console", 0o600, 5, 1); err != nil {

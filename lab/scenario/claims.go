@@ -18,23 +18,29 @@ import (
 // playedWindow is the claim window of the plays with a played PC.
 const playedWindow = 5 * time.Second
 
+// servedLimit bounds the fetch of all artefacts, also from an emulated Pi.
+const servedLimit = time.Minute
+
 // fetched asks for a boot and fetches all of it; started is when the played
 // kernel says that it began.
 func (s *Stage) fetched(ctx context.Context) (b *attack.Boot, f claim.Facts, started time.Time, err error) {
 	if b, err = s.offered(ctx); err != nil {
 		return
 	}
+	// The last byte is here before pxed has written down that it was sent.
+	served, cancel := context.WithTimeout(ctx, servedLimit)
+	defer cancel()
+	mark := s.Log.Mark()
 	if err = s.played().Fetch(ctx, b, manifest.UKI, io.Discard); err != nil {
 		return
 	}
+	if _, err = s.Log.Wait(served, mark, lab.With("artefact.served", "artefact", manifest.UKI)); err != nil {
+		return
+	}
 	started = time.Now()
-	mark := s.Log.Mark()
 	if err = s.played().FetchAll(ctx, b); err != nil {
 		return
 	}
-	// The last byte is here before pxed has written down that it was sent.
-	served, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	if _, err = s.Log.Wait(served, mark, lab.With("session.served", "session", b.Session)); err != nil {
 		return
 	}
