@@ -91,6 +91,12 @@ var loginPrograms = []string{
 	"/usr/sbin/telnetd", "/usr/sbin/in.telnetd", "/usr/bin/su", "/usr/bin/sudo",
 }
 
+// GuardLabProgram refuses a program that is, or starts, an end of the lab's command
+// channel, whatever its name; for the ones that no root image holds.
+func GuardLabProgram(name string, data []byte) error {
+	return guardLab(name, &squash.Node{Kind: squash.File, Content: squash.Bytes(data)})
+}
+
 func guardLab(p string, n *squash.Node) error {
 	if p == LabPath || path.Base(p) == labUnit || path.Base(p) == path.Base(LabPath) {
 		return Refuse(ReasonLabInReal, "%s is the lab's command channel", p)
