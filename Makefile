@@ -8,12 +8,12 @@ export HOME ?= /root
 GO := go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Namespaces, taps and raw sockets need root; as another user the target runs itself through sudo.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=GOPROXY,GOFLAGS,GOSUMDB,PORTCULLIS_CACHE)
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=GOPROXY,GOFLAGS,GOSUMDB,PORTCULLIS_CACHE,PORTCULLIS_POWERCUTS,PORTCULLIS_POWERCUT_SEED)
 FUZZCOUNT ?= 200000x
 # Nothing of the machine or of the commit is in a program: the same code gives the same bytes.
 BUILDFLAGS := -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
-.PHONY: all setup lab test test-go fuzz fuzz-ci lint bench clean
+.PHONY: all setup lab test test-go fuzz fuzz-ci soak soak-go lint bench clean
 
 all:
 	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
@@ -46,6 +46,16 @@ fuzz-ci:
 
 fuzz:
 	@sh deploy/fuzz.sh $(FUZZCOUNT)
+
+# The long runs: the power of a Pi is cut SOAK times in its first boot and SOAK times
+# in an update, at moments drawn from PORTCULLIS_POWERCUT_SEED (1). Hours.
+SOAK ?= 100
+soak: setup
+	PORTCULLIS_POWERCUTS=$(SOAK) $(AS_ROOT) $(MAKE) --no-print-directory soak-go
+
+soak-go:
+	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
+	$(GO) test -timeout 24h -count 1 -v -run PowerCut ./lab/piscenario
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "lint: gofmt the files above"; exit 1; }
