@@ -234,3 +234,41 @@ func TestPowerCutsDuringRepairAndTrial(t *testing.T) {
 	}
 	t.Logf("%d cuts", len(all))
 }
+
+// TestPowerCutsBetweenRecordAndCommit: the enrolment's record says that both headers
+// were whole once. A boot that starts over behind it, and is cut while it takes the old
+// header away, must not look like a finished volume that has lost both.
+func TestPowerCutsBetweenRecordAndCommit(t *testing.T) {
+	b := newSigner(t).build(t, 3)
+	id, seed := operator(t)
+	p := newPi(t, b, seed)
+	m, memory := p.m.clone(), p.chip.state
+	p.must()
+	at := -1
+	for i, e := range p.rec.events {
+		m.WriteAt(e.data, e.off)
+		if memory = e.chip; bytes.Contains(e.data, []byte(card.EnrolmentSchema)) {
+			at = i
+			break
+		}
+	}
+	if at < 0 {
+		t.Fatal("the record is not written")
+	}
+	again := &pi{t: t, built: b, m: m.clone(), chip: (&chip{}).reboot(memory)}
+	again.must()
+	crypt := again.part(card.PartCrypt).off
+	for _, e := range again.rec.events {
+		if e.off == crypt && len(e.data) > 2*luks2.HeaderSize {
+			for torn := luks2.HeaderSize / 4; torn <= 3*luks2.HeaderSize; torn += luks2.HeaderSize / 4 {
+				half := m.clone()
+				half.WriteAt(e.data[:torn], e.off)
+				next := &pi{t: t, built: b, m: half, chip: (&chip{}).reboot(e.chip)}
+				survives(t, next, cut{name: "torn at " + strconv.Itoa(torn)}, id, "")
+			}
+			return
+		}
+		m.WriteAt(e.data, e.off)
+	}
+	t.Fatal("the old header is not taken away")
+}
