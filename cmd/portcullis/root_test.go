@@ -324,3 +324,15 @@ func TestDetectReportsAsJSON(t *testing.T) {
 		t.Errorf("%v\n%s%s", err, out, errOut)
 	}
 }
+
+func TestWatchChecksItsConfiguration(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tamper.yaml")
+	must(t, os.WriteFile(file, []byte("schema: portcullis/tamper/v1\nzymbit: true\ntamper:\n  sources: {perimeter-0: lock}\n  lock: lock this pi\n"), 0o600))
+	if code, out, errOut := rootRun(t, "", "watch", "--check", "--config", file); code != 0 || !strings.Contains(out, "lock") {
+		t.Errorf("exit %d\n%s%s", code, out, errOut)
+	}
+	must(t, os.WriteFile(file, []byte("schema: portcullis/tamper/v1\nzymbit: true\ntamper:\n  sources: {perimeter-0: destroy}\n"), 0o600))
+	if code, _, errOut := rootRun(t, "", "watch", "--check", "--config", file); code != 1 || !strings.Contains(errOut, "erase my disk") {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
