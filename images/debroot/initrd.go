@@ -45,18 +45,29 @@ func (k *Kernel) InitrdFiles(ctx context.Context, r *recipe.Recipe) (map[string]
 	return files, nil
 }
 
+// Extra is a file of an initrd that is more than plain data.
+type Extra struct {
+	Path string // without a leading slash
+	Link string // target of a symbolic link, "" = a regular file
+	Data []byte
+	Mode uint32
+}
+
 // Pack writes an initrd: init as /init and the other files, in the order of
 // names, directories first. epoch is the time of all entries, in seconds since 1970.
-func Pack(init []byte, files map[string][]byte, epoch uint32) ([]byte, error) {
+func Pack(init []byte, files map[string][]byte, epoch uint32, extra ...Extra) ([]byte, error) {
+	all := make([]Extra, 0, len(files)+len(extra))
+	for n, data := range files {
+		all = append(all, Extra{Path: n, Data: data, Mode: 0o644})
+	}
+	all = append(all, extra...)
+	sort.Slice(all, func(i, j int) bool { return all[i].Path < all[j].Path })
 	dirs := map[string]bool{"dev": true, "proc": true, "sys": true, "run": true, "sysroot": true, "tmp": true}
-	names := make([]string, 0, len(files))
-	for n := range files {
-		names = append(names, n)
-		for d := path.Dir(n); d != "."; d = path.Dir(d) {
+	for _, e := range all {
+		for d := path.Dir(e.Path); d != "."; d = path.Dir(d) {
 			dirs[d] = true
 		}
 	}
-	sort.Strings(names)
 	sortedDirs := make([]string, 0, len(dirs))
 	for d := range dirs {
 		sortedDirs = append(sortedDirs, d)
@@ -76,8 +87,14 @@ func Pack(init []byte, files map[string][]byte, epoch uint32) ([]byte, error) {
 	if err := w.File("init", 0o755, init); err != nil {
 		return nil, err
 	}
-	for _, n := range names {
-		if err := w.File(n, fileMode(n, files[n]), files[n]); err != nil {
+	for _, e := range all {
+		var err error
+		if e.Link != "" {
+			err = w.Symlink(e.Path, e.Link)
+		} else {
+			err = w.File(e.Path, e.Mode, e.Data)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}
@@ -85,13 +102,4 @@ func Pack(init []byte, files map[string][]byte, epoch uint32) ([]byte, error) {
 		return nil, err
 	}
 	return out.Bytes(), nil
-}
-
-// fileMode makes programs and libraries executable; modules are ELF files as well, but
-// nobody starts one.
-func fileMode(name string, data []byte) uint32 {
-	if bytes.HasPrefix(data, []byte("\x7fELF")) && !strings.HasSuffix(name, ".ko") {
-		return 0o755
-	}
-	return 0o644
 }

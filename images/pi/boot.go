@@ -136,7 +136,15 @@ func (b *builder) initramfs(ctx context.Context, k *debroot.Kernel, root *rootIn
 	if err != nil {
 		return nil, err
 	}
-	archive, err := debroot.Pack(program, files, uint32(root.Epoch))
+	vendor, err := b.zymbitFiles(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The closure has /lib as a link to /usr/lib: modules lie where it leads.
+	if len(vendor) > 0 {
+		files = merged(files)
+	}
+	archive, err := debroot.Pack(program, files, uint32(root.Epoch), vendor...)
 	if err != nil {
 		return nil, fmt.Errorf("initramfs: %w", err)
 	}
@@ -166,6 +174,18 @@ func (b *builder) zymbitTools(ctx context.Context, files map[string][]byte) erro
 	}
 	maps.Copy(files, tools)
 	return nil
+}
+
+// merged moves files below lib/ to usr/lib/.
+func merged(files map[string][]byte) map[string][]byte {
+	out := make(map[string][]byte, len(files))
+	for name, data := range files {
+		if strings.HasPrefix(name, "lib/") {
+			name = "usr/" + name
+		}
+		out[name] = data
+	}
+	return out
 }
 
 // unified is the image that UEFI starts, from the same parts.

@@ -48,7 +48,7 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	return r, nil
 }
 
-func buildOnce(ctx context.Context, o Options) (*Result, error) {
+func newBuilder(o Options) (*builder, error) {
 	m, err := debroot.NewMaker(o.CacheDir, o.Progress, o.Refresh)
 	if err != nil {
 		return nil, err
@@ -57,9 +57,15 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 	if b.recipe, err = recipe.Load(recipe.Builtin{Name: RecipeName, FS: rootfs.FS, Entry: entry(o)}, o.Recipe); err != nil {
 		return nil, err
 	}
-	if err := debroot.CheckLab(b.recipe, b.lab()); err != nil {
+	return b, debroot.CheckLab(b.recipe, b.lab())
+}
+
+func buildOnce(ctx context.Context, o Options) (*Result, error) {
+	b, err := newBuilder(o)
+	if err != nil {
 		return nil, err
 	}
+	m := b.m
 	if err := b.compile(ctx); err != nil {
 		return nil, err
 	}

@@ -46,7 +46,11 @@ func (b *builder) image(ctx context.Context, k *debroot.Kernel, root *rootInfo) 
 	if err != nil {
 		return "", false, refuse(debroot.ReasonOptions, "%v", err)
 	}
-	ik.Add("info", string(text)).Add("boot key", b.o.Keys.Boot.N.Text(16))
+	_, vendor, err := b.zymbitPackages()
+	if err != nil {
+		return "", false, err
+	}
+	ik.Add("vendor's packages", vendor).Add("info", string(text)).Add("boot key", b.o.Keys.Boot.N.Text(16))
 	for _, p := range b.programs {
 		ik.Add("program "+p.name, p.digest)
 	}
