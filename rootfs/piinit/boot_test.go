@@ -562,3 +562,46 @@ func TestCombinedTokenNeedsBoth(t *testing.T) {
 	p.zymkey, p.chip = z, nil
 	p.refused(string(ReasonUnlock))
 }
+
+// TestVolumeOfSystemd: a volume whose tokens are systemd-cryptenroll's alone opens by
+// its chip's token, and where that fails by its recovery key.
+func TestVolumeOfSystemd(t *testing.T) {
+	b := newSigner(t).build(t, 3)
+	_, seed := operator(t)
+	p := newPi(t, b, seed)
+	p.must()
+	recovery := p.people.recoveryKey(t)
+	h, d := p.header(), p.part(card.PartCrypt)
+	key, _, err := h.Unlock(d, []byte(recovery))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.systemd = []byte("what the chip gave systemd")
+	slot, err := h.AddSlot(d, key, p.systemd, fastPeople)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range h.Tokens() {
+		if token.Type == hardware.TokenType {
+			if err := h.KillSlot(d, token.Slots[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := h.SetToken(-1, []byte(`{"type":"systemd-tpm2","keyslots":["`+strconv.Itoa(slot)+`"]}`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Write(d); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.must().Handover; got.UnlockedBy != card.UnlockedBySystemd || got.Recovered {
+		t.Errorf("%+v", got)
+	}
+	if tpmpolicy.Empty(p.chip.pcrs[card.PCRVolumeKey]) {
+		t.Error("the volume key is not measured")
+	}
+	p.systemd, p.answers = nil, []string{recovery}
+	if got := p.must().Handover; !got.Recovered {
+		t.Errorf("%+v", got)
+	}
+}
