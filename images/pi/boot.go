@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"portcullis/hardware/zymbit/pack"
 	"portcullis/images/card"
 	"portcullis/images/cpio"
 	"portcullis/images/deb"
@@ -129,9 +128,6 @@ func (b *builder) initramfs(ctx context.Context, k *debroot.Kernel, root *rootIn
 	if files[card.InfoPath], err = info.Encode(); err != nil {
 		return nil, err
 	}
-	if err := b.zymbitTools(ctx, files); err != nil {
-		return nil, err
-	}
 	program, err := os.ReadFile(b.program(initProgram).path)
 	if err != nil {
 		return nil, err
@@ -149,31 +145,6 @@ func (b *builder) initramfs(ctx context.Context, k *debroot.Kernel, root *rootIn
 		return nil, fmt.Errorf("initramfs: %w", err)
 	}
 	return cpio.Zstd(archive), nil
-}
-
-// zymbitTools adds the vendor's tools for a Zymbit module, where the operator brought
-// the vendor's packages, with the libraries of this very image.
-func (b *builder) zymbitTools(ctx context.Context, files map[string][]byte) error {
-	if b.o.ZymbitDebs == "" {
-		return nil
-	}
-	var libraries []string
-	for _, p := range b.packages.Root {
-		if strings.HasPrefix(p.Name, "lib") {
-			libraries = append(libraries, b.m.Store.Path(p))
-		}
-	}
-	scratch, err := os.MkdirTemp("", "portcullis-zymbit-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(scratch)
-	tools, err := pack.Files(ctx, b.o.ZymbitDebs, libraries, scratch)
-	if err != nil {
-		return fmt.Errorf("--zymbit-debs: %w", err)
-	}
-	maps.Copy(files, tools)
-	return nil
 }
 
 // merged moves files below lib/ to usr/lib/.
