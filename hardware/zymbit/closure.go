@@ -44,38 +44,9 @@ type LinkFS = fs.ReadLinkFS
 // symbolic links on the way, sorted by path. tree is an unpacked root file system. All
 // files must be for the machine of the first program.
 func Closure(tree LinkFS, programs []string) ([]File, error) {
-	c, err := closureOf(tree, programs)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]File, 0, len(c.files))
-	for _, f := range c.files {
-		out = append(out, f)
-	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Path < out[j].Path })
-	return out, nil
-}
-
-// Bundle is Closure without links, for an archive that knows none: every file stands under
-// the path by which it is asked for.
-func Bundle(tree LinkFS, programs []string) (map[string][]byte, error) {
-	c, err := closureOf(tree, programs)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string][]byte, len(c.asked))
-	for _, p := range c.asked {
-		if out[p], err = fs.ReadFile(tree, p); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-func closureOf(tree LinkFS, programs []string) (*closure, error) {
-	c := &closure{tree: tree, files: map[string]File{}}
+	c := closure{tree: tree, files: map[string]File{}}
 	for _, p := range programs {
-		if err := c.ask(p); err != nil {
+		if err := c.add(strings.TrimPrefix(path.Clean(p), "/")); err != nil {
 			return nil, err
 		}
 	}
@@ -86,24 +57,16 @@ func closureOf(tree LinkFS, programs []string) (*closure, error) {
 			return nil, err
 		}
 	}
-	return c, nil
-}
-
-// ask takes in a file that somebody will ask for by this path.
-func (c *closure) ask(p string) error {
-	p = strings.TrimPrefix(path.Clean(p), "/")
-	if !fs.ValidPath(p) {
-		return fmt.Errorf("%q is no path in the tree", p)
+	out := make([]File, 0, len(c.files))
+	for _, f := range c.files {
+		out = append(out, f)
 	}
-	if !slices.Contains(c.asked, p) {
-		c.asked = append(c.asked, p)
-	}
-	return c.add(p)
+	sort.Slice(out, func(i, j int) bool { return out[i].Path < out[j].Path })
+	return out, nil
 }
 
 type closure struct {
 	tree    LinkFS
-	asked   []string
 	machine elf.Machine
 	files   map[string]File
 	todo    []need
@@ -213,7 +176,7 @@ func (c *closure) regular(name string, st fs.FileInfo) error {
 		return fmt.Errorf("%s is for %v, the first program for %v", name, deps.machine, c.machine)
 	}
 	if deps.interpreter != "" {
-		if err := c.ask(deps.interpreter); err != nil {
+		if err := c.add(strings.TrimPrefix(path.Clean(deps.interpreter), "/")); err != nil {
 			return fmt.Errorf("interpreter of %s: %w", name, err)
 		}
 	}
@@ -251,7 +214,7 @@ func (c *closure) library(name, by string, runpath []string) error {
 			}
 		}
 		c.seen = append(c.seen, name)
-		return c.ask(p)
+		return c.add(p)
 	}
 	return fmt.Errorf("%s, which %s needs: %w", name, by, ErrMissing)
 }
