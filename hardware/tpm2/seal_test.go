@@ -3,6 +3,7 @@ package tpm2
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
@@ -102,6 +103,37 @@ func (t *TPM) unsealBlindly(tb testing.TB, blob json.RawMessage) error {
 	}
 	_, err = t.unseal(srk, object, b, t.cfg.Policy.Branch(t.cfg.Platform), testLabel)
 	return reasoned("unseal", err)
+}
+
+// No password opens the object, not even the empty one that it has: only its policy.
+func TestAttackUnsealWithTheEmptyPassword(t *testing.T) {
+	w := newWorld(t)
+	_, blob := w.sealed(t)
+	c := w.start(t, w.config(t, 5))
+	b, err := parseBlob(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	object, err := b.object()
+	if err != nil {
+		t.Fatal(err)
+	}
+	srk, err := c.storageKey(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := tpm2.Load{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
+		InPrivate: tpm2.TPM2BPrivate{Buffer: b.Private}, InPublic: tpm2.New2B(*object)}.Execute(c.link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.flush(loaded.ObjectHandle)
+	for name, auth := range map[string]tpm2.Session{"password": tpm2.PasswordAuth(nil), "HMAC": tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize)} {
+		r, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: loaded.ObjectHandle, Name: loaded.Name, Auth: auth}}.Execute(c.link)
+		if !errors.Is(err, tpm2.TPMRCAuthUnavailable) {
+			t.Errorf("%s: %v, %v", name, r, err)
+		}
+	}
 }
 
 func TestAttackOlderReleaseAfterCommit(t *testing.T) {
