@@ -284,6 +284,31 @@ func TestConfigurationIsPrivate(t *testing.T) {
 	}
 }
 
+// Backports are asked only where a package of them is wanted, with lists of their
+// own: a build without them must not see what they have.
+func TestBackportsAreSeparate(t *testing.T) {
+	s := &Store{Dir: t.TempDir()}
+	r := Request{Suite: "trixie", Arch: "arm64", Components: []string{"main"}}
+	without, err := s.configure(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Backports = []string{"linux-image-arm64"}
+	with, err := s.configure(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for conf, want := range map[string]bool{without: false, with: true} {
+		b, err := os.ReadFile(filepath.Join(filepath.Dir(conf), "sources.list"))
+		if err != nil || strings.Contains(string(b), " trixie-backports main") != want {
+			t.Errorf("backports %t: %v\n%s", want, err, b)
+		}
+	}
+	if without == with {
+		t.Error("both share a directory, so that one drops the other's lists")
+	}
+}
+
 // A build machine that takes unsigned archives must not make our images of them.
 func TestAttackBuildMachineThatTrustsUnsignedArchives(t *testing.T) {
 	machine := filepath.Join(t.TempDir(), "machine.conf")

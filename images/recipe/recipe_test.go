@@ -11,6 +11,7 @@ import (
 	"testing/fstest"
 
 	rootfs "portcullis/rootfs/hpc"
+	pirootfs "portcullis/rootfs/pi"
 )
 
 const head = "schema: portcullis/recipe/v1\n"
@@ -247,4 +248,77 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestRecipesOfThePiAreValid(t *testing.T) {
+	for entry, c := range map[string]struct{ lab, uefi, board bool }{
+		"qemu": {false, true, false}, "qemu-dev": {true, true, false}, "pi4": {false, false, true}, "pi5": {false, false, false},
+	} {
+		r, err := Load(Builtin{"pi", pirootfs.FS, entry + ".yaml"}, "")
+		if err != nil {
+			t.Fatalf("%s: %v", entry, err)
+		}
+		if r.LabChannel != c.lab || (r.Kernel.Stub != "") != c.uefi || (r.Boot.Firmware != "") != c.board {
+			t.Errorf("%s: lab %t, stub %q, firmware %q", entry, r.LabChannel, r.Kernel.Stub, r.Boot.Firmware)
+		}
+		if c.uefi == (len(r.Kernel.DeviceTrees) > 0) || c.uefi == (r.Kernel.Overlay != nil) || c.uefi == (r.Boot.Config != nil) {
+			t.Errorf("%s: device trees %q", entry, r.Kernel.DeviceTrees)
+		}
+		for _, w := range []string{"lockdown=integrity", "module.sig_enforce=1", "init_on_free=1", "panic=10", "net.ifnames=0"} {
+			if !slices.Contains(r.Cmdline, w) {
+				t.Errorf("%s: the command line lacks %s", entry, w)
+			}
+		}
+		for _, w := range r.Cmdline {
+			if strings.HasPrefix(w, "rdinit=") || strings.HasPrefix(w, "systemd.unit=") {
+				t.Errorf("%s: %s on the command line", entry, w)
+			}
+		}
+		for _, p := range []string{"openssh-server", "login", "python3", "bash"} {
+			if slices.Contains(r.Packages, p) {
+				t.Errorf("%s: has %s", entry, p)
+			}
+		}
+	}
+}
+
+func TestBoardKeys(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"tpm.dts": "/dts-v1/;\n", "config.txt": "arm_64bit=1\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := writeRecipe(t, dir, "mine.yaml", head+`extends: hpc
+backports: [linux-image-arm64]
+kernel:
+  device_trees: [broadcom/bcm2711-rpi-4-b.dtb]
+  overlay: tpm.dts
+boot:
+  firmware: raspi-firmware
+  files: [start4.elf]
+  config: config.txt
+`)
+	r, err := Load(Builtin{"hpc", builtin(""), "lab.yaml"}, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Backports[0] != "linux-image-arm64" || r.Kernel.DeviceTrees[0] != "broadcom/bcm2711-rpi-4-b.dtb" || string(r.Kernel.Overlay) != "/dts-v1/;\n" ||
+		r.Boot.Firmware != "raspi-firmware" || r.Boot.Files[0] != "start4.elf" || string(r.Boot.Config) != "arm_64bit=1\n" {
+		t.Errorf("%+v", r)
+	}
+	for text, reason := range map[string]Reason{
+		"kernel: {device_trees: [../../etc/passwd]}\n": ReasonValue,
+		"kernel: {device_trees: [bcm2711.dtb]}\n":      ReasonValue,
+		"kernel: {overlay: /etc/passwd}\n":             ReasonValue,
+		"kernel: {overlay: none.dts}\n":                ReasonFile,
+		"boot: {files: [a/b]}\n":                       ReasonValue,
+		"boot: {kernel: x}\n":                          ReasonUnknown,
+	} {
+		_, err := Load(Builtin{"hpc", builtin(""), "lab.yaml"}, writeRecipe(t, dir, "bad.yaml", head+"extends: hpc\n"+text))
+		var e *Error
+		if !errors.As(err, &e) || e.Reason != reason {
+			t.Errorf("%q: %v, want %s", text, err, reason)
+		}
+	}
 }
