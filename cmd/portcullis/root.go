@@ -29,7 +29,7 @@ func rootCommand() *cli.Command {
 		Name: "root", Summary: "The Pi's root of trust: what there is, setting it up, binding the disk to it again.",
 		Sub: []*cli.Command{
 			rootDetectCommand(), rootSetupTPMCommand(), rootSetupSoftHSMCommand(), rootSetupZymbitCommand(), rootFullSetupCommand(),
-			rootTestCommand(), rootStatusCommand(), rootRearmCommand(), rootPrepareOTPCommand(), rootWatchCommand(),
+			rootTestCommand(), rootStatusCommand(), rootRearmCommand(), rootPrepareOTPCommand(), rootWatchCommand(), rootPressCommand(),
 		},
 	}
 }

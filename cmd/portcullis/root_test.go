@@ -19,6 +19,7 @@ import (
 
 	"portcullis/hardware"
 	"portcullis/hardware/otp"
+	"portcullis/hardware/pins"
 	"portcullis/hardware/rearm"
 	"portcullis/hardware/setup"
 	"portcullis/hardware/tpm2"
@@ -334,5 +335,18 @@ func TestWatchChecksItsConfiguration(t *testing.T) {
 	must(t, os.WriteFile(file, []byte("schema: portcullis/tamper/v1\nzymbit: true\ntamper:\n  sources: {perimeter-0: destroy}\n"), 0o600))
 	if code, _, errOut := rootRun(t, "", "watch", "--check", "--config", file); code != 1 || !strings.Contains(errOut, "erase my disk") {
 		t.Errorf("exit %d: %s", code, errOut)
+	}
+}
+
+func TestPressRefusesWhatIsNotWired(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "tamper.yaml")
+	must(t, os.WriteFile(file, []byte("schema: portcullis/tamper/v1\nzymbit: true\n"), 0o600))
+	if code, _, errOut := rootRun(t, "", "press", "power", "--config", file); code != 1 || !strings.Contains(errOut, string(pins.ReasonNotWired)) {
+		t.Errorf("exit %d: %s", code, errOut)
+	}
+	for _, words := range [][]string{{"press"}, {"press", "hard"}, {"press", "power", "reset"}} {
+		if code, _, _ := rootRun(t, "", words...); code != 2 {
+			t.Errorf("%q: exit %d", words, code)
+		}
 	}
 }

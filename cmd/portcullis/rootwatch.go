@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -61,6 +62,49 @@ func rootWatchCommand() *cli.Command {
 			Hands:  &watch.Hands{RunDir: *runDir, TPM: *tpm.device, Config: config},
 			Log:    event.NewJSON(stdio.Out, "tamper", time.Now),
 		})
+	}
+	return c
+}
+
+// presses are what can be done to the PC's buttons.
+var presses = map[string]func(context.Context, *pins.Board) error{
+	"power":     func(ctx context.Context, b *pins.Board) error { return b.PressPower(ctx, false) },
+	"force-off": func(ctx context.Context, b *pins.Board) error { return b.PressPower(ctx, true) },
+	"reset":     func(ctx context.Context, b *pins.Board) error { return b.PressReset(ctx) },
+}
+
+func rootPressCommand() *cli.Command {
+	c := &cli.Command{
+		Name: "root press", Args: "power | force-off | reset [--config FILE]",
+		Summary: "Press a button of the PC through the relay that is wired to this Pi: power (0.5 s), force-off (power, 5 s) or\n" +
+			"reset (0.5 s). The button is released also when this command is interrupted.",
+		Example: "portcullis root press power",
+	}
+	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
+		fs := cli.NewFlags(c, stdio)
+		file := fs.String("config", watch.Path, "the file that names the lines")
+		words, err := cli.Parse(c, stdio, fs, args)
+		if err != nil {
+			return err
+		}
+		if len(words) != 1 || presses[words[0]] == nil {
+			return cli.Usagef("root press needs one of power, force-off, reset")
+		}
+		conf, err := watch.Load(*file)
+		if err != nil {
+			return err
+		}
+		// Only the relays: the other lines belong to the service that watches.
+		wired := pins.Config{Power: conf.Pins.Power, Reset: conf.Pins.Reset, RelayActiveLow: conf.Pins.RelayActiveLow}
+		lookup, err := lines(wired)
+		if err != nil {
+			return err
+		}
+		b, err := pins.Open(wired, lookup, clock.Real{})
+		if err != nil {
+			return err
+		}
+		return errors.Join(presses[words[0]](ctx, b), b.Close())
 	}
 	return c
 }

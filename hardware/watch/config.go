@@ -35,6 +35,9 @@ type Config struct {
 	Policy tamper.Policy `yaml:"-"`
 }
 
+// Watches reports whether there is anything to watch.
+func (c *Config) Watches() bool { return c.Pins.Intrusion != "" || c.Zymbit }
+
 // Load reads the file at path.
 func Load(path string) (*Config, error) {
 	f, err := os.Open(path)
@@ -77,9 +80,6 @@ func Parse(b []byte) (*Config, error) {
 	var err error
 	if c.Policy, err = tamper.NewPolicy(c.Tamper); err != nil {
 		return nil, fmt.Errorf("tamper: %w", err)
-	}
-	if c.Pins.Intrusion == "" && !c.Zymbit {
-		return nil, errors.New("nothing to watch: neither pins.intrusion nor zymbit is set")
 	}
 	return &c, nil
 }

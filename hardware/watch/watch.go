@@ -39,12 +39,18 @@ type Options struct {
 // Run watches until ctx ends. It fails only where it cannot begin: a journal or a line
 // that cannot be opened.
 func Run(ctx context.Context, o Options) error {
+	if !o.Config.Watches() {
+		return errors.New("nothing to watch: neither pins.intrusion nor zymbit is set")
+	}
 	m, err := tamper.Open(o.Journal, o.Config.Policy, o.Hands, o.Log, o.Clock)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	board, err := pins.Open(o.Config.Pins, o.Lookup, o.Clock)
+	// The relays stay free for "portcullis root press": a line has one owner.
+	wired := o.Config.Pins
+	wired.Power, wired.Reset = "", ""
+	board, err := pins.Open(wired, o.Lookup, o.Clock)
 	if err != nil {
 		return err
 	}

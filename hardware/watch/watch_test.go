@@ -30,7 +30,7 @@ import (
 )
 
 const good = `schema: portcullis/tamper/v1
-pins: {intrusion: GPIO22, led: GPIO23, intrusion_normally_open: true, debounce: 5ms}
+pins: {power: GPIO17, intrusion: GPIO22, led: GPIO23, intrusion_normally_open: true, debounce: 5ms}
 zymbit: true
 tamper:
   sources: {chassis: lock, perimeter-0: destroy}
@@ -51,7 +51,6 @@ func TestConfigRefusals(t *testing.T) {
 		"opt-in by yes":       strings.Replace(good, "erase my disk", "yes", 1),
 		"line of the TPM":     strings.Replace(good, "GPIO22", "GPIO8", 1),
 		"line of the Zymkey":  strings.Replace(good, "GPIO22", "GPIO4", 1),
-		"nothing to watch":    "schema: portcullis/tamper/v1\npins: {led: GPIO23}\n",
 		"same key twice":      good + "zymbit: false\n",
 		"debounce is a word":  strings.Replace(good, "5ms", "soon", 1),
 		"too large":           good + "#" + strings.Repeat("x", maxConfig),
@@ -60,6 +59,16 @@ func TestConfigRefusals(t *testing.T) {
 		if c, err := Parse([]byte(s)); err == nil {
 			t.Errorf("%s: %+v", name, c)
 		}
+	}
+}
+
+func TestNothingToWatchIsSaid(t *testing.T) {
+	c, err := Parse([]byte("schema: portcullis/tamper/v1\npins: {power: GPIO17}\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Run(t.Context(), Options{Config: c}); err == nil || !strings.Contains(err.Error(), "nothing to watch") {
+		t.Error(err)
 	}
 }
 
