@@ -136,6 +136,7 @@ func (b *Boot) extend(ctx context.Context) error {
 			return boot.Failf(ReasonModel, "%w", err)
 		}
 		events = tpmpolicy.SelfEvents(digest, own)
+		b.checkReset(ctx, events)
 	}
 	for _, e := range events {
 		if err := b.tpm.Extend(ctx, e.PCR, e.Data); err != nil {
@@ -145,6 +146,18 @@ func (b *Boot) extend(ctx context.Context) error {
 	}
 	b.Log.Stage(b.stage, "boot", hex.EncodeToString(digest[:8]), "events", len(events))
 	return nil
+}
+
+// checkReset says it where the chip was not reset together with the Pi: its
+// registers hold an earlier boot, the cap included, and it will refuse until the
+// power is cut. That is how a module behaves whose reset line is not wired.
+func (b *Boot) checkReset(ctx context.Context, events []tpmpolicy.Event) {
+	for _, e := range events {
+		if v, err := b.tpm.ReadPCR(ctx, e.PCR); err == nil && v != [32]byte{} {
+			b.Log.Note("chip", "problem", "the chip was not reset with the Pi: switch the power off and on, and wire its reset line", "register", e.PCR)
+			return
+		}
+	}
 }
 
 // dropChip goes on without a chip that does not work: a person with the recovery
