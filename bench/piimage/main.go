@@ -1,0 +1,129 @@
+// Command piimage measures the build of the Pi's image beside the usual tools on
+// the same package list: mmdebstrap, mksquashfs, veritysetup, mkfs.vfat, sfdisk
+// and zstd, in turns on the same machine, each from nothing.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"portcullis/images/card"
+	"portcullis/images/debroot"
+	"portcullis/images/pi"
+)
+
+// runLimit bounds one build of either kind.
+const runLimit = 20 * time.Minute
+
+func main() {
+	n := flag.Int("n", 1, "builds of each kind")
+	asJSON := flag.Bool("json", false, "one JSON object")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := bench(ctx, *n, *asJSON)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "piimage:", err)
+		os.Exit(1)
+	}
+}
+
+// report is what is printed; times are medians in seconds, sizes bytes.
+type report struct {
+	Runs      int     `json:"runs"`
+	Ours      float64 `json:"ours_seconds"`       // from nothing, packages fetched
+	OursWarm  float64 `json:"ours_warm_seconds"`  // packages there, nothing else
+	OursAgain float64 `json:"ours_again_seconds"` // a change of our programs only
+	Peer      float64 `json:"peer_seconds"`       // from nothing, packages fetched
+	Ratio     float64 `json:"ratio"`              // Ours / Peer
+	OurCard   int64   `json:"our_card_bytes"`
+	PeerCard  int64   `json:"peer_card_bytes"`
+	OurRoot   int64   `json:"our_root_bytes"`
+	PeerRoot  int64   `json:"peer_root_bytes"`
+	Bytes     float64 `json:"card_ratio"` // OurCard / PeerCard
+}
+
+func bench(ctx context.Context, n int, asJSON bool) error {
+	if n < 1 {
+		return fmt.Errorf("-n %d: at least 1", n)
+	}
+	dir, err := os.MkdirTemp("", "portcullis-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	keys, err := pi.GenerateKeys(filepath.Join(dir, "release"))
+	if err != nil {
+		return err
+	}
+	r := report{Runs: n}
+	var ours, warm, again, theirs []float64
+	for i := range n {
+		work := filepath.Join(dir, fmt.Sprint(i))
+		o := pi.Options{
+			Model: card.ModelQEMU, Profile: card.ProfileRelease, Keys: keys,
+			CacheDir: filepath.Join(work, "cache"), OutDir: filepath.Join(work, "ours"), Progress: debroot.NewReporter(os.Stderr, false),
+		}
+		cold, err := timed(ctx, o, &ours)
+		if err != nil {
+			return err
+		}
+		// The packages and what was asked of the archive stay; all that was made of them goes.
+		for _, stage := range []string{"base", "kernel", "pi-kernel", "pi-root", "pi-image"} {
+			if err := os.RemoveAll(filepath.Join(o.CacheDir, stage)); err != nil {
+				return err
+			}
+		}
+		if _, err := timed(ctx, o, &warm); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(filepath.Join(o.CacheDir, "pi-root")); err != nil {
+			return err
+		}
+		o.Sequence = 2
+		if _, err := timed(ctx, o, &again); err != nil {
+			return err
+		}
+		p, err := peer(ctx, filepath.Join(work, "peer"))
+		if err != nil {
+			return err
+		}
+		theirs = append(theirs, p.seconds)
+		r.OurCard, r.OurRoot, r.PeerCard, r.PeerRoot = cold.Sizes[pi.CardFile], cold.Sizes["root.img"], p.card, p.root
+		if err := os.RemoveAll(work); err != nil {
+			return err
+		}
+	}
+	r.Ours, r.OursWarm, r.OursAgain, r.Peer = median(ours), median(warm), median(again), median(theirs)
+	r.Ratio, r.Bytes = r.Ours/r.Peer, float64(r.OurCard)/float64(r.PeerCard)
+	if asJSON {
+		return json.NewEncoder(os.Stdout).Encode(r)
+	}
+	fmt.Printf("from nothing   ours %6.1f s   peer %6.1f s   ratio %.2f\n", r.Ours, r.Peer, r.Ratio)
+	fmt.Printf("packages there ours %6.1f s   our programs changed %.1f s\n", r.OursWarm, r.OursAgain)
+	fmt.Printf("card           ours %6.1f MB  peer %6.1f MB  ratio %.2f\n", float64(r.OurCard)/1e6, float64(r.PeerCard)/1e6, r.Bytes)
+	fmt.Printf("root image     ours %6.1f MB  peer %6.1f MB\n", float64(r.OurRoot)/1e6, float64(r.PeerRoot)/1e6)
+	return nil
+}
+
+func timed(ctx context.Context, o pi.Options, times *[]float64) (*pi.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, runLimit)
+	defer cancel()
+	begin := time.Now()
+	r, err := pi.Build(ctx, o)
+	*times = append(*times, time.Since(begin).Seconds())
+	return r, err
+}
+
+func median(v []float64) float64 {
+	slices.Sort(v)
+	return v[len(v)/2]
+}
