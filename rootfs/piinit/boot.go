@@ -48,7 +48,6 @@ type Boot struct {
 	conf     *card.Conf
 	crypt    Disk
 	decision card.Decision
-	boot     map[string][]byte // files of the boot partition that runs
 	policy   *tpmpolicy.File
 	platform tpmpolicy.Platform
 	tpm      TPM              // nil: none
@@ -197,8 +196,8 @@ func (b *Boot) decide() error {
 	return nil
 }
 
-// bootFiles reads every file of the boot partition that runs.
-func (b *Boot) bootFiles() (map[string][]byte, error) {
+// bootVolume opens the boot partition that runs.
+func (b *Boot) bootVolume() (*fat.FS, error) {
 	part, err := b.card.Partition(b.decision.Slot.BootPartition())
 	if err != nil {
 		return nil, err
@@ -206,6 +205,15 @@ func (b *Boot) bootFiles() (map[string][]byte, error) {
 	v, err := fat.Open(part, part.Size())
 	if err != nil {
 		return nil, boot.Failf(ReasonBootFiles, "%w", err)
+	}
+	return v, nil
+}
+
+// bootFiles reads every file of it.
+func (b *Boot) bootFiles() (map[string][]byte, error) {
+	v, err := b.bootVolume()
+	if err != nil {
+		return nil, err
 	}
 	list, err := v.List()
 	if err != nil {

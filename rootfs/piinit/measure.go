@@ -35,9 +35,6 @@ func (b *Boot) findPosture(ctx context.Context) error {
 	if err != nil {
 		return boot.Failf(ReasonImage, "%w", err)
 	}
-	if b.boot, err = b.bootFiles(); err != nil {
-		return err
-	}
 	if err := b.readPolicy(); err != nil {
 		b.Log.Note("policy", "problem", err) // the chip will say no by itself; a recovery key still helps
 	}
@@ -85,9 +82,13 @@ func (b *Boot) askPlatform(ctx context.Context, config tpm2.Config) (tpmpolicy.P
 }
 
 func (b *Boot) readPolicy() error {
-	text, ok := b.boot[card.PolicyFile]
-	if !ok {
-		return boot.Failf(ReasonPolicyFile, "%s is not on the boot partition of slot %s", card.PolicyFile, b.decision.Slot)
+	v, err := b.bootVolume()
+	if err != nil {
+		return err
+	}
+	text, err := v.ReadFile(card.PolicyFile, tpmpolicy.MaxFile)
+	if err != nil {
+		return boot.Failf(ReasonPolicyFile, "%s of slot %s: %w", card.PolicyFile, b.decision.Slot, err)
 	}
 	f, err := tpmpolicy.Parse(text)
 	if err != nil {
@@ -106,7 +107,6 @@ func (b *Boot) measure(ctx context.Context) error {
 			return err
 		}
 	}
-	b.boot = nil // tens of megabytes, not needed any more
 	if b.keeper == nil {
 		return nil
 	}
@@ -122,21 +122,9 @@ func (b *Boot) measure(ctx context.Context) error {
 }
 
 func (b *Boot) extend(ctx context.Context) error {
-	var events []tpmpolicy.Event
-	digest := card.BootDigest(b.boot)
-	if b.platform == tpmpolicy.PlatformEFI {
-		events = []tpmpolicy.Event{{PCR: card.PCRPhase, Data: []byte(card.PhaseEnter)}}
-	} else {
-		// What the bootloader says that it verified is worth more than what we read again.
-		if said, ok := detect.BootImage(b.Firmware); ok {
-			digest = said
-		}
-		own, err := card.Cmdline(b.Cmdline)
-		if err != nil {
-			return boot.Failf(ReasonModel, "%w", err)
-		}
-		events = tpmpolicy.SelfEvents(digest, own)
-		b.checkReset(ctx, events)
+	events, err := b.events()
+	if err != nil {
+		return err
 	}
 	for _, e := range events {
 		if err := b.tpm.Extend(ctx, e.PCR, e.Data); err != nil {
@@ -144,20 +132,33 @@ func (b *Boot) extend(ctx context.Context) error {
 			return nil
 		}
 	}
-	b.Log.Stage(b.stage, "boot", hex.EncodeToString(digest[:8]), "events", len(events))
+	pairs := []any{"events", len(events)}
+	if b.platform == tpmpolicy.PlatformSelf {
+		pairs = append(pairs, "boot", hex.EncodeToString(events[0].Data))
+	}
+	b.Log.Stage(b.stage, pairs...)
 	return nil
 }
 
-// checkReset says it where the chip was not reset together with the Pi: its
-// registers hold an earlier boot, the cap included, and it will refuse until the
-// power is cut. That is how a module behaves whose reset line is not wired.
-func (b *Boot) checkReset(ctx context.Context, events []tpmpolicy.Event) {
-	for _, e := range events {
-		if v, err := b.tpm.ReadPCR(ctx, e.PCR); err == nil && v != [32]byte{} {
-			b.Log.Note("chip", "problem", "the chip was not reset with the Pi: switch the power off and on, and wire its reset line", "register", e.PCR)
-			return
-		}
+// events are what is measured; on platform self the first is what was booted.
+func (b *Boot) events() ([]tpmpolicy.Event, error) {
+	if b.platform == tpmpolicy.PlatformEFI {
+		return []tpmpolicy.Event{{PCR: card.PCRPhase, Data: []byte(card.PhaseEnter)}}, nil
 	}
+	own, err := card.Cmdline(b.Cmdline)
+	if err != nil {
+		return nil, boot.Failf(ReasonModel, "%w", err)
+	}
+	// What the bootloader says that it verified is worth more than what we read again.
+	digest, said := detect.BootImage(b.Firmware)
+	if !said {
+		files, err := b.bootFiles()
+		if err != nil {
+			return nil, err
+		}
+		digest = card.BootDigest(files)
+	}
+	return tpmpolicy.SelfEvents(digest, own), nil
 }
 
 // dropChip goes on without a chip that does not work: a person with the recovery
