@@ -86,6 +86,9 @@ const (
 // Check repairs the data volume as e2fsck does by itself; what it would rather ask a
 // person about is answered with yes, because nobody sits here, and reported.
 func (s *linuxSpace) Check(ctx context.Context) (repaired bool, err error) {
+	if cleanExt4(s.data) {
+		return false, nil
+	}
 	code, err := s.tool(ctx, "/usr/sbin/e2fsck", "-p", s.data.Name())
 	if code == fsckUncorrected {
 		code, err = s.tool(ctx, "/usr/sbin/e2fsck", "-y", s.data.Name())
