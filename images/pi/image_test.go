@@ -421,11 +421,11 @@ func TestReleaseForPi4(t *testing.T) {
 	for _, name := range []string{"bcm2711-rpi-4-b.dtb", "bcm2711-rpi-400.dtb", "bcm2711-rpi-cm4.dtb"} {
 		tpm := "/soc/spi@7e204000/tpm@1"
 		for property, want := range map[string]string{"compatible": "infineon,slb9670 tcg,tpm_tis-spi", "reg": "1", "spi-max-frequency": "32000000"} {
-			if got := property4(t, inner[name], tpm, property); got != want {
+			if got := treeProperty(t, inner[name], tpm, property); got != want {
 				t.Errorf("%s: %s of the TPM is %q, want %q", name, property, got, want)
 			}
 		}
-		if got := property4(t, inner[name], "/soc/spi@7e204000", "status"); got != "okay" {
+		if got := treeProperty(t, inner[name], "/soc/spi@7e204000", "status"); got != "okay" {
 			t.Errorf("%s: SPI is %q", name, got)
 		}
 	}
@@ -448,7 +448,7 @@ func TestReleaseForPi5(t *testing.T) {
 	files := fatFiles(t, partition(t, flashed(t, o.OutDir), card.LabelBootA), card.BootSize)
 	inner := sealedTest(t, files, keys, 24<<20)
 	for _, name := range []string{"bcm2712-rpi-5-b.dtb", "bcm2712d0-rpi-5-b.dtb"} {
-		if got := property4(t, inner[name], "/spi-tpm/tpm@0", "compatible"); got != "infineon,slb9670 tcg,tpm_tis-spi" {
+		if got := treeProperty(t, inner[name], "/spi-tpm/tpm@0", "compatible"); got != "infineon,slb9670 tcg,tpm_tis-spi" {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
@@ -498,8 +498,8 @@ func sealedTest(t *testing.T, files map[string][]byte, keys *Keys, limit int) ma
 	return inner
 }
 
-// property4 reads a property with fdtget(1).
-func property4(t *testing.T, tree []byte, node, property string) string {
+// treeProperty reads a property with fdtget(1).
+func treeProperty(t *testing.T, tree []byte, node, property string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "dtb")
 	must(t, os.WriteFile(path, tree, 0o644))
