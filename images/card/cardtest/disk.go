@@ -39,11 +39,15 @@ type Disk struct {
 	size  int64
 	kept  map[int64][]byte // sector → bytes on the medium
 	cache map[int64][]byte // written, not synced
+	areas map[int64]bool   // areas of the disk that have such sectors; the rest is read at once
 }
+
+// area is the size of an area in bytes.
+const area = 1 << 20
 
 // New returns an empty disk of size bytes.
 func New(p *Power, size int64) *Disk {
-	return &Disk{power: p, size: size, kept: map[int64][]byte{}, cache: map[int64][]byte{}}
+	return &Disk{power: p, size: size, kept: map[int64][]byte{}, cache: map[int64][]byte{}, areas: map[int64]bool{}}
 }
 
 // Size is the size in bytes.
@@ -60,6 +64,12 @@ func (d *Disk) ReadAt(b []byte, at int64) (int, error) {
 	n := 0
 	for n < len(b) && at+int64(n) < d.size {
 		pos := at + int64(n)
+		if !d.areas[pos/area] {
+			part := b[n:min(int64(len(b)), int64(n)+area-pos%area, int64(n)+d.size-pos)]
+			clear(part)
+			n += len(part)
+			continue
+		}
 		part := b[n:min(len(b), n+int(sector-pos%sector))]
 		if s := d.sector(pos / sector); s != nil {
 			n += copy(part, s[pos%sector:])
@@ -96,7 +106,7 @@ func (d *Disk) WriteAt(b []byte, at int64) (int, error) {
 		s := make([]byte, sector)
 		copy(s, d.sector(pos/sector))
 		n += copy(s[pos%sector:], b[n:])
-		d.cache[pos/sector] = s
+		d.cache[pos/sector], d.areas[pos/area] = s, true
 	}
 	if err != nil {
 		return 0, err
@@ -147,7 +157,7 @@ func (d *Disk) Fill(b []byte, at int64) {
 		s := make([]byte, sector)
 		copy(s, d.kept[pos/sector])
 		n += copy(s[pos%sector:], b[n:])
-		d.kept[pos/sector] = s
+		d.kept[pos/sector], d.areas[pos/area] = s, true
 	}
 }
 
@@ -155,7 +165,7 @@ func (d *Disk) Fill(b []byte, at int64) {
 func (d *Disk) Clone(p *Power) *Disk {
 	c := New(p, d.size)
 	for i, s := range d.kept {
-		c.kept[i] = s // sectors are replaced, never changed
+		c.kept[i], c.areas[i*sector/area] = s, true // sectors are replaced, never changed
 	}
 	return c
 }
