@@ -126,6 +126,9 @@ func (b *Boot) extend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if b.platform == tpmpolicy.PlatformSelf {
+		b.checkReset(ctx, events)
+	}
 	for _, e := range events {
 		if err := b.tpm.Extend(ctx, e.PCR, e.Data); err != nil {
 			b.dropChip(err)
@@ -138,6 +141,18 @@ func (b *Boot) extend(ctx context.Context) error {
 	}
 	b.Log.Stage(b.stage, pairs...)
 	return nil
+}
+
+// checkReset says it where the chip was not reset together with the Pi: its
+// registers hold an earlier boot, the cap included, and it will refuse until the
+// power is cut. That is how a module behaves whose reset line is not wired.
+func (b *Boot) checkReset(ctx context.Context, events []tpmpolicy.Event) {
+	for _, e := range events {
+		if v, err := b.tpm.ReadPCR(ctx, e.PCR); err == nil && v != [32]byte{} {
+			b.Log.Note("chip", "problem", "the chip was not reset with the Pi: switch the power off and on, and wire its reset line", "register", e.PCR)
+			return
+		}
+	}
 }
 
 // events are what is measured; on platform self the first is what was booted.
