@@ -3,26 +3,18 @@ package pi
 import (
 	"bytes"
 	"context"
-	"crypto"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -367,199 +359,4 @@ func signatureTest(t *testing.T, disk *os.File, dir string, r *Result, keys *Key
 		}
 		return nil
 	}))
-}
-
-func sbomTest(t *testing.T, dir string, r *Result) {
-	data, err := os.ReadFile(filepath.Join(dir, SBOMFile))
-	must(t, err)
-	var d spdxDocument
-	must(t, json.Unmarshal(data, &d))
-	ids := map[string]bool{}
-	names := map[string]spdxPackage{}
-	debs := 0
-	for _, p := range d.Packages {
-		if ids[p.ID] || !regexp.MustCompile(`^SPDXRef-[A-Za-z0-9.-]+$`).MatchString(p.ID) {
-			t.Errorf("identifier %q is there twice or not allowed", p.ID)
-		}
-		ids[p.ID], names[p.Name] = true, p
-		if strings.HasPrefix(p.ID, "SPDXRef-deb-") {
-			debs++
-			if len(p.Checksums) != 1 || len(p.Checksums[0].Value) != 64 || len(p.References) != 1 || !strings.HasPrefix(p.References[0].Locator, "pkg:deb/debian/") {
-				t.Errorf("%+v", p)
-			}
-		}
-	}
-	if debs != r.Packages {
-		t.Errorf("%d packages listed, the image is made of %d", debs, r.Packages)
-	}
-	for _, n := range []string{"systemd", "nftables", "docker.io", "libc6", "gatewayd", "attestd", "pxed", "pi-init", "github.com/google/go-tpm"} {
-		if names[n].Version == "" {
-			t.Errorf("%s is not listed", n)
-		}
-	}
-	for _, rel := range d.Relationships {
-		if rel.Type == "CONTAINS" && (!ids[rel.From] || !ids[rel.To]) {
-			t.Errorf("%+v names something that is not there", rel)
-		}
-	}
-	if _, err := time.Parse(time.RFC3339, d.Creation.Created); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestReleaseForPi4(t *testing.T) {
-	keys := newKeys(t)
-	o := options(t, card.ModelPi4, card.ProfileRelease, keys)
-	r := build(t, o)
-	files := fatFiles(t, partition(t, flashed(t, o.OutDir), card.LabelBootA), card.BootSize)
-	inner := sealedTest(t, files, keys, 20<<20)
-	for _, name := range []string{"start4.elf", "fixup4.dat", "bcm2711-rpi-4-b.dtb", "bcm2711-rpi-400.dtb", "bcm2711-rpi-cm4.dtb"} {
-		if len(inner[name]) == 0 {
-			t.Errorf("boot.img has no %s", name)
-		}
-	}
-	for _, name := range []string{"bcm2711-rpi-4-b.dtb", "bcm2711-rpi-400.dtb", "bcm2711-rpi-cm4.dtb"} {
-		tpm := "/soc/spi@7e204000/tpm@1"
-		for property, want := range map[string]string{"compatible": "infineon,slb9670 tcg,tpm_tis-spi", "reg": "1", "spi-max-frequency": "32000000"} {
-			if got := treeProperty(t, inner[name], tpm, property); got != want {
-				t.Errorf("%s: %s of the TPM is %q, want %q", name, property, got, want)
-			}
-		}
-		if got := treeProperty(t, inner[name], "/soc/spi@7e204000", "status"); got != "okay" {
-			t.Errorf("%s: SPI is %q", name, got)
-		}
-	}
-	list, err := debroot.ReadInitrd(inner[card.InitramfsFile], debroot.InitrdModules)
-	must(t, err)
-	for _, m := range strings.Fields("bcm2835_wdt sdhci-iproc spi-bcm2835 tpm_tis_spi genet i2c-bcm2835 dm-crypt dm-verity squashfs overlay") {
-		if !strings.Contains(string(list), "/"+m+".ko\n") {
-			t.Errorf("the initramfs lacks the module %s", m)
-		}
-	}
-	if r.LabChannel || !strings.HasSuffix(r.Cmdline, "console=tty1 console=ttyS1,115200") {
-		t.Errorf("%+v", r.Summary)
-	}
-}
-
-func TestReleaseForPi5(t *testing.T) {
-	keys := newKeys(t)
-	o := options(t, card.ModelPi5, card.ProfileRelease, keys)
-	build(t, o)
-	files := fatFiles(t, partition(t, flashed(t, o.OutDir), card.LabelBootA), card.BootSize)
-	inner := sealedTest(t, files, keys, 24<<20)
-	for _, name := range []string{"bcm2712-rpi-5-b.dtb", "bcm2712d0-rpi-5-b.dtb"} {
-		if got := treeProperty(t, inner[name], "/spi-tpm/tpm@0", "compatible"); got != "infineon,slb9670 tcg,tpm_tis-spi" {
-			t.Errorf("%s: %q", name, got)
-		}
-	}
-	list, err := debroot.ReadInitrd(inner[card.InitramfsFile], debroot.InitrdModules)
-	must(t, err)
-	for _, m := range strings.Fields("bcm2835_wdt sdhci-brcmstb rp1_pci pinctrl-rp1 spi-gpio tpm_tis_spi macb dm-crypt dm-verity") {
-		if !strings.Contains(string(list), "/"+m+".ko\n") {
-			t.Errorf("the initramfs lacks the module %s", m)
-		}
-	}
-	if _, ok := inner["start4.elf"]; ok {
-		t.Error("a Pi 5 has its firmware in its EEPROM")
-	}
-}
-
-// sealedTest checks boot.img and boot.sig the way the Pi's bootloader does, and
-// returns what is inside.
-func sealedTest(t *testing.T, files map[string][]byte, keys *Keys, limit int) map[string][]byte {
-	t.Helper()
-	if len(files) != 4 || string(files[card.ConfigFile]) != "# Everything that is started is inside the signed boot.img.\nboot_ramdisk=1\n" {
-		t.Errorf("beside boot.img: %d files, config.txt %q", len(files), files[card.ConfigFile])
-	}
-	img := files[card.BootImgFile]
-	if len(img) == 0 || len(img) > limit {
-		t.Errorf("boot.img has %d bytes, want at most %d", len(img), limit)
-	}
-	m := regexp.MustCompile(`^([0-9a-f]{64})\nts: ([0-9]+)\nrsa2048: ([0-9a-f]{512})\n$`).FindSubmatch(files[card.BootSigFile])
-	if m == nil {
-		t.Fatalf("boot.sig:\n%s", files[card.BootSigFile])
-	}
-	sum := sha256.Sum256(img)
-	sig, err := hex.DecodeString(string(m[3]))
-	must(t, err)
-	if string(m[1]) != hex.EncodeToString(sum[:]) {
-		t.Error("boot.sig has another digest")
-	}
-	if err := rsa.VerifyPKCS1v15(&keys.Boot.PublicKey, crypto.SHA256, sum[:], sig); err != nil {
-		t.Errorf("boot.sig: %v", err)
-	}
-	inner := fatFiles(t, bytes.NewReader(img), int64(len(img)))
-	text, err := debroot.ReadInitrd(inner[card.InitramfsFile], card.InfoPath)
-	must(t, err)
-	info, err := card.ParseInfo(text)
-	must(t, err)
-	files[card.CmdlineFile] = inner[card.CmdlineFile] // for the prediction
-	policyTest(t, files, info)
-	return inner
-}
-
-// treeProperty reads a property with fdtget(1).
-func treeProperty(t *testing.T, tree []byte, node, property string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "dtb")
-	must(t, os.WriteFile(path, tree, 0o644))
-	out, err := exec.Command("fdtget", path, node, property).CombinedOutput()
-	if errors.Is(err, exec.ErrNotFound) {
-		t.Fatal("fdtget is needed: apt-get install device-tree-compiler")
-	}
-	if err != nil {
-		return fmt.Sprintf("%v: %s", err, out)
-	}
-	return strings.TrimSpace(string(out))
-}
-
-// What cannot be built is refused before anything is fetched or compiled.
-func TestOptionsAreChecked(t *testing.T) {
-	keys := newKeys(t)
-	for name, change := range map[string]func(*Options){
-		"model":     func(o *Options) { o.Model = "pi3" },
-		"profile":   func(o *Options) { o.Profile = "lab" },
-		"no keys":   func(o *Options) { o.Keys = nil },
-		"no output": func(o *Options) { o.OutDir = "" },
-		"sequence":  func(o *Options) { o.Sequence = card.MaxSequence + 1 },
-		"threshold": func(o *Options) { o.Threshold = 2 },
-		"NV index":  func(o *Options) { o.NVIndex = 0x81000001 },
-	} {
-		o := Options{Model: card.ModelQEMU, Profile: card.ProfileDev, Keys: keys, OutDir: t.TempDir()}
-		change(&o)
-		_, err := Build(t.Context(), o)
-		t.Run(name, func(t *testing.T) { wantReason(t, err, debroot.ReasonOptions) })
-	}
-}
-
-func TestKeysAreKeptPrivateAndNeverOverwritten(t *testing.T) {
-	prefix := filepath.Join(t.TempDir(), "release")
-	k, err := GenerateKeys(prefix)
-	must(t, err)
-	again, err := LoadKeys(prefix)
-	if err != nil || !again.Policy.Equal(k.Policy) || !again.Boot.Equal(k.Boot) || !again.Release.Equal(k.Release) {
-		t.Fatalf("keys are not read back: %v", err)
-	}
-	if _, err := GenerateKeys(prefix); !errors.Is(err, os.ErrExist) {
-		t.Errorf("keys were made anew: %v", err)
-	}
-	for _, s := range []string{"", PolicySuffix, BootSuffix} {
-		st, err := os.Stat(prefix + s)
-		if err != nil || st.Mode().Perm() != 0o600 {
-			t.Errorf("%s: %v %v", s, st, err)
-		}
-		must(t, os.Chmod(prefix+s, 0o640))
-		if _, err := LoadKeys(prefix); err == nil {
-			t.Errorf("a key %q that the group can read was taken", s)
-		}
-		must(t, os.Chmod(prefix+s, 0o600))
-	}
-	wrong, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	must(t, err)
-	must(t, os.Remove(prefix+PolicySuffix))
-	must(t, os.Remove(prefix+PolicySuffix+manifest.PublicSuffix))
-	must(t, writePair(prefix+PolicySuffix, wrong, &wrong.PublicKey))
-	if _, err := LoadKeys(prefix); err == nil {
-		t.Error("a policy key on another curve was taken")
-	}
 }
