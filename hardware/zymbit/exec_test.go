@@ -224,3 +224,29 @@ func FuzzBlob(f *testing.F) {
 		}
 	})
 }
+
+func TestTimeoutEndsTheToolsChildrenToo(t *testing.T) {
+	c := fakeTools(t, `sleep 600 & echo $! > $D/child.new; mv $D/child.new $D/child; wait`)
+	c.Timeout, c.Attempts = 500*time.Millisecond, 1
+	e, err := NewExec(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Unseal(t.Context(), "l", plainBlob(t, "l", secret32)); hardware.ReasonOf(err) != hardware.ReasonBusy {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(filepath.Dir(c.Unlock), "child"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		// Gone, or dead and not yet collected by the init of this machine.
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(b)) + "/stat")
+		if err != nil || strings.Contains(string(stat), ") Z ") {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the child lives on: %s", stat)
+		}
+	}
+}
