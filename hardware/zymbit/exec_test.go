@@ -227,7 +227,7 @@ func FuzzBlob(f *testing.F) {
 
 func TestTimeoutEndsTheToolsChildrenToo(t *testing.T) {
 	c := fakeTools(t, `sleep 600 & echo $! > $D/child.new; mv $D/child.new $D/child; wait`)
-	c.Timeout, c.Attempts = 500*time.Millisecond, 1
+	c.Timeout, c.Attempts = 3*time.Second, 1
 	e, err := NewExec(c)
 	if err != nil {
 		t.Fatal(err)
