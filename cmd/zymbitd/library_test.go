@@ -166,4 +166,3 @@ func waitFor(t *testing.T, r io.Reader, text string) {
 	}
 	go func() { _, _ = io.Copy(io.Discard, r) }()
 }
-

@@ -121,14 +121,14 @@ func TestModel(t *testing.T) {
 func pi() fstest.MapFS {
 	m := board("proc/device-tree/", pi4, "brcm,bcm2711", map[string]string{signed: word32(13), "chosen/bootloader/partition": word32(2)})
 	for k, v := range map[string]string{
-		"sys/class/tpm/tpm0/tpm_version_major": "2\n",
-		"dev/tpmrm0":                           "",
-		"dev/i2c-1":                            "",
-		"sbin/zkunlockifs":                     "",
-		"var/lib/zymbit/zkenv.conf":            "ZK_GPIO_WAKE_PIN=516\n",
-		"sys/kernel/debug/gpio":                "gpiochip0: GPIOs 512-569, parent: platform/fe200000.gpio, pinctrl-bcm2711:\n",
-		"usr/lib/libzk_app_utils.so":           "",
-		"usr/lib/softhsm/libsofthsm2.so":       "",
+		"sys/class/tpm/tpm0/tpm_version_major":             "2\n",
+		"dev/tpmrm0":                                       "",
+		"dev/i2c-1":                                        "",
+		"sbin/zkunlockifs":                                 "",
+		"var/lib/zymbit/zkenv.conf":                        "ZK_GPIO_WAKE_PIN=516\n",
+		"sys/kernel/debug/gpio":                            "gpiochip0: GPIOs 512-569, parent: platform/fe200000.gpio, pinctrl-bcm2711:\n",
+		"usr/lib/libzk_app_utils.so":                       "",
+		"usr/lib/softhsm/libsofthsm2.so":                   "",
 		"usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so": "",
 		"usr/lib/aarch64-linux-gnu/opensc-pkcs11.so":       "",
 	} {
@@ -202,7 +202,9 @@ func TestDetectProblems(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	h := host(pi())
-	h.TPM = func(context.Context, string) (hardware.Identity, error) { return hardware.Identity{}, errors.New("busy") }
+	h.TPM = func(context.Context, string) (hardware.Identity, error) {
+		return hardware.Identity{}, errors.New("busy")
+	}
 	delete(h.Root.(fstest.MapFS), "sbin/zkunlockifs")
 	if r = Detect(t.Context(), h); r.Recommended != "" || r.Posture != hardware.PostureNone || r.TPMs[0].Problem != "busy" {
 		t.Errorf("a chip that does not answer counts: %+v", r)
