@@ -178,7 +178,9 @@ func extraFiles(release, uuid, key string) map[string]file {
 			"read -r now rest < /proc/uptime", `echo "PIBOOT $(dmesg | grep 'Run /init as init process') mounted=$now" > /dev/console`),
 		"piboot/build": script("#!/bin/sh", "export PATH=/usr/sbin:/usr/bin",
 			"mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev",
-			"exec > /dev/ttyAMA0 2>&1", "depmod "+release, "modprobe virtio_blk; blkid", "mkinitramfs -o /initramfs "+release+" && cat /initramfs > /dev/vport0p1",
+			"exec > /dev/ttyAMA0 2>&1", "depmod "+release, "modprobe virtio_blk; modprobe dm_crypt",
+			// No udev here: cryptsetup makes the device nodes by itself.
+			"DM_DISABLE_UDEV=1 cryptsetup open --key-file /etc/keys/root.key /dev/vda root", "mkinitramfs -o /initramfs "+release+" && port=$(echo /dev/vport*p1) && cat /initramfs > \"$port\"",
 			"set -- $(sha256sum /initramfs)", `echo "PIBOOT built $1"`, "sync; echo o > /proc/sysrq-trigger; sleep 60"),
 	}
 }

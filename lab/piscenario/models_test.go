@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -31,7 +32,7 @@ func TestRaspi3StopsInPosture(t *testing.T) {
 	t.Logf("pi-init speaks after %.1f s", time.Since(began).Seconds())
 	expect(t, m, `portcullis: stage=card [^\n]*model=pi4 `)
 	expect(t, m, `portcullis: stage=posture [^\n]*posture=none [^\n]*no chip`)
-	expect(t, m, `portcullis: failed stage=[a-z-]+ reason=root-absent`)
+	expect(t, m, `portcullis: failed stage=posture [^\n]*reason=root-absent`)
 	t.Logf("it has stopped after %.1f s", time.Since(began).Seconds())
 	m.Kill()
 	head := make([]byte, card.CryptHeader)
@@ -84,6 +85,11 @@ func raspi3DTB(t *testing.T) string {
 	}
 	if _, err := os.Stat(out); err != nil {
 		t.Fatalf("the kernel's package has no such device tree: %v", err)
+	}
+	// QEMU's model of this board's watchdog counts no time: it resets the machine
+	// when it is armed.
+	if text, err := exec.CommandContext(ctx, "fdtput", "-t", "s", out, "/soc/watchdog@7e100000", "status", "disabled").CombinedOutput(); err != nil {
+		t.Fatalf("fdtput (package device-tree-compiler): %v: %s", err, text)
 	}
 	return out
 }
