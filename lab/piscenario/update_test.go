@@ -3,7 +3,6 @@ package piscenario
 import (
 	"encoding/hex"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -88,25 +87,12 @@ func TestUpdateFromAStick(t *testing.T) {
 	powerOff(t, m)
 }
 
-// brokenRecipe is a release whose firewall never starts, and which does not wait long to find out.
-const brokenRecipe = `schema: portcullis/recipe/v1
-extends: pi
-mask:
-  - gatewayd.service
-files:
-  - path: /etc/systemd/system/portcullis-commit.service.d/short.conf
-    content: |
-      [Service]
-      ExecStart=
-      ExecStart=/usr/bin/portcullis update commit --timeout 10s --stable 1s
-`
-
 // TestBrokenUpdateFallsBack: a release that starts and does not work gives way to
 // the old one by itself, and the reason is kept.
 func TestBrokenUpdateFallsBack(t *testing.T) {
 	p := provisioned(t)
-	recipe := filepath.Join(bigDir(t), "broken.yaml")
-	if err := os.WriteFile(recipe, []byte(brokenRecipe), 0o644); err != nil {
+	recipe, err := filepath.Abs("testdata/broken.yaml")
+	if err != nil {
 		t.Fatal(err)
 	}
 	stick := updateStick(t, "UPDATES", map[string]string{"broken" + bundle.Extension: image(t, pi.Variant{Sequence: 2, Recipe: recipe}).Bundle})
