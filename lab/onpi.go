@@ -145,6 +145,9 @@ func (l *Lab) bootPi(ctx, followCtx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := l.acceptSettings(ctx); err != nil {
+		return err
+	}
 	for _, name := range Services {
 		if err := l.piReady(ctx, mark, name); err != nil {
 			return err
@@ -163,6 +166,18 @@ func (l *Lab) bootPi(ctx, followCtx context.Context) error {
 	}
 	l.Event("pi.ready", map[string]any{"seconds": seconds(began)})
 	return nil
+}
+
+// acceptSettings plays the operator: the settings of this lab are not those of the
+// card's first boot, and pi-init asks for the recovery key before it takes others.
+func (l *Lab) acceptSettings(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, piLimit)
+	defer cancel()
+	said, err := l.pi.Expect(ctx, `settings on the card were changed[^\n]*left\): |portcullis: stage=settings`)
+	if err != nil || strings.Contains(said[0], "stage=settings") {
+		return err
+	}
+	return l.pi.Send(l.Built.Pi.First.Recovery + "\n")
 }
 
 // piLimit bounds the Pi's boot to running services on a busy machine.

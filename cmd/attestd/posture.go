@@ -35,5 +35,11 @@ func postureOf(runDir string) (hardware.Posture, error) {
 	if err != nil || h.Recovered || h.Backend == "" {
 		return hardware.PostureNone, err
 	}
-	return p, nil
+	switch h.UnlockedBy {
+	case card.UnlockedByChip, card.UnlockedByEnrol:
+		return p, nil
+	}
+	// A token of systemd-cryptenroll is bound to no release and to no counter, and
+	// whoever had the chip once can make one, with a volume of theirs.
+	return hardware.PostureNone, nil
 }

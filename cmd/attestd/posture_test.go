@@ -24,6 +24,7 @@ func TestInvariant10_PostureIsWhatTheBootShowed(t *testing.T) {
 		"opened by the chip":           {func(*card.Handover) {}, hardware.PostureCardTheft, false},
 		"first boot":                   {func(h *card.Handover) { h.UnlockedBy = card.UnlockedByEnrol }, hardware.PostureCardTheft, false},
 		"opened with the recovery key": {func(h *card.Handover) { h.Recovered, h.UnlockedBy = true, card.UnlockedByRecovery }, hardware.PostureNone, false},
+		"opened by systemd's token":    {func(h *card.Handover) { h.UnlockedBy = card.UnlockedBySystemd }, hardware.PostureNone, false},
 		"no chip":                      {func(h *card.Handover) { h.Backend = "" }, hardware.PostureNone, false},
 		"a posture nobody knows":       {func(h *card.Handover) { h.Posture = "perfect" }, hardware.PostureNone, true},
 	} {

@@ -147,3 +147,38 @@ func FuzzParseSignatures(f *testing.F) {
 		}
 	})
 }
+
+// TestAttackTokenThatBindsNothing: systemd-cryptenroll makes tokens that the chip
+// opens for any software, with no registers or with those that nobody fills.
+func TestAttackTokenThatBindsNothing(t *testing.T) {
+	chip, err := hwtpm2.Open(tpmtest.Start(t).Path, hwtpm2.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer chip.Close()
+	enrol := func(e Enrolment) *Token {
+		t.Helper()
+		tok, _, err := Enrol(t.Context(), chip, e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tok
+	}
+	empty := enrol(Enrolment{PCRs: []int{7}, Unmeasured: true})
+	none := *empty
+	none.PCRs = nil
+	for name, tok := range map[string]*Token{"an empty register": empty, "no register": &none} {
+		if pass, err := Unseal(t.Context(), chip, tok, Options{}); hardware.ReasonOf(err) != hwtpm2.ReasonPCREmpty || pass != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := Unseal(t.Context(), chip, empty, Options{Unmeasured: true}); err != nil {
+		t.Errorf("asked for: %v", err)
+	}
+	if err := chip.Extend(t.Context(), 7, []byte("measured")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Unseal(t.Context(), chip, enrol(Enrolment{PCRs: []int{7}}), Options{}); err != nil {
+		t.Error(err)
+	}
+}

@@ -7,9 +7,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 
 	"portcullis/hardware"
 	hwtpm2 "portcullis/hardware/tpm2"
+	"portcullis/hardware/tpmpolicy"
 
 	"github.com/google/go-tpm/tpm2"
 	"golang.org/x/crypto/pbkdf2"
@@ -25,6 +27,9 @@ const (
 type Options struct {
 	Signatures *Signatures // for a signed policy
 	PIN        []byte
+	// Unmeasured permits registers that hold nothing, and none at all without a PIN:
+	// the chip then gives the secret to any software.
+	Unmeasured bool
 }
 
 // pinRounds are systemd's PBKDF2 rounds over a PIN.
@@ -33,10 +38,13 @@ const pinRounds = 10000
 // Unseal asks the chip for the secret and returns the LUKS passphrase that
 // systemd makes of it. Reasons: root-policy, root-foreign-blob, policy-signature
 // (nothing signed for the registers as they are), pin-needed, pin-wrong,
-// root-lockout.
+// root-lockout, pcr-empty.
 func Unseal(ctx context.Context, chip *hwtpm2.TPM, t *Token, opt Options) ([]byte, error) {
 	if t.PIN && len(opt.PIN) == 0 {
 		return nil, &hardware.Error{Reason: ReasonPINNeeded, Err: errors.New("the token wants a PIN")}
+	}
+	if err := t.bound(ctx, chip, opt); err != nil {
+		return nil, err
 	}
 	o := &hwtpm2.Object{Public: t.Public, Private: t.Private, Parent: oldParent(t.PrimaryRSA)}
 	if len(t.SRK) > 0 {
@@ -59,6 +67,28 @@ func Unseal(ctx context.Context, chip *hwtpm2.TPM, t *Token, opt Options) ([]byt
 	}
 	defer clear(data)
 	return passphrase(data), nil
+}
+
+// bound refuses a token that any software opens: systemd's own default binds to
+// register 7, which nobody fills on a Pi.
+func (t *Token) bound(ctx context.Context, chip *hwtpm2.TPM, opt Options) error {
+	if opt.Unmeasured {
+		return nil
+	}
+	registers := slices.Concat(t.PCRs, t.PublicKeyPCRs)
+	if len(registers) == 0 && !t.PIN {
+		return &hardware.Error{Reason: hwtpm2.ReasonPCREmpty, Err: errors.New("the token is bound to no register: any software opens it")}
+	}
+	values, err := chip.ReadPCRs(ctx, registers)
+	if err != nil {
+		return err
+	}
+	for i, v := range values {
+		if tpmpolicy.Empty(v) {
+			return &hardware.Error{Reason: hwtpm2.ReasonPCREmpty, Err: fmt.Errorf("register %d is empty: the token binds nothing", i)}
+		}
+	}
+	return nil
 }
 
 // satisfy runs the policy in systemd's order: signed registers, literal ones, PIN.

@@ -168,6 +168,8 @@ func TestManifestsThatAreNotWritten(t *testing.T) {
 		"salt":                func(m *bundle.Manifest) { m.Verity.Salt = "00" },
 		"tree outside":        func(m *bundle.Manifest) { m.Verity.HashStart = 1 << 40 },
 		"cmdline, two lines":  func(m *bundle.Manifest) { m.Cmdline += "\ninit=/bin/sh" },
+		"cmdline, release":    func(m *bundle.Manifest) { m.Cmdline = strings.Replace(m.Cmdline, "release=", "release=1", 1) },
+		"cmdline, no release": func(m *bundle.Manifest) { m.Cmdline = strings.Replace(m.Cmdline, "portcullis.release=", "x=", 1) },
 		"cmdline, more roots": func(m *bundle.Manifest) { m.Cmdline += " roothash=00" },
 		"cmdline, firmware's": func(m *bundle.Manifest) { m.Cmdline = "cma=64M " + m.Cmdline },
 		"cmdline, too long":   func(m *bundle.Manifest) { m.Cmdline += strings.Repeat(" x", 1100) },

@@ -167,8 +167,9 @@ func (m *Manifest) checkCmdline() error {
 	}
 	v := m.Verity
 	for key, want := range map[string]string{
-		"roothash=":          v.RootHash,
-		"portcullis.verity=": fmt.Sprintf("%s,%d,%d", v.Salt, v.DataBlocks, v.HashStart),
+		"portcullis.release=": fmt.Sprint(m.Sequence),
+		"roothash=":           v.RootHash,
+		"portcullis.verity=":  fmt.Sprintf("%s,%d,%d", v.Salt, v.DataBlocks, v.HashStart),
 	} {
 		var got []string
 		for _, word := range strings.Fields(m.Cmdline) {

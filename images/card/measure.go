@@ -57,6 +57,9 @@ func BootDigest(files map[string][]byte) [32]byte {
 // Pi's firmware puts words of its own before the content of cmdline.txt.
 const CmdlineMark = "portcullis.pi=1"
 
+// ReleaseWord is the word of the command line that names the release.
+func ReleaseWord(sequence uint64) string { return fmt.Sprintf("portcullis.release=%d", sequence) }
+
 // firmwareWords are the keys that the Pi's firmware is known to put in front.
 // None of them changes what runs. Others are refused.
 var firmwareWords = []string{

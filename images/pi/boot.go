@@ -29,9 +29,14 @@ type bootPartition struct {
 	policy  []byte   // policy.json, among files
 }
 
-// cmdline is the signed line: card.CmdlineMark, the verity words, the recipe's.
+// cmdline is the signed line: card.CmdlineMark, the release, the verity words, the
+// recipe's. pi-init reads the boot partition again to measure it, and whoever wrote
+// the card may give it another boot.img than the firmware. The line is what this very
+// kernel got: with the release in it, no older release measures as a newer one, also
+// where both have the same system.
 func (b *builder) cmdline(root *rootInfo) string {
-	return strings.Join(append(append([]string{card.CmdlineMark}, root.Verity.Words()...), b.recipe.Cmdline...), " ")
+	own := []string{card.CmdlineMark, card.ReleaseWord(b.o.Sequence)}
+	return strings.Join(append(append(own, root.Verity.Words()...), b.recipe.Cmdline...), " ")
 }
 
 // boot makes the files of a boot partition.

@@ -274,7 +274,7 @@ func bootTest(t *testing.T, disk *os.File, r *Result, keys *Keys) {
 	if err != nil || line != r.Cmdline {
 		t.Errorf("%q, %v", line, err)
 	}
-	want := regexp.MustCompile(`^portcullis\.pi=1 roothash=[0-9a-f]{64} portcullis\.verity=[0-9a-f]{64},[0-9]+,[0-9]+ lockdown=integrity module\.sig_enforce=1 init_on_free=1 panic=10 net\.ifnames=0 loglevel=4 systemd\.show_status=0 console=ttyAMA0$`)
+	want := regexp.MustCompile(`^portcullis\.pi=1 portcullis\.release=[0-9]+ roothash=[0-9a-f]{64} portcullis\.verity=[0-9a-f]{64},[0-9]+,[0-9]+ lockdown=integrity module\.sig_enforce=1 init_on_free=1 panic=10 net\.ifnames=0 loglevel=4 systemd\.show_status=0 console=ttyAMA0$`)
 	if !want.MatchString(line) {
 		t.Errorf("command line %q", line)
 	}

@@ -143,6 +143,7 @@ func TestUpdateRefusals(t *testing.T) {
 func other(t testing.TB, k bundletest.Key) []byte {
 	m := bundletest.Manifest(9)
 	m.Sequence = 3
+	m.Cmdline = strings.Replace(m.Cmdline, card.ReleaseWord(9), card.ReleaseWord(3), 1)
 	var b bytes.Buffer
 	if _, err := bundle.Write(&b, m, bundletest.BootImage(9), bytes.NewReader(bundletest.RootImage(9)), k.Signer); err != nil {
 		t.Fatal(err)

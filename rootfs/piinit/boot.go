@@ -47,6 +47,7 @@ type Boot struct {
 	card     Card
 	conf     *card.Conf
 	crypt    Disk
+	header   *luks2.Header // of a volume that was enrolled before this boot
 	decision card.Decision
 	policy   *tpmpolicy.File
 	platform tpmpolicy.Platform
@@ -61,7 +62,10 @@ type Boot struct {
 type Result struct {
 	Handover *card.Handover
 	Space    Space
-	Seed     *card.Seed // nil: none, or not valid
+	Seed     *card.Seed // as the card offers it; nil: none, or not valid
+	SeedText []byte     // its text, without padding
+	// Accept asks a person whether changed settings are theirs.
+	Accept func(context.Context) bool
 }
 
 // errRestart: this release is given up; the machine restarts into the other slot.
@@ -95,7 +99,8 @@ func (b *Boot) Run(ctx context.Context) (*Result, error) {
 	if err := b.mountData(ctx, space); err != nil {
 		return nil, reasoned(err)
 	}
-	return &Result{Handover: &b.hand, Space: space, Seed: b.seed()}, nil
+	seed, text := b.seed()
+	return &Result{Handover: &b.hand, Space: space, Seed: seed, SeedText: text, Accept: b.accept}, nil
 }
 
 func (b *Boot) closeChip() {

@@ -299,6 +299,33 @@ func TestTrialThatTheChipRefusesGoesBackByItself(t *testing.T) {
 	}
 }
 
+// TestRestartThatDoesNotResetTheChip: on the Pi's header a chip is reset by its supply
+// alone. A restart without that is said in so many words, and costs a trial nothing.
+func TestRestartThatDoesNotResetTheChip(t *testing.T) {
+	s := newSigner(t)
+	old := s.build(t, 3)
+	_, seed := operator(t)
+	p := newPi(t, old, seed)
+	p.must()
+	next := s.build(t, 4)
+	stage(t, p, next)
+	p.built, p.warm = next, true
+	for range 2 * card.MaxAttempts {
+		p.refused(string(ReasonNotReset))
+	}
+	p.warm = false // somebody pulls the plug
+	if h := p.must().Handover; !h.Trial || h.Attempt != 1 || h.UnlockedBy != card.UnlockedByChip {
+		t.Errorf("%+v", h)
+	}
+
+	p = newPi(t, old, seed)
+	p.must()
+	p.warm = true
+	if err := p.refused(string(ReasonUnlock)); !strings.Contains(err.Error(), string(ReasonNotReset)) {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestNoChipNoEnrolment(t *testing.T) {
 	b := newSigner(t).build(t, 3)
 	_, seed := operator(t)
@@ -428,6 +455,39 @@ func TestVolumesThatAreNotOursAreNeverWiped(t *testing.T) {
 		}
 		p.refused(string(ReasonUnlock))
 		nothingWritten(t, p)
+	}
+}
+
+// TestUnfinishedTokenBesideAFinishedOne: who finishes an enrolment leaves one token of
+// ours. A second one in another state is no reason to wipe what the first one opens.
+func TestUnfinishedTokenBesideAFinishedOne(t *testing.T) {
+	b := newSigner(t).build(t, 3)
+	_, seed := operator(t)
+	p := newPi(t, b, seed)
+	p.must()
+	d, h := p.part(card.PartCrypt), p.header()
+	for _, token := range h.Tokens() {
+		if token.Type != hardware.TokenType {
+			continue
+		}
+		ours, err := hardware.ParseToken(token.JSON)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours.State = hardware.StateEnrolling
+		text, err := ours.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.SetToken(-1, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := h.Write(d); err != nil {
+		t.Fatal(err)
+	}
+	if r := p.must().Handover; r.FirstBoot || r.UnlockedBy != card.UnlockedByChip {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -1,6 +1,7 @@
 package piinit
 
 import (
+	"bytes"
 	"context"
 	"time"
 
@@ -31,12 +32,19 @@ func (b *Boot) mountData(ctx context.Context, s Space) error {
 	return nil
 }
 
-// seed reads the operator's settings; wrong ones are reported and count as none.
-func (b *Boot) seed() *card.Seed {
-	s, err := b.conf.Seed()
+// seed reads the operator's settings and their text; wrong ones are reported and count as none.
+func (b *Boot) seed() (*card.Seed, []byte) {
+	text, err := b.conf.SeedText()
+	if err == nil && text == nil {
+		return nil, nil
+	}
+	var s *card.Seed
+	if err == nil {
+		s, err = card.ParseSeed(card.SeedFile, text)
+	}
 	if err != nil {
 		b.Log.Note("seed", "problem", err)
-		return nil
+		return nil, nil
 	}
-	return s
+	return s, bytes.TrimRight(text, "\n")
 }

@@ -88,7 +88,7 @@ func (e *enrolment) permit(ctx context.Context, headerGone bool) error {
 			return boot.Failf(ReasonLost, "both LUKS2 headers are gone; put a header backup back, or write the card anew")
 		}
 	}
-	if seed := b.seed(); seed != nil && seed.OperatorKey != "" {
+	if seed, _ := b.seed(); seed != nil && seed.OperatorKey != "" {
 		if e.operator, err = escrow.ParseRecipient(seed.OperatorKey); err != nil {
 			return err
 		}

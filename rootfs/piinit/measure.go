@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"strings"
 
 	"portcullis/hardware"
@@ -127,7 +128,10 @@ func (b *Boot) extend(ctx context.Context) error {
 		return err
 	}
 	if b.platform == tpmpolicy.PlatformSelf {
-		b.checkReset(ctx, events)
+		if err := b.freshRegisters(ctx, events); err != nil {
+			b.dropChip(err)
+			return nil
+		}
 	}
 	for _, e := range events {
 		if err := b.tpm.Extend(ctx, e.PCR, e.Data); err != nil {
@@ -143,16 +147,21 @@ func (b *Boot) extend(ctx context.Context) error {
 	return nil
 }
 
-// checkReset says it where the chip was not reset together with the Pi: its
-// registers hold an earlier boot, the cap included, and it will refuse until the
-// power is cut. That is how a module behaves whose reset line is not wired.
-func (b *Boot) checkReset(ctx context.Context, events []tpmpolicy.Event) {
+// freshRegisters refuses to measure on top of an earlier boot. A chip on the Pi's
+// header is reset by the supply only, unless its reset line is wired: after a
+// restart it still holds the cap of the boot before, and no policy can hold.
+func (b *Boot) freshRegisters(ctx context.Context, events []tpmpolicy.Event) error {
 	for _, e := range events {
-		if v, err := b.tpm.ReadPCR(ctx, e.PCR); err == nil && v != [32]byte{} {
-			b.Log.Note("chip", "problem", "the chip was not reset with the Pi: switch the power off and on, and wire its reset line", "register", e.PCR)
-			return
+		v, err := b.tpm.ReadPCR(ctx, e.PCR)
+		if err != nil {
+			return err
+		}
+		if !tpmpolicy.Empty(v) {
+			return &hardware.Error{Reason: hardware.Reason(ReasonNotReset),
+				Err: fmt.Errorf("register %d holds an earlier boot: the chip was not reset with the Pi; switch the power off and on", e.PCR)}
 		}
 	}
+	return nil
 }
 
 // events are what is measured; on platform self the first is what was booted.

@@ -3,8 +3,6 @@ package piinit
 import (
 	"strings"
 	"testing"
-
-	"portcullis/hardware"
 )
 
 // A module whose reset line is not wired keeps its registers when the Pi restarts:
@@ -19,7 +17,7 @@ func TestChipThatWasNotResetIsNamed(t *testing.T) {
 	}
 	p.warm = true
 	err := p.refused(string(ReasonUnlock))
-	if !strings.Contains(err.Error(), string(hardware.ReasonPolicy)) || !strings.Contains(p.people.text(), "the chip was not reset with the Pi") {
+	if !strings.Contains(err.Error(), string(ReasonNotReset)) || !strings.Contains(p.people.text(), "the chip was not reset with the Pi") {
 		t.Errorf("%v\n%s", err, p.people.text())
 	}
 	p.warm = false

@@ -84,7 +84,7 @@ func (p *process) run() error {
 	}
 
 	p.at(StageSettings)
-	if err := p.settings(r); err != nil {
+	if err := p.settings(ctx, r); err != nil {
 		return err
 	}
 	p.at(StageSwitchRoot)
@@ -166,9 +166,13 @@ func isDir(path string) bool {
 
 // settings puts the operator's settings and our own findings where the running
 // system looks for them.
-func (p *process) settings(r *Result) error {
+func (p *process) settings(ctx context.Context, r *Result) error {
 	p.watchdog.Allow(stepLimit)
-	files := settingFiles(r.Seed)
+	seed, err := settingsInForce(ctx, newRoot, r, p.log)
+	if err != nil {
+		return err
+	}
+	files := settingFiles(seed)
 	if err := install(newRoot, files); err != nil {
 		return err
 	}
@@ -176,7 +180,7 @@ func (p *process) settings(r *Result) error {
 		return err
 	}
 	h := r.Handover
-	h.Configured = r.Seed != nil && r.Seed.Config != nil
+	h.Configured = seed != nil && seed.Config != nil
 	h.Seconds = boot.Uptime().Seconds()
 	text, err := h.Encode()
 	if err != nil {

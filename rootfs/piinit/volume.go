@@ -34,6 +34,7 @@ func (b *Boot) openVolume(ctx context.Context) (Space, error) {
 	if unfinished(h) {
 		return b.firstBoot(ctx, false)
 	}
+	b.header = h
 	return b.normalBoot(ctx, h)
 }
 
@@ -53,16 +54,20 @@ func unfinished(h *luks2.Header) bool {
 	if len(tokens) == 0 && len(h.Slots()) == 0 {
 		return true
 	}
+	enrolling := false
 	for _, t := range tokens {
-		if t.Type != hardware.TokenType {
-			continue
-		}
-		// One that cannot be read is of a newer release, or damaged: no reason to wipe anything.
-		if ours, err := hardware.ParseToken(t.JSON); err == nil && ours.State == hardware.StateEnrolling {
-			return true
+		// An enrolment has its own token only, until it is complete. One that cannot be
+		// read is of a newer release, or damaged: no reason to wipe anything.
+		ours, err := hardware.ParseToken(t.JSON)
+		switch {
+		case t.Type == systemdRecovery:
+		case t.Type != hardware.TokenType, err != nil, ours.State != hardware.StateEnrolling:
+			return false
+		default:
+			enrolling = true
 		}
 	}
-	return false
+	return enrolling
 }
 
 // normalBoot opens an enrolled volume and mounts the system of this boot's slot.
@@ -127,6 +132,12 @@ func (b *Boot) unlock(ctx context.Context, h *luks2.Header) (Volume, string, err
 	err = reasoned(err)
 	b.hand.ChipProblem = string(boot.ReasonOf(err))
 	if b.decision.Trial {
+		if boot.ReasonOf(err) == ReasonNotReset {
+			// No fault of the release, and the other one would get the key as little.
+			if rerr := b.giveBack(); rerr != nil {
+				b.Log.Note("trial", "problem", rerr)
+			}
+		}
 		return nil, "", err
 	}
 	b.Log.Failed(b.stage, err)
@@ -135,6 +146,18 @@ func (b *Boot) unlock(ctx context.Context, h *luks2.Header) (Volume, string, err
 		return nil, "", boot.Failf(ReasonUnlock, "%w; %w", err, rerr)
 	}
 	return v, card.UnlockedByRecovery, nil
+}
+
+// giveBack takes this boot's attempt of the trial off the count.
+func (b *Boot) giveBack() error {
+	s, err := b.conf.State()
+	if err != nil || s.Trial == nil || s.Trial.Attempts == 0 {
+		return err
+	}
+	t := *s.Trial
+	t.Attempts--
+	s.Trial = &t
+	return b.conf.SetState(s)
 }
 
 func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, string, error) {

@@ -83,7 +83,7 @@ func Manifest(sequence uint64) bundle.Manifest {
 	digest := strings.Repeat("ab", 32)
 	return bundle.Manifest{
 		Model: card.ModelQEMU, Profile: card.ProfileDev, Sequence: sequence, Kernel: "6.12.48+deb13-arm64",
-		Cmdline: fmt.Sprintf("%s roothash=%s portcullis.verity=%s,%d,%d console=ttyAMA0", card.CmdlineMark, v.RootHash, v.Salt, v.DataBlocks, v.HashStart),
+		Cmdline: fmt.Sprintf("%s %s roothash=%s portcullis.verity=%s,%d,%d console=ttyAMA0", card.CmdlineMark, card.ReleaseWord(sequence), v.RootHash, v.Salt, v.DataBlocks, v.HashStart),
 		Verity:  v, BootDigest: digest, Policy: digest, Packages: digest,
 	}
 }
