@@ -226,7 +226,7 @@ func TestIdentityFiles(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	j, err := json.Marshal(id)
+	j, err := json.Marshal([]any{id})
 	if s := fmt.Sprintf("%v %+v %#v %x %s", id, *id, id, id, j); err != nil || strings.Contains(s, secret[16:40]) || strings.Contains(s, fmt.Sprintf("%x", secret[16:40])) {
 		t.Error(s)
 	}
