@@ -35,7 +35,7 @@ const (
 	piPCPort   = "eth1"
 	piUplink   = "eth0"
 	// piUIDs may ask gatewayd and pxed: the accounts of systemd/portcullis.sysusers.
-	piUIDs = "[971, 972]"
+	piUIDs = "[971, 972, 974]"
 )
 
 // BuiltPi is a card that has been booted before and holds the PC's image.

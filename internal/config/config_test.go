@@ -45,7 +45,7 @@ func TestWholeFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Gateway.Uplink != "eth0" || c.Gateway.BanFor != 10*time.Minute || len(c.Gateway.AllowedUIDs) != 2 {
+	if c.Gateway.Uplink != "eth0" || c.Gateway.BanFor != 10*time.Minute || len(c.Gateway.AllowedUIDs) != 3 {
 		t.Fatalf("%+v", c)
 	}
 }

@@ -21,7 +21,7 @@ gateway:
   ban_window: 1m
   ban_for: 10m
   nflog_group: 77
-  allowed_uids: [971, 972]          # pxed and attestd
+  allowed_uids: [971, 972, 974]     # pxed, attestd and the tamper policy
 
 pxe:
   image_dir: /var/lib/portcullis/images/hpc
