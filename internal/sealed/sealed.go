@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,8 +50,8 @@ func fill(f *os.File, r io.Reader, size int64, check func(io.Reader) error) erro
 	if n != size {
 		return fmt.Errorf("%d bytes were there, %d are expected: %w", n, size, io.ErrUnexpectedEOF)
 	}
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, Seals); err != nil {
-		return fmt.Errorf("add seals: %w", err)
+	if err := Seal(f); err != nil {
+		return err
 	}
 	got, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
 	if err != nil || got&Seals != Seals {
@@ -58,6 +59,30 @@ func fill(f *os.File, r io.Reader, size int64, check func(io.Reader) error) erro
 	}
 	// After the seals: what is checked here can never differ from what is read later.
 	return check(io.NewSectionReader(f, 0, size))
+}
+
+// sealTries and sealPause bound how long Seal waits for the kernel, 2 s together.
+const (
+	sealTries = 40
+	sealPause = 50 * time.Millisecond
+)
+
+// Seal puts Seals on a memfd. The kernel refuses with EBUSY while anybody holds a
+// reference to one of its pages (mm/memfd.c, memfd_wait_for_pins): a writable mapping,
+// which is a fault of the caller and stays, or the kernel itself for a moment, when it
+// moves pages in a full memory. So it is asked again.
+func Seal(f *os.File) error {
+	var err error
+	for range sealTries {
+		if _, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, Seals); !errors.Is(err, unix.EBUSY) {
+			break
+		}
+		time.Sleep(sealPause)
+	}
+	if err != nil {
+		return fmt.Errorf("add seals: %w", err)
+	}
+	return nil
 }
 
 // ReadAt implements io.ReaderAt.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,4 +96,32 @@ func TestReadersMayBeOverrunByClose(t *testing.T) {
 	}
 	f.Close()
 	wg.Wait()
+}
+
+// The kernel may hold a page for a moment, as a mapping does here; a mapping that
+// stays is a fault of the caller.
+func TestSealWaitsForPagesInUse(t *testing.T) {
+	for name, after := range map[string]time.Duration{"let go": 4 * sealPause, "kept": time.Hour} {
+		fd, err := unix.MemfdCreate("busy", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "busy")
+		defer f.Close()
+		if err := f.Truncate(4096); err != nil {
+			t.Fatal(err)
+		}
+		b, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := time.AfterFunc(after, func() { unix.Munmap(b) })
+		err = Seal(f)
+		if stays := after == time.Hour; stays != errors.Is(err, unix.EBUSY) || !stays && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if held.Stop() {
+			unix.Munmap(b)
+		}
+	}
 }

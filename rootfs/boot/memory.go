@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"portcullis/internal/sealed"
 )
 
 // Reasons of this file.
@@ -62,9 +64,8 @@ func (m *Image) Seal() error {
 	if err := m.unmap(); err != nil {
 		return Failf(ReasonMemoryImage, "unmap: %w", err)
 	}
-	seals := unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(m.File.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		return Failf(ReasonMemoryImage, "seal: %w", err)
+	if err := sealed.Seal(m.File); err != nil {
+		return Failf(ReasonMemoryImage, "%w", err)
 	}
 	return nil
 }
