@@ -21,7 +21,7 @@ import (
 const (
 	envCuts     = "PORTCULLIS_POWERCUTS" // a number; without it shortCuts
 	envCutSeed  = "PORTCULLIS_POWERCUT_SEED"
-	shortCuts   = 4
+	shortCuts   = 3
 	defaultSeed = 1
 )
 
