@@ -149,8 +149,14 @@ func (r *seedReader) operatorKey(n *yaml.Node) {
 		r.fail(n.Line, "operator_key", "this is the secret half", "write the line that begins with age1, and make a new key: this one has left its place")
 		return
 	}
-	if _, err := age.ParseX25519Recipient(v); err != nil {
+	key, err := age.ParseX25519Recipient(v)
+	if err != nil || strings.ToLower(v) != v { // what enrolment takes, package escrow
 		r.fail(n.Line, "operator_key", "is no age recipient", "write the line 'age1…' that age-keygen printed")
+		return
+	}
+	// A point of low order gives everybody the same secret (RFC 7748, section 6.1).
+	if _, err := key.Wrap(make([]byte, 16)); err != nil {
+		r.fail(n.Line, "operator_key", "nothing can be kept secret with this key", "write the line 'age1…' that age-keygen printed")
 		return
 	}
 	r.seed.OperatorKey = v

@@ -62,7 +62,7 @@ func TestSeed(t *testing.T) {
 
 // Every mistake is named with its line and key.
 func TestSeedRefusals(t *testing.T) {
-	_, secret := operator(t)
+	key, secret := operator(t)
 	head := "schema: " + SeedSchema + "\n"
 	broken := strings.Replace(exampleConfig, "pc_address: 10.77.0.2", "pc_address: 10.78.0.2", 1)
 	for name, c := range map[string]struct {
@@ -75,6 +75,8 @@ func TestSeedRefusals(t *testing.T) {
 		"twice":                         {head + "hostname: a\nhostname: b\n", "hostname", 3},
 		"no age key":                    {head + "operator_key: ssh-ed25519 AAAA\n", "operator_key", 2},
 		"secret half":                   {head + "operator_key: " + secret + "\n", "operator_key", 2},
+		"everybody's key":               {head + "operator_key: " + lowOrder + "\n", "operator_key", 2},
+		"capitals":                      {head + "operator_key: " + strings.ToUpper(key) + "\n", "operator_key", 2},
 		"number":                        {head + "hostname: 7\n", "hostname", 2},
 		"host name":                     {head + "hostname: Gate_1\n", "hostname", 2},
 		"uplink word":                   {head + "uplink: static\n", "uplink", 2},
@@ -104,6 +106,10 @@ func TestSeedRefusals(t *testing.T) {
 		}
 	}
 }
+
+// lowOrder is 32 zero bytes as a recipient (BIP 173): whatever the sender picks, the
+// shared secret is zero. It is a valid line, and would be refused at enrolment only.
+const lowOrder = "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z"
 
 func FuzzSeed(f *testing.F) {
 	key, _ := operator(f)

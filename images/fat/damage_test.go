@@ -299,3 +299,58 @@ func (p padded) ReadAt(b []byte, off int64) (int, error) {
 	}
 	return len(b), nil
 }
+
+// TestOneNameTwiceIsRefused: a second file of a name could be the one that the firmware
+// starts, beside the one that is measured.
+func TestOneNameTwiceIsRefused(t *testing.T) {
+	for name, change := range map[string]func(b, root []byte){
+		"same short name": func(b, root []byte) { copy(find11(t, root, "KERNEL9 IMG"), "KERNEL8 IMG") },
+		"another case": func(b, root []byte) {
+			e := find11(t, root, "KERNEL9 IMG")
+			copy(e, "KERNEL8 IMG")
+			e[12] ^= 0x18
+		},
+		"a short name that is a long one elsewhere": func(b, root []byte) {
+			s := bytes.Index(root, []byte{'l', 0, 'o', 0, 'n', 0, 'g', 0, 'n', 0})
+			if s < 0 {
+				t.Fatal("no long name")
+			}
+			copy(find11(t, root, "KERNEL9 IMG"), "LONGNAME")
+		},
+	} {
+		files := map[string][]byte{"KERNEL8.IMG": []byte("good"), "KERNEL9.IMG": []byte("evil"), "longname.IMG": []byte("long")}
+		b := volume(t, MinSize, files)
+		fs := parse(t, b)
+		if _, err := fs.List(); err != nil {
+			t.Fatal(err)
+		}
+		root := b[fs.g.rootStart()*fs.g.sector:][:fs.g.rootSectors*fs.g.sector]
+		change(b, root)
+		if list, err := fs.List(); reason(err) != ReasonName {
+			t.Errorf("%s: List: %v, %v", name, list, err)
+		}
+		if got, err := fs.ReadFile("KERNEL8.IMG", 100); reason(err) != ReasonName {
+			t.Errorf("%s: ReadFile: %q, %v", name, got, err)
+		}
+	}
+}
+
+// find11 is the slot of a short name.
+func find11(t *testing.T, root []byte, name string) []byte {
+	t.Helper()
+	for off := 0; off < len(root); off += slotSize {
+		if string(root[off:off+11]) == name {
+			return root[off : off+slotSize]
+		}
+	}
+	t.Fatalf("no %q", name)
+	return nil
+}
+
+func TestFoldedNamesAreThoseThatEqualFold(t *testing.T) {
+	for _, c := range [][2]string{{"kernel.img", "KERNEL.IMG"}, {"\u212Aernel", "kernel"}, {"di\u017Fk", "DISK"}, {"a", "b"}, {"\u00E4", "\u00C4"}} {
+		if got, want := folded(c[0]) == folded(c[1]), strings.EqualFold(c[0], c[1]); got != want {
+			t.Errorf("%q and %q: %t instead of %t", c[0], c[1], got, want)
+		}
+	}
+}

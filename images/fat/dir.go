@@ -6,7 +6,9 @@ import (
 	"sort"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // slot is a directory entry; Path is its name alone until List joins it.
@@ -63,6 +65,7 @@ func (f *FS) readDir(dir *slot, budget *int) ([]*slot, error) {
 	}
 	var out []*slot
 	var long longName
+	taken := map[string]bool{}
 	for off := 0; off+slotSize <= len(raw); off += slotSize {
 		e := raw[off:][:slotSize]
 		if e[0] == 0 {
@@ -81,12 +84,48 @@ func (f *FS) readDir(dir *slot, budget *int) ([]*slot, error) {
 		default:
 			s := f.slot(e, &long)
 			long = longName{}
-			if s.Path != "." && s.Path != ".." {
-				out = append(out, s)
+			if s.Path == "." || s.Path == ".." {
+				continue
 			}
+			// Which of two files of one name a reader takes is the reader's affair: what
+			// is measured here could be the other one than what the firmware started.
+			names := s.names(e)
+			for _, n := range names {
+				if taken[n] {
+					return nil, refuse(ReasonName, "%.200q is there twice", s.Path)
+				}
+			}
+			for _, n := range names {
+				taken[n] = true
+			}
+			out = append(out, s)
 		}
 	}
 	return out, nil
+}
+
+// names are the ways in which a reader may find an entry: by its eleven bytes, and
+// by either name whatever its case. A name with characters of a code page that
+// nobody tells is found by its bytes alone.
+func (s *slot) names(e []byte) []string {
+	out := []string{"\x00" + string(e[:11])}
+	for _, n := range []string{s.Path, s.short} {
+		if n != "" && !strings.ContainsRune(n, utf8.RuneError) {
+			out = append(out, folded(n))
+		}
+	}
+	return out
+}
+
+// folded is the same for all names that strings.EqualFold takes for one.
+func folded(name string) string {
+	return strings.Map(func(r rune) rune {
+		least := r
+		for f := unicode.SimpleFold(r); f != r; f = unicode.SimpleFold(f) {
+			least = min(least, f)
+		}
+		return least
+	}, name)
 }
 
 // dirBytes reads a directory up to its end mark or the end of its chain.

@@ -339,10 +339,21 @@ func TestBackupOfAnotherDiskIsNotTaken(t *testing.T) {
 	if err := ours.Write(d); err != nil {
 		t.Fatal(err)
 	}
-	d.put([]byte{1}, 2*SectorSize) // our entries are damaged, our header is not
-	got, health, err := Read(d, d.count())
-	if err != nil || got.DiskID != ours.DiskID || !health.FromBackup {
-		t.Errorf("%v, %v, %+v", err, health, got)
+	for _, damage := range []struct {
+		name string
+		b    []byte
+		off  int64
+	}{
+		{"entries", []byte{1}, 2 * SectorSize},             // the header still tells
+		{"header", make([]byte, SectorSize), SectorSize},   // the MBR still tells
+		{"header torn", make([]byte, 60), SectorSize + 32}, // its checksum is wrong
+	} {
+		d := d.clone()
+		d.put(damage.b, damage.off)
+		got, health, err := Read(d, d.count())
+		if err != nil || got.DiskID != ours.DiskID || !health.FromBackup {
+			t.Errorf("%s: %v, %v, %+v", damage.name, err, health, got)
+		}
 	}
 }
 

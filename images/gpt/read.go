@@ -34,9 +34,10 @@ func (h Health) String() string {
 // device (an image on a larger card): Table.Sectors then is its own size, see Grow.
 //
 // The copy at sector 1 comes first. When it cannot be used, the backup is looked
-// for at the last sector of the device, then where the protective MBR and the
-// broken header say that the table's own device ended. A backup of another disk
-// is never taken while the primary's header can still tell.
+// for where the primary's header says that it is, then where the protective MBR
+// says that the table's own device ended, and at the last sector of the device
+// last: what an older owner of the card left there is somebody else's table. A
+// backup of another disk is never taken while the primary's header can still tell.
 func Read(r io.ReaderAt, sectors uint64) (*Table, Health, error) {
 	var health Health
 	if sectors < MinSectors || sectors > maxSectors {
@@ -53,13 +54,14 @@ func Read(r io.ReaderAt, sectors uint64) (*Table, Health, error) {
 		return t, health, nil
 	}
 	health.PrimaryFault = err.Error()
-	candidates := []uint64{sectors - 1}
-	if n := protectedSectors(front[:SectorSize]); n > 0 && n < sectors {
-		candidates = append(candidates, n-1)
-	}
+	var candidates []uint64
 	if h != nil && h.alternate < sectors {
 		candidates = append(candidates, h.alternate)
 	}
+	if n := protectedSectors(front[:SectorSize]); n > 0 && n < sectors {
+		candidates = append(candidates, n-1)
+	}
+	candidates = append(candidates, sectors-1)
 	damaged := false // something that began like a table was there
 	for _, lba := range candidates {
 		if lba < 2 {
