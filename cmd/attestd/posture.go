@@ -36,7 +36,7 @@ func postureOf(runDir string) (hardware.Posture, error) {
 		return hardware.PostureNone, err
 	}
 	switch h.UnlockedBy {
-	case card.UnlockedByChip, card.UnlockedByEnrol:
+	case card.UnlockedByChip, card.UnlockedByZymbit, card.UnlockedByCombined, card.UnlockedByEnrol:
 		return p, nil
 	}
 	// A token of systemd-cryptenroll is bound to no release and to no counter, and

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -28,7 +29,7 @@ import (
 
 func rootRearmCommand() *cli.Command {
 	c := &cli.Command{
-		Name: "root rearm", Args: "[--backend B] [flags] [--json]",
+		Name: "root rearm", Args: "[--backend B [--downgrade]] [flags] [--json]",
 		Summary: "Bind this Pi's disk to the chip that is here now, after a boot with the recovery key. Asks for the recovery key\n" +
 			"on the terminal, without echo. The old chip's keyslot is killed at the end. After an interruption call it again.",
 		Example: "portcullis root rearm\nportcullis root rearm --backend combined",
@@ -36,7 +37,8 @@ func rootRearmCommand() *cli.Command {
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
 		asJSON := fs.Bool("json", false, "one JSON object")
-		backend := fs.String("backend", "", "tpm2, zymbit or combined (what this boot found, else tpm2)")
+		backend := fs.String("backend", "", "tpm2, zymbit or combined (what the image demands, else what the volume is bound to)")
+		downgrade := fs.Bool("downgrade", false, "allow one chip for a volume that was bound to two together")
 		device := fs.String("device", "", "the encrypted partition (that of the running card)")
 		bootNode := fs.String("boot", "", "the boot partition with policy.json (that of the running slot)")
 		handover := fs.String("handover", card.HandoverPath, "what pi-init found out")
@@ -53,6 +55,7 @@ func rootRearmCommand() *cli.Command {
 			return err
 		}
 		defer closeAll()
+		o.Downgrade = *downgrade
 		if o.Recovery, err = askRecoveryKey(stdio); err != nil {
 			return err
 		}
@@ -86,15 +89,36 @@ func rearmOptions(ctx context.Context, h *card.Handover, device, bootNode, backe
 			bootNode = n.Boot
 		}
 	}
-	if o.Backend == "" {
-		o.Backend = hardware.Backend(h.Backend)
-	}
-	if o.Backend == "" || o.Backend == hardware.BackendFake {
-		o.Backend = hardware.BackendTPM2
-	}
-	var err error
-	if o.Posture, err = hardware.ParsePosture(h.Posture); err != nil {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
 		return o, nil, err
+	}
+	o.Device = f
+	root, err := rearmRoot(ctx, h, &o, bootNode, tpm)
+	if err != nil {
+		return o, nil, errors.Join(err, f.Close())
+	}
+	o.Root = root
+	return o, func() { f.Close(); root.Close() }, nil
+}
+
+// rearmRoot fills the rest of o and opens the chips.
+func rearmRoot(ctx context.Context, h *card.Handover, o *rearm.Options, bootNode string, tpm tpmFlags) (root hardware.Root, err error) {
+	if o.Size, err = o.Device.(io.Seeker).Seek(0, io.SeekEnd); err != nil {
+		return nil, err
+	}
+	bound, err := rearm.Bound(o.Device, o.Size)
+	if err != nil {
+		return nil, err
+	}
+	if o.Backend == "" {
+		o.Backend = rearmBackend(h, bound)
+	}
+	if d := h.Info().Demand(); d != card.RootAuto && o.Backend != hardware.Backend(d) && o.Backend != hardware.BackendCombined {
+		return nil, fmt.Errorf("%s: the image that runs demands %s, and would not open a volume that is bound to %s", rearm.ReasonDowngrade, d, o.Backend)
+	}
+	if o.Posture, err = hardware.ParsePosture(h.Posture); err != nil {
+		return nil, err
 	}
 	if o.Posture == hardware.PostureNone {
 		// That boot found no chip and looked no further; what its loader checks is the same.
@@ -102,23 +126,26 @@ func rearmOptions(ctx context.Context, h *card.Handover, device, bootNode, backe
 	}
 	config, err := sealConfig(h, bootNode, tpm)
 	if err != nil {
-		return o, nil, err
+		return nil, err
 	}
-	root, err := openRoot(ctx, o.Backend, *tpm.device, config)
-	if err != nil {
-		return o, nil, err
+	return openRoot(ctx, o.Backend, *tpm.device, config)
+}
+
+// rearmBackend is the backend where the command line names none: what the image
+// demands, else what the volume is bound to, else what this boot found.
+func rearmBackend(h *card.Handover, bound []hardware.Backend) hardware.Backend {
+	if d := h.Info().Demand(); d != card.RootAuto {
+		return hardware.Backend(d)
 	}
-	f, err := os.OpenFile(device, os.O_RDWR, 0)
-	if err != nil {
-		return o, nil, errors.Join(err, root.Close())
+	if slices.Contains(bound, hardware.BackendCombined) {
+		return hardware.BackendCombined
 	}
-	closeAll := func() { f.Close(); root.Close() }
-	if o.Size, err = f.Seek(0, io.SeekEnd); err != nil {
-		closeAll()
-		return o, nil, err
+	for _, b := range append(bound, hardware.Backend(h.Backend)) {
+		if b != "" && b != hardware.BackendFake {
+			return b
+		}
 	}
-	o.Device, o.Root = f, root
-	return o, closeAll, nil
+	return hardware.BackendTPM2
 }
 
 // sealConfig is the policy of the release that runs.

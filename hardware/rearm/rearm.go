@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strconv"
 	"time"
@@ -29,6 +30,8 @@ const (
 	ReasonRecovery Reason = "rearm-recovery" // this is not the volume's recovery key
 	ReasonChip     Reason = "rearm-chip"     // the chip refused to seal
 	ReasonBackend  Reason = "rearm-backend"  // a token names a state that rearm does not touch
+	// ReasonDowngrade: the volume is bound to two chips together, and would be to one.
+	ReasonDowngrade Reason = "rearm-downgrade"
 )
 
 // Error is a refusal with its reason.
@@ -51,7 +54,9 @@ type Options struct {
 	Backend  hardware.Backend
 	Posture  hardware.Posture
 	Platform string // self, efi
-	Now      time.Time
+	// Downgrade allows one chip for a volume that is bound to two together.
+	Downgrade bool
+	Now       time.Time
 	// Progress is told each step as it begins; may be nil.
 	Progress func(step string)
 }
@@ -83,6 +88,11 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	old, people, err := slots(h)
 	if err != nil {
 		return nil, &Error{ReasonBackend, err}
+	}
+	if bound, err := backends(h); err != nil {
+		return nil, &Error{ReasonBackend, err}
+	} else if slices.Contains(bound, hardware.BackendCombined) && o.Backend != hardware.BackendCombined && !o.Downgrade {
+		return nil, &Error{ReasonDowngrade, fmt.Errorf("the volume is bound to a TPM and a Zymbit module together; with %s alone either thief of that one chip could open it", o.Backend)}
 	}
 	if len(people) == 0 {
 		return nil, &Error{ReasonRecovery, errors.New("the volume has no keyslot for a recovery key")}
@@ -119,6 +129,33 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return r, &Error{ReasonHeader, err}
 	}
 	return r, nil
+}
+
+// Bound returns the backends that the tokens of a volume name, each once, in the order
+// of the header. Nothing is written.
+func Bound(d luks2.Device, size int64) ([]hardware.Backend, error) {
+	h, _, err := luks2.Read(d, size)
+	if err != nil {
+		return nil, &Error{ReasonHeader, err}
+	}
+	return backends(h)
+}
+
+func backends(h *luks2.Header) ([]hardware.Backend, error) {
+	var out []hardware.Backend
+	for _, t := range h.Tokens() {
+		if t.Type != hardware.TokenType {
+			continue
+		}
+		ours, err := hardware.ParseToken(t.JSON)
+		if err != nil {
+			return nil, fmt.Errorf("token %d: %w", t.ID, err)
+		}
+		if !slices.Contains(out, ours.Backend) {
+			out = append(out, ours.Backend)
+		}
+	}
+	return out, nil
 }
 
 // slots finds the keyslots of chips and those of recovery keys, by what tokens say.

@@ -19,7 +19,9 @@ const MaxHandover = 16 << 10
 
 // How the volume was opened.
 const (
-	UnlockedByChip     = "tpm2"         // the chip let go of the key
+	UnlockedByChip     = "tpm2"         // the TPM let go of the key
+	UnlockedByZymbit   = "zymbit"       // the Zymbit module did
+	UnlockedByCombined = "combined"     // both did, each of its half
 	UnlockedByRecovery = "recovery"     // a person typed the recovery key
 	UnlockedBySystemd  = "systemd-tpm2" // a token that systemd-cryptenroll made
 	UnlockedByEnrol    = "enrol"        // first boot: the key was born in this boot
@@ -43,7 +45,7 @@ type Handover struct {
 	Posture       string `json:"posture"` // hardware.Posture, as detected in this boot
 	PostureDetail string `json:"posture_detail,omitempty"`
 	Platform      string `json:"platform"` // who measured: self, efi
-	Backend       string `json:"backend"`  // hardware.Backend; empty: no chip
+	Backend       string `json:"backend"`  // hardware.Backend that keeps this volume's key, or could; empty: no chip
 	Chip          string `json:"chip,omitempty"`
 	ChipProblem   string `json:"chip_problem,omitempty"` // typed reason why the chip did not open the volume
 
@@ -59,6 +61,7 @@ type Handover struct {
 	PolicyKey   []byte   `json:"policy_key"` // ECDSA P-256, PKIX DER
 	NVIndex     uint32   `json:"nv_index"`
 	LabChannel  bool     `json:"lab_channel,omitempty"`
+	Root        string   `json:"root,omitempty"` // chip that the image demands, as in Info
 }
 
 // Encode returns the JSON of a valid Handover.
@@ -93,7 +96,7 @@ func ParseHandover(b []byte) (*Handover, error) {
 // Info returns the part of a Handover that the image said of itself.
 func (h *Handover) Info() *Info {
 	return &Info{Schema: InfoSchema, Model: h.Model, Profile: h.Profile, Sequence: h.Sequence, ReleaseKeys: h.ReleaseKeys,
-		Threshold: h.Threshold, PolicyKey: h.PolicyKey, NVIndex: h.NVIndex, LabChannel: h.LabChannel}
+		Threshold: h.Threshold, PolicyKey: h.PolicyKey, NVIndex: h.NVIndex, LabChannel: h.LabChannel, Root: h.Root}
 }
 
 func (h *Handover) check() error {
@@ -107,7 +110,7 @@ func (h *Handover) check() error {
 		return fmt.Errorf("%s: attempt %d", HandoverPath, h.Attempt)
 	}
 	switch h.UnlockedBy {
-	case UnlockedByChip, UnlockedByRecovery, UnlockedBySystemd, UnlockedByEnrol:
+	case UnlockedByChip, UnlockedByZymbit, UnlockedByCombined, UnlockedByRecovery, UnlockedBySystemd, UnlockedByEnrol:
 	default:
 		return fmt.Errorf("%s: unlocked by %q", HandoverPath, h.UnlockedBy)
 	}

@@ -38,6 +38,30 @@ type Info struct {
 	PolicyKey   []byte   `json:"policy_key"` // ECDSA P-256, PKIX DER: who signs TPM policies
 	NVIndex     uint32   `json:"nv_index"`   // rollback counter
 	LabChannel  bool     `json:"lab_channel,omitempty"`
+	// Root is the chip that first boot enrols, RootTPM2 and so on; empty: RootAuto.
+	Root string `json:"root,omitempty"`
+}
+
+// What an image demands of the chip that keeps the key. The names but RootAuto are
+// those of hardware.Backend.
+const (
+	RootAuto     = "auto" // what there is: both, else the TPM, else the Zymbit module
+	RootTPM2     = "tpm2"
+	RootZymbit   = "zymbit"
+	RootCombined = "combined"
+)
+
+// RootKnown says that an image can demand r.
+func RootKnown(r string) bool {
+	return r == RootAuto || r == RootTPM2 || r == RootZymbit || r == RootCombined
+}
+
+// Demand is Root with its default filled in.
+func (i *Info) Demand() string {
+	if i.Root == "" {
+		return RootAuto
+	}
+	return i.Root
 }
 
 // InfoSchema is the only schema.
@@ -96,6 +120,8 @@ func (i *Info) check() error {
 		return fmt.Errorf("%s: %d release keys are not 1 to 16", InfoPath, len(i.ReleaseKeys))
 	case i.Threshold < 1 || i.Threshold > len(i.ReleaseKeys):
 		return fmt.Errorf("%s: threshold %d of %d keys", InfoPath, i.Threshold, len(i.ReleaseKeys))
+	case i.Root != "" && !RootKnown(i.Root):
+		return fmt.Errorf("%s: root %q is not known", InfoPath, i.Root)
 	case i.LabChannel && (i.Profile != ProfileDev || i.Model != ModelQEMU):
 		return fmt.Errorf("%s: only a dev image for QEMU may have the lab's command channel", InfoPath)
 	case i.NVIndex>>24 != 0x01:

@@ -53,6 +53,8 @@ type Boot struct {
 	platform tpmpolicy.Platform
 	tpm      TPM              // nil: none
 	noChip   error            // why tpm is nil
+	module   hardware.Root    // Zymbit's; nil: none
+	noModule error            // why module is nil
 	keeper   hardware.Root    // who is to keep the key of a first boot; nil: nobody
 	backend  hardware.Backend // the keeper's
 	hand     card.Handover
@@ -85,13 +87,14 @@ func (b *Boot) Stage() string { return b.stage }
 // Run boots up to the mounted and capped system.
 func (b *Boot) Run(ctx context.Context) (*Result, error) {
 	b.hand = card.Handover{Schema: card.HandoverSchema, Model: b.Info.Model, Profile: b.Info.Profile, Sequence: b.Info.Sequence,
-		ReleaseKeys: b.Info.ReleaseKeys, Threshold: b.Info.Threshold, PolicyKey: b.Info.PolicyKey, NVIndex: b.Info.NVIndex, LabChannel: b.Info.LabChannel}
+		ReleaseKeys: b.Info.ReleaseKeys, Threshold: b.Info.Threshold, PolicyKey: b.Info.PolicyKey, NVIndex: b.Info.NVIndex, LabChannel: b.Info.LabChannel,
+		Root: b.Info.Root}
 	for _, step := range []func(context.Context) error{b.openCard, b.findPosture, b.measure} {
 		if err := step(ctx); err != nil {
 			return nil, reasoned(err)
 		}
 	}
-	defer b.closeChip()
+	defer b.closeChips()
 	space, err := b.openVolume(ctx)
 	if err != nil {
 		return nil, reasoned(err)
@@ -101,13 +104,6 @@ func (b *Boot) Run(ctx context.Context) (*Result, error) {
 	}
 	seed, text := b.seed()
 	return &Result{Handover: &b.hand, Space: space, Seed: seed, SeedText: text, Accept: b.accept}, nil
-}
-
-func (b *Boot) closeChip() {
-	if b.keeper != nil {
-		b.keeper.Close()
-	}
-	b.tpm, b.keeper, b.backend = nil, nil, ""
 }
 
 // openCard finds the card, and decides from the slot state what this boot is. The

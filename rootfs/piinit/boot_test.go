@@ -9,8 +9,6 @@ import (
 	"testing"
 
 	"portcullis/hardware"
-	"portcullis/hardware/combined"
-	"portcullis/hardware/fake"
 	"portcullis/hardware/tpmpolicy"
 	"portcullis/images/card"
 	"portcullis/images/fat"
@@ -536,91 +534,6 @@ func TestUnknownReleaseAndCommandLine(t *testing.T) {
 	evil.cmdline = "rdinit=/bin/sh " + evil.cmdline
 	p.built = &evil
 	p.refused(string(ReasonModel))
-}
-
-// TestZymbitAlone: a module without a TPM keeps the key; nothing is measured or
-// counted, which the cap stage says.
-func TestZymbitAlone(t *testing.T) {
-	b := newSigner(t).build(t, 3)
-	_, seed := operator(t)
-	p := newPi(t, b, seed)
-	z, err := fake.New(fake.Config{Profile: card.ProfileDev, Approved: map[[32]byte]uint64{{}: 3}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.chip, p.zymkey = nil, z
-	if h := p.must().Handover; h.Backend != string(hardware.BackendZymbit) || h.Posture != string(hardware.PostureCardTheft) || !h.FirstBoot {
-		t.Errorf("%+v", h)
-	}
-	if h := p.must().Handover; h.UnlockedBy != card.UnlockedByChip || h.FirstBoot {
-		t.Errorf("%+v", h)
-	}
-	p.zymkey = nil
-	p.refused(string(ReasonUnlock))
-}
-
-// TestCombinedTokenNeedsBoth: a token that was re-armed with TPM and module opens with
-// both only.
-func TestCombinedTokenNeedsBoth(t *testing.T) {
-	b := newSigner(t).build(t, 3)
-	_, seed := operator(t)
-	p := newPi(t, b, seed)
-	p.must()
-	recovery := []byte(p.people.recoveryKey(t))
-	z, err := fake.New(fake.Config{Profile: card.ProfileDev, Approved: map[[32]byte]uint64{{}: 3}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	p.zymkey = z
-	h, d := p.header(), p.part(card.PartCrypt)
-	key, _, err := h.Unlock(d, recovery)
-	if err != nil {
-		t.Fatal(err)
-	}
-	secret := bytes.Repeat([]byte{9}, card.ChipSecretSize)
-	slot, err := h.AddSlot(d, key, card.ChipPassphrase(secret), luks2.ForChip())
-	if err != nil {
-		t.Fatal(err)
-	}
-	// In the state of a boot that was measured and not yet capped.
-	c := p.chip.reboot(p.chip.state)
-	c.config = p.chip.config
-	for _, e := range tpmpolicy.SelfEvents(card.BootDigest(b.boot), b.cmdline) {
-		if err := c.Extend(t.Context(), e.PCR, e.Data); err != nil {
-			t.Fatal(err)
-		}
-	}
-	blob, err := combined.New(c, z).Seal(t.Context(), card.SealLabel(h.UUID()), secret)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, token := range h.Tokens() {
-		if token.Type != hardware.TokenType {
-			continue
-		}
-		ours, err := hardware.ParseToken(token.JSON)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours.Backend, ours.Blob, ours.Keyslots = hardware.BackendCombined, blob, []string{strconv.Itoa(slot)}
-		text, err := ours.Encode()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := h.SetToken(token.ID, text); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := h.Write(d); err != nil {
-		t.Fatal(err)
-	}
-	if got := p.must().Handover; got.UnlockedBy != card.UnlockedByChip {
-		t.Errorf("%+v", got)
-	}
-	p.zymkey = nil
-	p.refused(string(ReasonUnlock))
-	p.zymkey, p.chip = z, nil
-	p.refused(string(ReasonUnlock))
 }
 
 // TestVolumeOfSystemd: a volume whose tokens are systemd-cryptenroll's alone opens by

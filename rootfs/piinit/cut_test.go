@@ -101,22 +101,45 @@ func committed(p *pi) string {
 }
 
 // TestPowerCutsDuringFirstBoot: a cut at every write of a first boot, torn or whole
-// or out of order, ends in a booting Pi, and what was committed once is never made anew.
+// or out of order, ends in a booting Pi, and what was committed once is never made
+// anew. So with a TPM, with a Zymbit module, and with both.
 func TestPowerCutsDuringFirstBoot(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	s := newSigner(t)
-	b := s.build(t, 3)
+	for i, root := range []string{card.RootTPM2, card.RootZymbit, card.RootCombined} {
+		t.Run(root, func(t *testing.T) { cutFirstBoot(t, root, rand.New(rand.NewPCG(uint64(i+1), 2))) })
+	}
+}
+
+func cutFirstBoot(t *testing.T, root string, r *rand.Rand) {
+	b := newSigner(t).build(t, 3)
+	b.info.Root = root
 	id, seed := operator(t)
 	first := newPi(t, b, seed)
-	before, memory := first.m.clone(), first.chip.state
-	first.must()
+	memory := first.chip.state
+	if root != card.RootTPM2 {
+		first.zymkey = module(t)
+	}
+	if root == card.RootZymbit {
+		first.chip = nil
+	}
+	before := first.m.clone()
+	// after is the same Pi with what a cut left of it.
+	after := func(c cut) *pi {
+		p := &pi{t: t, built: b, m: c.m, zymkey: first.zymkey}
+		if first.chip != nil {
+			p.chip = (&chip{}).reboot(c.chip)
+		}
+		return p
+	}
+	if h := first.must().Handover; h.Backend != root {
+		t.Fatalf("backend %s instead of %s", h.Backend, root)
+	}
 	all := cuts(before, memory, first.rec.events, r, -1)
 	if len(all) < 100 {
 		t.Fatalf("%d points are less than 100", len(all))
 	}
 	finished := 0
 	for _, c := range all {
-		p := &pi{t: t, built: b, m: c.m, chip: (&chip{}).reboot(c.chip)}
+		p := after(c)
 		had := committed(p)
 		if had != "" {
 			finished++
@@ -124,6 +147,9 @@ func TestPowerCutsDuringFirstBoot(t *testing.T) {
 		survives(t, p, c, id, had)
 		if t.Failed() {
 			t.Fatalf("%s of %d writes", c.name, len(first.rec.events))
+		}
+		if got := enrolledBackend(t, p); got != root {
+			t.Fatalf("%s: the key is kept by %s", c.name, got)
 		}
 	}
 	t.Logf("%d cuts of %d writes, %d of them behind the commit", len(all), len(first.rec.events), finished)

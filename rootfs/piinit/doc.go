@@ -70,6 +70,7 @@ const (
 	ReasonModel      boot.Reason = "pi-cmdline"     // the command line is not the image's
 	ReasonBootFiles  boot.Reason = "boot-files"     // the boot partition cannot be read
 	ReasonNoChip     boot.Reason = "root-absent"    // no chip: nothing is enrolled without one
+	ReasonDowngrade  boot.Reason = "root-downgrade" // the volume's key is kept by less than this image demands
 	ReasonNotReset   boot.Reason = "chip-not-reset" // the chip still holds the registers of the boot before: power off and on
 	ReasonPolicyFile boot.Reason = "policy-missing" // the boot partition has no policy that can be read
 	ReasonVolume     boot.Reason = "volume-foreign" // the volume was not made here and has no token that we know

@@ -37,9 +37,9 @@ type enrolment struct {
 // firstBoot enrols the card. A power cut at any moment ends in this function again,
 // from its beginning, or in a committed card.
 func (b *Boot) firstBoot(ctx context.Context, headerGone bool) (Space, error) {
-	if b.keeper == nil {
-		b.begin(StagePosture)
-		return nil, b.noChipFailure()
+	b.begin(StagePosture)
+	if err := b.choose(ctx); err != nil {
+		return nil, err
 	}
 	e := &enrolment{b: b, random: &mixer{ctx: ctx, kernel: b.Random, chip: b.keeper}}
 	defer e.wipe()
@@ -133,7 +133,7 @@ func (e *enrolment) grow(ctx context.Context) error {
 func (e *enrolment) format(ctx context.Context) error {
 	b := e.b
 	// What the chip has against this release is better known before minutes are spent.
-	if b.tpm != nil {
+	if usesTPM(b.backend) {
 		if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
 			return err
 		}
@@ -188,7 +188,10 @@ func (e *enrolment) setToken(state string, blob json.RawMessage) error {
 // program runs.
 func (e *enrolment) seal(ctx context.Context) error {
 	b := e.b
-	if b.tpm != nil {
+	if b.backend != hardware.BackendTPM2 {
+		b.Allow(moduleLimit)
+	}
+	if usesTPM(b.backend) {
 		if err := b.tpm.SetupLockout(ctx, tpm2.DefaultLockout); err != nil {
 			b.Log.Note("lockout", "problem", err) // another owner's chip: what we seal has no password to guess
 		}
@@ -207,7 +210,7 @@ func (e *enrolment) seal(ctx context.Context) error {
 		return boot.Failf(ReasonSeal, "the chip gives back something else than it was given")
 	}
 	b.Log.Stage(b.stage, "backend", b.backend, "posture", b.hand.Posture)
-	return b.capChip(ctx, e.volume, e.header.UUID())
+	return b.capChip(ctx, e.volume, e.header.UUID(), b.backend)
 }
 
 // data makes the data volume. Its first bytes are zeroed first: what an older

@@ -74,9 +74,9 @@ type Host interface {
 	Card(context.Context) (Card, error)
 	// TPM opens the chip; hardware.ReasonAbsent says that there is none.
 	TPM(context.Context, tpm2.Config) (TPM, error)
-	// Root returns the chip that keeps a secret under the name of its backend; tpm is
-	// nil where there is none. Combined ones are closed with tpm.
-	Root(ctx context.Context, b hardware.Backend, tpm TPM) (hardware.Root, error)
+	// Zymbit opens the Zymbit module; hardware.ReasonAbsent says that this image cannot
+	// speak to one. Nothing is asked of the module yet.
+	Zymbit(context.Context) (hardware.Root, error)
 	// SystemdToken gets the passphrase for a token of systemd-cryptenroll.
 	SystemdToken(ctx context.Context, token []byte) ([]byte, error)
 	// Unlock proves a passphrase with a keyslot of the card's volume.

@@ -11,7 +11,6 @@ import (
 	"github.com/anatol/luks.go"
 
 	"portcullis/hardware"
-	"portcullis/hardware/combined"
 	"portcullis/hardware/systemdtoken"
 	"portcullis/hardware/tpm2"
 	"portcullis/hardware/zymbit"
@@ -31,7 +30,17 @@ type linux struct {
 	tpmPath string
 	waited  bool // for the chip
 	tpm     *tpm2.TPM
-	card    *linuxCard
+	// zymbitWait is zymbitWait, or 0 where no network card comes before the system does.
+	zymbitWait time.Duration
+	card       *linuxCard
+}
+
+func newLinux(info *card.Info) *linux {
+	l := &linux{tpmPath: tpm2.DefaultPath, zymbitWait: zymbitWait}
+	if info.Model == card.ModelQEMU {
+		l.zymbitWait = 0 // the driver is in the system, not here; and no module is bound to it
+	}
+	return l
 }
 
 // Card waits for the card and for its partitions.
@@ -239,29 +248,13 @@ func linkMapper(name, path string) error {
 	return nil
 }
 
-// Root returns the chips of this Pi by name. A Zymbit module is spoken to with the
-// vendor's tools, which an image has when it was built with them.
-func (l *linux) Root(ctx context.Context, backend hardware.Backend, tpm TPM) (hardware.Root, error) {
-	switch {
-	case backend == hardware.BackendTPM2 && tpm != nil:
-		return tpm, nil
-	case backend == hardware.BackendZymbit:
-		return openZymbit(ctx)
-	case backend == hardware.BackendCombined && tpm != nil:
-		z, err := openZymbit(ctx)
-		if err != nil {
-			return nil, err
-		}
-		return combined.New(tpm, z), nil
-	}
-	return nil, boot.Failf(ReasonNoChip, "the key is kept by %q, which is not here", backend)
-}
-
 // zymbitWait is how long the module's binding may wait for a network card: it reads
 // the card's address.
 const zymbitWait = 10 * time.Second
 
-func openZymbit(ctx context.Context) (hardware.Root, error) {
+// Zymbit opens the module through the vendor's tools, which an image has when it was
+// built with them.
+func (l *linux) Zymbit(ctx context.Context) (hardware.Root, error) {
 	var config zymbit.ExecConfig
 	text, err := os.ReadFile(zymbit.EnvFile)
 	if err == nil {
@@ -277,7 +270,7 @@ func openZymbit(ctx context.Context) (hardware.Root, error) {
 	if err != nil {
 		return nil, err // an image without the tools, which is most of them
 	}
-	wait, cancel := context.WithTimeout(ctx, zymbitWait)
+	wait, cancel := context.WithTimeout(ctx, l.zymbitWait)
 	defer cancel()
 	for !ethernet() && wait.Err() == nil {
 		select {

@@ -3,9 +3,7 @@ package piinit
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"strings"
 
 	"portcullis/hardware"
 	"portcullis/hardware/detect"
@@ -46,14 +44,9 @@ func (b *Boot) findPosture(ctx context.Context) error {
 		config.Platform = b.platform
 		b.tpm, b.noChip = b.Host.TPM(ctx, config)
 	}
-	if b.tpm != nil {
-		b.keeper, b.backend = b.tpm, hardware.BackendTPM2
-	} else if z, err := b.Host.Root(ctx, hardware.BackendZymbit, nil); err == nil {
-		// It measures nothing and counts no releases, but it keeps a key for this Pi.
-		b.keeper, b.backend = z, hardware.BackendZymbit
-	}
+	b.askModule(ctx)
 	switch {
-	case b.keeper == nil:
+	case b.there() == "":
 		posture, detail = hardware.PostureNone, "no chip: "+b.noChip.Error()
 	case b.platform == tpmpolicy.PlatformEFI:
 		posture, detail = hardware.PostureFirmware, "UEFI firmware measured what it loaded"
@@ -99,8 +92,7 @@ func (b *Boot) readPolicy() error {
 	return nil
 }
 
-// measure extends what runs into the chip's registers, and asks the keeper of the
-// key who it is.
+// measure extends what runs into the TPM's registers, and asks the chips who they are.
 func (b *Boot) measure(ctx context.Context) error {
 	if b.tpm != nil {
 		b.begin(StageMeasure)
@@ -108,17 +100,11 @@ func (b *Boot) measure(ctx context.Context) error {
 			return err
 		}
 	}
-	if b.keeper == nil {
+	if b.there() == "" {
 		return nil
 	}
 	b.begin(StageChip)
-	id, err := b.keeper.Identify(ctx)
-	if err != nil {
-		b.dropChip(err)
-		return nil
-	}
-	b.hand.Backend, b.hand.Chip = string(b.backend), strings.TrimSpace(id.Manufacturer+" "+id.Model)
-	b.Log.Stage(b.stage, "backend", b.backend, "model", b.hand.Chip, "firmware", id.Firmware)
+	b.nameChips(ctx)
 	return nil
 }
 
@@ -129,13 +115,13 @@ func (b *Boot) extend(ctx context.Context) error {
 	}
 	if b.platform == tpmpolicy.PlatformSelf {
 		if err := b.freshRegisters(ctx, events); err != nil {
-			b.dropChip(err)
+			b.dropTPM(err)
 			return nil
 		}
 	}
 	for _, e := range events {
 		if err := b.tpm.Extend(ctx, e.PCR, e.Data); err != nil {
-			b.dropChip(err)
+			b.dropTPM(err)
 			return nil
 		}
 	}
@@ -183,25 +169,4 @@ func (b *Boot) events() ([]tpmpolicy.Event, error) {
 		digest = card.BootDigest(files)
 	}
 	return tpmpolicy.SelfEvents(digest, own), nil
-}
-
-// dropChip goes on without a chip that does not work: a person with the recovery
-// key may still open the volume.
-func (b *Boot) dropChip(err error) {
-	b.Log.Note("chip", "stage", b.stage, "problem", err)
-	b.noChip = err
-	b.hand.Posture, b.hand.PostureDetail = string(hardware.PostureNone), "the chip does not work: "+err.Error()
-	b.closeChip()
-}
-
-// noChipFailure is the end of a boot that needs a chip.
-func (b *Boot) noChipFailure() error {
-	err := b.noChip
-	if err == nil {
-		err = errors.New("no TPM answers")
-	}
-	if hardware.ReasonOf(err) == hardware.ReasonAbsent {
-		return boot.Failf(ReasonNoChip, "no chip keeps the key, so nothing is enrolled: %w", err)
-	}
-	return reasoned(err)
 }

@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"portcullis/hardware/detect"
-	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
 	"portcullis/images/luks2"
 	"portcullis/rootfs/boot"
@@ -74,7 +73,7 @@ func (p *process) run() error {
 	}
 	b := &Boot{
 		Info: info, Cmdline: cmdline, Firmware: os.DirFS(detect.DeviceTree), EFI: isDir(efiDir),
-		Host: &linux{tpmPath: tpm2.DefaultPath}, Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
+		Host: newLinux(info), Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
 		Random: rand.Reader, Times: DefaultTimes, People: luks2.ForPeople(),
 	}
 	p.stage = b.Stage

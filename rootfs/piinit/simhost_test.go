@@ -11,7 +11,6 @@ import (
 	"io"
 
 	"portcullis/hardware"
-	"portcullis/hardware/combined"
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
 	"portcullis/images/gpt"
@@ -39,16 +38,11 @@ func (h *host) TPM(_ context.Context, config tpm2.Config) (TPM, error) {
 	return h.chip, nil
 }
 
-func (h *host) Root(_ context.Context, b hardware.Backend, tpm TPM) (hardware.Root, error) {
-	switch {
-	case b == hardware.BackendTPM2 && tpm != nil:
-		return tpm, nil
-	case b == hardware.BackendZymbit && h.zymkey != nil:
-		return h.zymkey, nil
-	case b == hardware.BackendCombined && h.zymkey != nil && tpm != nil:
-		return combined.New(tpm, h.zymkey), nil
+func (h *host) Zymbit(context.Context) (hardware.Root, error) {
+	if h.zymkey == nil {
+		return nil, chipError(hardware.ReasonAbsent, "no tools in this image")
 	}
-	return nil, chipError(hardware.ReasonAbsent, "no %s", b)
+	return h.zymkey, nil
 }
 
 func (h *host) SystemdToken(context.Context, []byte) ([]byte, error) {

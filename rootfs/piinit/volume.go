@@ -78,7 +78,9 @@ func (b *Boot) normalBoot(ctx context.Context, h *luks2.Header) (Space, error) {
 		return nil, err
 	}
 	b.hand.UnlockedBy, b.hand.Recovered = by, by == card.UnlockedByRecovery
-	b.Log.Stage(b.stage, "by", by)
+	if b.Log.Stage(b.stage, "by", by); by == card.UnlockedByZymbit {
+		b.sayLimits(hardware.BackendZymbit)
+	}
 	space, err := v.Map()
 	if err != nil {
 		return nil, err
@@ -94,20 +96,25 @@ func (b *Boot) normalBoot(ctx context.Context, h *luks2.Header) (Space, error) {
 		return nil, err
 	}
 	b.Log.Stage(b.stage, "root", b.verity.RootHash)
-	return space, b.capChip(ctx, v, h.UUID())
+	return space, b.capChip(ctx, v, h.UUID(), hardware.Backend(b.hand.Backend))
 }
 
-// capChip measures which volume was opened and closes the chip's policy until the next
-// power cycle. From here on nothing can unseal, whatever takes over the system.
-func (b *Boot) capChip(ctx context.Context, v Volume, uuid string) error {
+// capChip measures which volume was opened and closes the TPM's policy until the next
+// power cycle. From here on nothing can unseal, whatever takes over the system. That
+// goes for a combined key as well; a Zymbit module alone cannot be closed.
+func (b *Boot) capChip(ctx context.Context, v Volume, uuid string, backend hardware.Backend) error {
 	b.begin(StageCap)
 	if b.tpm == nil {
-		b.Log.Stage(b.stage, "chip", "none")
+		if backend == hardware.BackendZymbit {
+			b.Log.Stage(b.stage, "chip", backend, "closed", "no", "detail", zymbitLimits)
+		} else {
+			b.Log.Stage(b.stage, "chip", "none")
+		}
 		return nil
 	}
 	// A release that has proven itself is counted, also when the power failed
 	// between its commit and the counter.
-	if !b.decision.Trial {
+	if !b.decision.Trial && backend != hardware.BackendZymbit {
 		if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
 			b.Log.Note("counter", "problem", err)
 		}
@@ -117,6 +124,9 @@ func (b *Boot) capChip(ctx context.Context, v Volume, uuid string) error {
 	}
 	if err := b.tpm.Cap(ctx); err != nil {
 		return err
+	}
+	if backend == hardware.BackendZymbit {
+		b.Log.Note("zymbit", "closed", "no", "detail", zymbitLimits)
 	}
 	b.Log.Stage(b.stage, "registers", fmt.Sprintf("%d,%d", card.PCRPhase, card.PCRVolumeKey))
 	return nil
@@ -165,13 +175,14 @@ func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, stri
 	for _, t := range h.Tokens() {
 		var pass []byte
 		var err error
-		by := card.UnlockedByChip
+		by := ""
 		switch t.Type {
 		case hardware.TokenType:
-			pass, err = b.unseal(ctx, h, t)
+			pass, by, err = b.unseal(ctx, h, t)
 		case systemdTPM:
 			by = card.UnlockedBySystemd
 			if err = b.noChip; err == nil {
+				b.hand.Backend = string(hardware.BackendTPM2)
 				pass, err = b.Host.SystemdToken(ctx, t.JSON)
 			}
 		default:
@@ -195,25 +206,25 @@ func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, stri
 	return nil, "", problem
 }
 
-// unseal asks the chip for the passphrase of our token.
-func (b *Boot) unseal(ctx context.Context, h *luks2.Header, t luks2.Token) ([]byte, error) {
+// unseal asks the chips that our token names for its passphrase.
+func (b *Boot) unseal(ctx context.Context, h *luks2.Header, t luks2.Token) (pass []byte, by string, err error) {
 	token, err := hardware.ParseToken(t.JSON)
 	if err != nil {
-		return nil, boot.Failf(ReasonVolume, "%w", err)
+		return nil, "", boot.Failf(ReasonVolume, "%w", err)
 	}
-	if b.tpm == nil && token.Backend == hardware.BackendTPM2 {
-		return nil, b.noChipFailure()
-	}
-	root, err := b.Host.Root(ctx, token.Backend, b.tpm)
+	root, err := b.keeperOf(token)
 	if err != nil {
-		return nil, err
+		return nil, "", err
+	}
+	if token.Backend != hardware.BackendTPM2 {
+		b.Allow(moduleLimit)
 	}
 	secret, err := root.Unseal(ctx, card.SealLabel(h.UUID()), token.Blob)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer clear(secret)
-	return card.ChipPassphrase(secret), nil
+	return card.ChipPassphrase(secret), opened[token.Backend], nil
 }
 
 // tryPassphrase proves a passphrase with the keyslots given, those excepted that
