@@ -31,6 +31,7 @@ func imagePiCommand() *cli.Command {
 		fs.BoolVar(&o.Refresh, "refresh", false, "ask the archive for newer packages")
 		fs.StringVar(&o.CacheDir, "cache", "", "cache directory (default $"+debroot.CacheEnv+" or build/cache)")
 		fs.StringVar(&o.Bin, "bin", "", "directory with static linux/arm64 programs (default: built from source)")
+		fs.StringVar(&o.Root, "root", card.RootAuto, "chip that first boot enrols: tpm2, zymbit, combined (both needed) or auto (all that answer)")
 		fs.StringVar(&o.ZymbitDebs, "zymbit-debs", "", "directory with the vendor's packages for a Zymkey")
 		key := fs.String("key", "", "prefix of the release keys that 'image keygen --pi' made (required)")
 		var trusted stringList

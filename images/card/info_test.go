@@ -54,6 +54,7 @@ func TestInfoRefusals(t *testing.T) {
 		"schema":                 func(i *Info) { i.Schema = "portcullis/pi-info/v2" },
 		"model":                  func(i *Info) { i.Model = "pi3" },
 		"profile":                func(i *Info) { i.Profile = "" },
+		"root":                   func(i *Info) { i.Root = "fake" },
 		"no sequence":            func(i *Info) { i.Sequence = 0 },
 		"sequence too large":     func(i *Info) { i.Sequence = 1<<31 + 1 },
 		"no release key":         func(i *Info) { i.ReleaseKeys = nil },

@@ -20,6 +20,8 @@ type Options struct {
 	Sequence uint64 // of the release, 1 to card.MaxSequence; 0 = 1
 	NVIndex  uint32 // of the chip's rollback counter; 0 = DefaultNVIndex
 
+	Root string // chip that first boot enrols, card.RootAuto and so on; "" = card.RootAuto
+
 	// ZymbitDebs is a directory with the vendor's packages, which may not be
 	// passed on: their unlocking tool goes into the initramfs. "" = none.
 	ZymbitDebs string
@@ -58,6 +60,10 @@ func (o *Options) check() error {
 		return bad("sequence %d is more than %d", o.Sequence, uint64(card.MaxSequence))
 	case o.Threshold < 0 || o.Threshold > 1+len(o.TrustKeys):
 		return bad("threshold %d is not between 1 and the number of release keys", o.Threshold)
+	case o.Root != "" && !card.RootKnown(o.Root):
+		return bad("root %q is not one of %s, %s, %s and %s", o.Root, card.RootAuto, card.RootTPM2, card.RootZymbit, card.RootCombined)
+	case (o.Root == card.RootZymbit || o.Root == card.RootCombined) && o.ZymbitDebs == "":
+		return bad("root %s needs the vendor's packages for a Zymkey: no image could speak to one without", o.Root)
 	case o.NVIndex != 0 && o.NVIndex>>24 != 0x01:
 		return bad("%#x is not an NV index of a TPM", o.NVIndex)
 	}
@@ -66,6 +72,9 @@ func (o *Options) check() error {
 	}
 	if o.Threshold == 0 {
 		o.Threshold = 1
+	}
+	if o.Root == "" {
+		o.Root = card.RootAuto
 	}
 	if o.NVIndex == 0 {
 		o.NVIndex = DefaultNVIndex

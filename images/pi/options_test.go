@@ -25,6 +25,8 @@ func TestOptionsAreChecked(t *testing.T) {
 		"sequence":  func(o *Options) { o.Sequence = card.MaxSequence + 1 },
 		"threshold": func(o *Options) { o.Threshold = 2 },
 		"NV index":  func(o *Options) { o.NVIndex = 0x81000001 },
+		"root":      func(o *Options) { o.Root = "fake" },
+		"no tools":  func(o *Options) { o.Root = card.RootCombined },
 	} {
 		o := Options{Model: card.ModelQEMU, Profile: card.ProfileDev, Keys: keys, OutDir: t.TempDir()}
 		change(&o)

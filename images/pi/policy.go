@@ -16,7 +16,7 @@ func (b *builder) info() (*card.Info, error) {
 	}
 	i := &card.Info{
 		Schema: card.InfoSchema, Model: b.o.Model, Profile: b.o.Profile, Sequence: b.o.Sequence, Threshold: b.o.Threshold,
-		PolicyKey: der, NVIndex: b.o.NVIndex, LabChannel: b.lab(), ReleaseKeys: [][]byte{b.o.Keys.Public()},
+		PolicyKey: der, NVIndex: b.o.NVIndex, LabChannel: b.lab(), ReleaseKeys: [][]byte{b.o.Keys.Public()}, Root: b.o.Root,
 	}
 	for _, k := range b.o.TrustKeys {
 		i.ReleaseKeys = append(i.ReleaseKeys, k)

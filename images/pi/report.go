@@ -24,6 +24,7 @@ type Summary struct {
 	RootHash   string            `json:"root_hash"`
 	BootDigest string            `json:"boot_digest"`
 	ReleaseKey string            `json:"release_key"` // id
+	Root       string            `json:"root"`        // chip that first boot enrols
 	Packages   int               `json:"packages"`
 	Sizes      map[string]int64  `json:"bytes"`
 	SHA256     map[string]string `json:"sha256"`
@@ -41,7 +42,7 @@ type Result struct {
 func (b *builder) summarise(dir string, m *bundle.Manifest) error {
 	s := Summary{
 		Model: m.Model, Profile: m.Profile, LabChannel: m.LabChannel, Sequence: m.Sequence, Kernel: m.Kernel, Cmdline: m.Cmdline,
-		RootHash: m.Verity.RootHash, BootDigest: m.BootDigest, ReleaseKey: manifest.KeyID(b.o.Keys.Public()),
+		RootHash: m.Verity.RootHash, BootDigest: m.BootDigest, ReleaseKey: manifest.KeyID(b.o.Keys.Public()), Root: b.o.Root,
 		Packages: len(b.packages.Used()), Sizes: map[string]int64{}, SHA256: map[string]string{},
 	}
 	for _, name := range publicFiles {
@@ -76,6 +77,7 @@ func (r *Result) Print(w io.Writer, colour bool) {
 	}
 	fmt.Fprintf(w, "  %-12s kernel %s, %d packages\n", "contents", r.Kernel, r.Packages)
 	fmt.Fprintf(w, "  %-12s %s\n", "root hash", r.RootHash)
+	fmt.Fprintf(w, "  %-12s %s\n", "enrols", r.Root)
 	if r.LabChannel {
 		text := "  LAB IMAGE  it has a root command channel: never start a real Pi with it"
 		if colour {
