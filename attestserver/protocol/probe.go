@@ -75,6 +75,26 @@ type Classifier interface {
 	CPUClass(out Output) (string, error)
 }
 
+// Tier says what the root of a verdict is. They compare as strings.
+type Tier string
+
+// Tiers.
+const (
+	TierSoftware Tier = "T0" // no root of trust in the PC
+	TierTPM      Tier = "T1" // a TPM 2.0 that was enrolled
+	TierTEE      Tier = "T2" // a confidential virtual machine (TDX, SEV-SNP)
+)
+
+// Rooted is implemented by an Expectation that asks a root of trust in the PC.
+// Settle is called after the whole answer of a challenge was judged and nothing
+// in it failed: the Expectation keeps what Judge has found worth keeping (taken
+// tells whether it enrolled the PC just now) and says which tier the session's
+// answers have shown.
+type Rooted interface {
+	Expectation
+	Settle(st *ImageState, refs References) (tier Tier, taken bool, err error)
+}
+
 // Image is an image that was opened and verified.
 type Image struct {
 	Dir      string // holds root.img, vmlinuz, initrd

@@ -18,9 +18,10 @@ const classKind = "cpu-class"
 // opinion is what the Expectations say of one answer.
 type opinion struct {
 	findings []protocol.Finding
-	missing  []string // ops whose reference has to be taken first
-	taken    []string // references that were taken from this answer
-	full     bool     // every op was judged
+	missing  []string                 // ops whose reference has to be taken first
+	taken    []string                 // references that were taken from this answer
+	full     bool                     // every op was judged
+	tiers    map[string]protocol.Tier // shown by the ops that ask a root of trust
 }
 
 // judge has an accepted answer judged beside the core: it may take long, and
@@ -58,6 +59,9 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 	}
 	c.note(now, sequence, o.findings...)
 	c.enrol = o.missing
+	for op, tier := range o.tiers {
+		c.machine.Raise(op, tier)
+	}
 	switch {
 	case len(o.missing) > 0:
 		c.machine.Recorded(a.Head)
@@ -103,6 +107,7 @@ func weigh(refs References, st *protocol.ImageState, sent *challenge.Sent, a *ch
 	if o.full && !failing(o.findings) {
 		o.pinClass(refs, st)
 	}
+	o.settle(refs, st, a.Answers)
 	for i := range o.findings {
 		o.findings[i] = bounded(o.findings[i])
 	}
@@ -155,6 +160,32 @@ func (o *opinion) enrol(refs References, st *protocol.ImageState, a challenge.An
 	o.add(found...)
 	if !failing(found) {
 		o.taken = append(o.taken, a.Name())
+	}
+}
+
+// settle lets what holds a PC to a root of trust keep what it has learned and say
+// what that shows, where nothing in the whole answer is wrong.
+func (o *opinion) settle(refs References, st *protocol.ImageState, answers []challenge.Answer) {
+	for _, a := range answers {
+		r, ok := a.Expectation.(protocol.Rooted)
+		if !ok || failing(o.findings) {
+			continue
+		}
+		func() {
+			defer o.survive(a.Name())
+			tier, taken, err := r.Settle(st, refs)
+			if err != nil {
+				o.add(finding(a.Name(), protocol.ProbeUnjudged, protocol.Soft, err.Error()))
+				return
+			}
+			if taken {
+				o.taken = append(o.taken, a.Name())
+			}
+			if o.tiers == nil {
+				o.tiers = make(map[string]protocol.Tier)
+			}
+			o.tiers[a.Name()] = tier
+		}()
 	}
 }
 

@@ -112,7 +112,7 @@ func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Chang
 	if change == nil {
 		return
 	}
-	renewal := change.From == verdict.Trusted && change.To == verdict.Trusted
+	renewal := change.From == verdict.Trusted && change.To == verdict.Trusted && change.Reason != verdict.ReasonTier
 	// Quarantine is enforced before it is written down, everything else after:
 	// trust that could not be recorded must not open anything.
 	if change.To == verdict.Quarantined {
@@ -131,7 +131,7 @@ func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Chang
 	if !renewal {
 		v := c.machine.Verdict()
 		c.o.Events.Emit("verdict", event.Fields{"session": v.Session, "state": v.State.String(), "from": change.From.String(),
-			"reason": change.Reason, "tier": verdict.Tier, "posture": c.o.Posture, "warnings": v.Warnings})
+			"reason": change.Reason, "tier": string(v.Tier), "posture": c.o.Posture, "warnings": v.Warnings})
 	}
 	c.status.set(c.view())
 }
@@ -152,7 +152,7 @@ func (c *core) write(now time.Time, sequence uint64, findings []protocol.Finding
 	e := entry{
 		Time: now.UTC().Format("2006-01-02T15:04:05.000Z"), Session: v.Session, Sequence: sequence,
 		State: v.State.String(), Reason: v.Reason, Challenges: v.Challenges, Failures: v.Failures,
-		Evidence: hex.EncodeToString(v.Evidence[:]), Tier: verdict.Tier, Posture: c.o.Posture,
+		Evidence: hex.EncodeToString(v.Evidence[:]), Tier: string(v.Tier), Posture: c.o.Posture,
 	}
 	for _, f := range findings {
 		e.Findings = append(e.Findings, entryFinding{f.Probe, f.Reason, f.Detail, f.Class.String()})

@@ -10,6 +10,7 @@ import (
 
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/verdict"
 )
 
@@ -43,10 +44,10 @@ func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVe
 	w := s.now.Load()
 	v := w.verdict
 	if !v.NotAfter.IsZero() && !s.o.Clock.Now().Before(v.NotAfter) {
-		v.State, v.NotAfter = verdict.Unknown, time.Time{}
+		v.State, v.Tier, v.NotAfter = verdict.Unknown, protocol.TierSoftware, time.Time{}
 	}
 	r := &portcullisv1.GetVerdictResponse{
-		Session: v.Session, State: apiState(v.State), Tier: verdict.Tier, Posture: s.o.Posture,
+		Session: v.Session, State: apiState(v.State), Tier: string(v.Tier), Posture: s.o.Posture,
 		Challenges: v.Challenges, Failures: v.Failures, EvidenceDigest: v.Evidence[:], Warnings: v.Warnings,
 	}
 	if !v.NotAfter.IsZero() {

@@ -43,9 +43,6 @@ func (s State) String() string {
 	return "invalid"
 }
 
-// Tier is the only one that is judged here: software only, no root of trust in the PC.
-const Tier = "T0"
-
 // Reasons of a change of state beside those of findings.
 const (
 	ReasonStart    = "attestd-started"
@@ -57,6 +54,7 @@ const (
 	ReasonBurst    = "burst-clean"
 	ReasonExpired  = "verdict-expired"
 	ReasonRestored = "quarantine-kept"
+	ReasonTier     = "tier-changed" // trusted as before, on another root of trust
 )
 
 // BurstSize good answers in a row make a suspect trusted again.
@@ -76,16 +74,18 @@ type Finding struct {
 type Verdict struct {
 	Session    string
 	State      State
-	Reason     string    // of the last change of state
-	NotAfter   time.Time // zero unless trusted or suspect after trust
-	Challenges uint64    // judged in this session
+	Tier       protocol.Tier // of what has been shown in this session
+	Reason     string        // of the last change of state
+	NotAfter   time.Time     // zero unless trusted or suspect after trust
+	Challenges uint64        // judged in this session
 	Failures   uint64
 	Findings   []Finding // the newest first
 	Warnings   []string
 	Evidence   [32]byte // chain head after the last accepted evidence
 }
 
-// Change is a transition; To equals From when a trusted verdict was renewed.
+// Change is a transition; To equals From when a trusted verdict was renewed or,
+// with ReasonTier, rests on another root of trust than before.
 type Change struct {
 	From, To State
 	Reason   string
@@ -108,11 +108,12 @@ type Machine struct {
 	fatal  bool      // there was a failure with a fatal finding: never forgiven within the session
 	clean  int       // good answers in a row since the last failure
 	failed []string
+	roots  map[string]protocol.Tier // what each op that asks a root of trust has shown, and not lost since
 }
 
 // New starts at unknown.
 func New(limits Limits) *Machine {
-	return &Machine{limits: limits, v: Verdict{State: Unknown, Reason: ReasonStart}}
+	return &Machine{limits: limits, v: Verdict{State: Unknown, Tier: protocol.TierSoftware, Reason: ReasonStart}}
 }
 
 // Verdict returns a copy of what is believed now.
@@ -145,7 +146,7 @@ func (m *Machine) Failed() []string { return m.failed }
 // NewSession forgets everything: a boot request ends trust.
 func (m *Machine) NewSession(session, reason string) *Change {
 	from := m.v.State
-	*m = Machine{limits: m.limits, v: Verdict{Session: session, State: Unknown, Reason: reason}}
+	*m = Machine{limits: m.limits, v: Verdict{Session: session, State: Unknown, Tier: protocol.TierSoftware, Reason: reason}}
 	return &Change{from, Unknown, reason}
 }
 
@@ -175,6 +176,25 @@ func (m *Machine) Warn(warning string) {
 	m.v.Warnings = append(m.v.Warnings, warning)
 }
 
+// Raise notes the tier that the answer of an op has shown. The verdict has the
+// highest of all ops. It is lost with the session, with a failure of that op and
+// with the verdict's time.
+func (m *Machine) Raise(op string, tier protocol.Tier) {
+	if m.roots == nil {
+		m.roots = make(map[string]protocol.Tier)
+	}
+	m.roots[op] = tier
+}
+
+// tier is the highest that has been shown.
+func (m *Machine) tier() protocol.Tier {
+	highest := protocol.TierSoftware
+	for _, t := range m.roots {
+		highest = max(highest, t)
+	}
+	return highest
+}
+
 // Passed takes an accepted answer. full: every probe was asked and judged.
 // It returns a Change also when a trusted verdict was renewed.
 func (m *Machine) Passed(now time.Time, full bool, evidence [32]byte) *Change {
@@ -196,7 +216,13 @@ func (m *Machine) Passed(now time.Time, full bool, evidence [32]byte) *Change {
 		reason = ReasonBurst
 	}
 	m.v.NotAfter = now.Add(m.limits.Life)
+	tier := m.tier()
+	raised := tier != m.v.Tier
+	m.v.Tier = tier
 	if m.v.State == Trusted {
+		if raised {
+			m.v.Reason, reason = ReasonTier, ReasonTier
+		}
 		return &Change{Trusted, Trusted, reason}
 	}
 	return m.move(Trusted, reason)
@@ -239,10 +265,12 @@ func (m *Machine) Fail(now time.Time, sequence uint64, findings []protocol.Findi
 		}
 		fatal = fatal || f.Class == protocol.Fatal
 		m.failed = append(m.failed, f.Probe)
+		delete(m.roots, f.Probe)
 		if reason == "" {
 			reason = f.Reason
 		}
 	}
+	m.v.Tier = m.tier()
 	second = second || (fatal && m.fatal)
 	m.fatal = m.fatal || fatal
 	switch {
@@ -260,7 +288,7 @@ func (m *Machine) Tick(now time.Time) *Change {
 	if (m.v.State != Trusted && m.v.State != Suspect) || m.v.NotAfter.IsZero() || now.Before(m.v.NotAfter) {
 		return nil
 	}
-	m.full = false
+	m.full, m.roots, m.v.Tier = false, nil, protocol.TierSoftware
 	return m.move(Unknown, ReasonExpired)
 }
 

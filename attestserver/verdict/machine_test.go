@@ -258,3 +258,44 @@ func TestRandomWalksKeepTheRules(t *testing.T) {
 		}
 	}
 }
+
+func TestInvariant10_TierFollowsTheRootOfTrust(t *testing.T) {
+	tpm := []protocol.Finding{{Probe: "tpm", Reason: "tpm-quote", Class: protocol.Fatal}}
+	m := trusted(t)
+	tier := func(want protocol.Tier) {
+		t.Helper()
+		if got := m.Verdict().Tier; got != want {
+			t.Fatalf("tier %s, want %s", got, want)
+		}
+	}
+	tier(protocol.TierSoftware)
+	m.Raise("tpm", protocol.TierTPM)
+	tier(protocol.TierSoftware) // not before an answer passed with it
+	if c := m.Passed(at(1), false, [32]byte{}); c == nil || *c != (Change{Trusted, Trusted, ReasonTier}) {
+		t.Fatalf("raised: %v", c)
+	}
+	tier(protocol.TierTPM)
+	if c := m.Passed(at(2), false, [32]byte{}); c == nil || c.Reason != ReasonPassed {
+		t.Fatalf("renewed: %v", c)
+	}
+	m.Fail(at(3), 1, fatal) // of another op
+	tier(protocol.TierTPM)
+	m.Fail(at(4), 2, tpm)
+	tier(protocol.TierSoftware)
+
+	m = trusted(t)
+	m.Raise("tpm", protocol.TierTPM)
+	m.Raise("tsm", protocol.TierTEE)
+	m.Passed(at(1), false, [32]byte{})
+	tier(protocol.TierTEE)
+	m.Tick(at(100))
+	tier(protocol.TierSoftware)
+
+	m = trusted(t)
+	m.Raise("tpm", protocol.TierTPM)
+	m.Passed(at(1), false, [32]byte{})
+	m.NewSession("next", ReasonSession)
+	tier(protocol.TierSoftware)
+	m.Passed(at(2), true, [32]byte{})
+	tier(protocol.TierSoftware)
+}
