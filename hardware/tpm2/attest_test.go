@@ -14,6 +14,7 @@ import (
 
 	"portcullis/hardware"
 	"portcullis/hardware/tpm2/tpmtest"
+	"portcullis/hardware/tpmattest"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -81,7 +82,7 @@ func TestAttackKeysThatAreNotOfAChipsKind(t *testing.T) {
 	}
 	defer c.release(k)
 	for name, change := range map[string]func(*Enrolment){
-		"attestation key that signs anything": func(e *Enrolment) { e.AK = tpm2.Marshal(k.public) },
+		"attestation key that signs anything": func(e *Enrolment) { e.AK = tpm2.Marshal(k.Public) },
 		"attestation key, garbage":            func(e *Enrolment) { e.AK = []byte{0, 0x23} },
 		"attestation key, more behind":        func(e *Enrolment) { e.AK = append(bytes.Clone(e.AK), 0) },
 		"endorsement key that signs":          func(e *Enrolment) { e.EK = e.AK },
@@ -120,18 +121,18 @@ func TestEndorsementCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	padded := append(bytes.Clone(der), make([]byte, 64)...) // as some makers do
-	index := tpm2.TPMSNVPublic{NVIndex: nvCertRSA, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(padded)),
+	index := tpm2.TPMSNVPublic{NVIndex: tpmattest.NVCertRSA, NameAlg: tpm2.TPMAlgSHA256, DataSize: uint16(len(padded)),
 		Attributes: tpm2.TPMANV{OwnerWrite: true, AuthRead: true, OwnerRead: true, NoDA: true}}
 	if _, err := (tpm2.NVDefineSpace{AuthHandle: tpm2.TPMRHOwner, PublicInfo: tpm2.New2B(index)}).Execute(c.link); err != nil {
 		t.Fatal(err)
 	}
 	for off := 0; off < len(padded); off += 512 {
-		r, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(nvCertRSA)}.Execute(c.link)
+		r, err := tpm2.NVReadPublic{NVIndex: tpm2.TPMHandle(tpmattest.NVCertRSA)}.Execute(c.link)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := (tpm2.NVWrite{AuthHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
-			NVIndex: tpm2.NamedHandle{Handle: nvCertRSA, Name: r.NVName}, Offset: uint16(off),
+			NVIndex: tpm2.NamedHandle{Handle: tpmattest.NVCertRSA, Name: r.NVName}, Offset: uint16(off),
 			Data: tpm2.TPM2BMaxNVBuffer{Buffer: padded[off:min(off+512, len(padded))]}}).Execute(c.link); err != nil {
 			t.Fatal(err)
 		}
@@ -201,7 +202,7 @@ func TestQuoteIsFreshAndComplete(t *testing.T) {
 		"message":              func(q *Quote) { q.Message[len(q.Message)-1] ^= 1 },
 		"message, more behind": func(q *Quote) { q.Message = append(q.Message, 0) },
 		"signature":            func(q *Quote) { q.Signature[len(q.Signature)-1] ^= 1 },
-		"message too long":     func(q *Quote) { q.Message = make([]byte, maxQuote+1) },
+		"message too long":     func(q *Quote) { q.Message = make([]byte, tpmattest.MaxQuote+1) },
 	} {
 		x := fresh()
 		change(x)
@@ -223,7 +224,7 @@ func TestAttackStatementsThatAreNotQuotes(t *testing.T) {
 	// A key of the right shape whose private half is ours, as after a fault in the
 	// enrolment: the checks behind the signature must hold alone.
 	own := newPolicyKey(t)
-	public, err := parseAK(e.AK)
+	public, err := tpmattest.ParseAK(e.AK)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,11 +236,11 @@ func TestAttackStatementsThatAreNotQuotes(t *testing.T) {
 		X: tpm2.TPM2BECCParameter{Buffer: point.Bytes()[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point.Bytes()[33:]}})
 	ak := tpm2.Marshal(public)
 	signed := func(change func(*tpm2.TPMSAttest)) *Quote {
-		a, err := unmarshalAttest(honest.Message)
+		a, err := tpmattest.UnmarshalAttest(honest.Message)
 		if err != nil {
 			t.Fatal(err)
 		}
-		name, err := qualifiedName(public)
+		name, err := tpmattest.QualifiedName(public)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -289,7 +290,7 @@ func FuzzVerifyQuote(f *testing.F) {
 	f.Add(q.Message, e.AK)
 	f.Add([]byte{0xff, 'T', 'C', 'G'}, []byte{0, 0x23})
 	f.Fuzz(func(t *testing.T, message, ak []byte) {
-		_, _ = unmarshalAttest(message)
+		_, _ = tpmattest.UnmarshalAttest(message)
 		x := *q
 		x.Message = message
 		if _, err := VerifyQuote(ak, &x, nonce, []int{8}); err == nil && (!bytes.Equal(message, q.Message) || !bytes.Equal(ak, e.AK)) {

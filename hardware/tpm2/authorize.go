@@ -61,15 +61,3 @@ func ecdsaSignature(der []byte) (*tpm2.TPMTSignature, error) {
 		SignatureS: tpm2.TPM2BECCParameter{Buffer: s.S.FillBytes(make([]byte, 32))},
 	})}, nil
 }
-
-// asn1Signature is the way back.
-func asn1Signature(s *tpm2.TPMTSignature) ([]byte, error) {
-	if s.SigAlg != tpm2.TPMAlgECDSA {
-		return nil, fmt.Errorf("signature algorithm %#x is not ECDSA", uint16(s.SigAlg))
-	}
-	e, err := s.Signature.ECDSA()
-	if err != nil {
-		return nil, err
-	}
-	return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(e.SignatureR.Buffer), new(big.Int).SetBytes(e.SignatureS.Buffer)})
-}

@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"portcullis/hardware"
+	"portcullis/hardware/tpmattest"
 	"portcullis/hardware/tpmpolicy"
 
 	"github.com/google/go-tpm/tpm2"
@@ -92,18 +93,10 @@ func (b *sealed) object() (*tpm2.TPMTPublic, error) {
 }
 
 // unmarshalPublic reads a TPMT_PUBLIC, of which nothing may be left over.
-func unmarshalPublic(b []byte) (p *tpm2.TPMTPublic, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			p, err = nil, refuse(hardware.ReasonBadBlob, "public area: %v", r)
-		}
-	}()
-	p, err = tpm2.Unmarshal[tpm2.TPMTPublic](b)
+func unmarshalPublic(b []byte) (*tpm2.TPMTPublic, error) {
+	p, err := tpmattest.UnmarshalPublic(b)
 	if err != nil {
-		return nil, refuse(hardware.ReasonBadBlob, "public area: %w", err)
-	}
-	if !bytes.Equal(tpm2.Marshal(p), b) {
-		return nil, refuse(hardware.ReasonBadBlob, "public area: something follows or is not canonical")
+		return nil, refuse(hardware.ReasonBadBlob, "%w", err)
 	}
 	return p, nil
 }

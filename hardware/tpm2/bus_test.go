@@ -98,7 +98,7 @@ func TestAttackInterposersKeyInPlaceOfTheStorageKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	own := newPolicyKey(t)
-	forged := srk.public
+	forged := srk.Public
 	point, err := own.PublicKey.ECDH()
 	if err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestAttackInterposersKeyInPlaceOfTheStorageKey(t *testing.T) {
 		}
 		replaced = true
 		// The name beside it is the honest one: it must not be believed.
-		old := tpm2.Marshal(tpm2.New2B(srk.public))
+		old := tpm2.Marshal(tpm2.New2B(srk.Public))
 		return bytes.Replace(answer, old, tpm2.Marshal(tpm2.New2B(forged)), 1), nil
 	}
 	wantRefused(t, "interposer's key", c, blob, hardware.ReasonForeignBlob)

@@ -241,7 +241,7 @@ func TestStorageKeyIsTheOneOfTPM2Tools(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.release(zeros)
-	if bytes.Equal(k.name.Buffer, zeros.name.Buffer) {
+	if bytes.Equal(k.Name.Buffer, zeros.Name.Buffer) {
 		t.Error("made from the template with zeros, which is not systemd's")
 	}
 }
@@ -269,14 +269,14 @@ func TestLockout(t *testing.T) {
 	}
 	template := sealTemplate([32]byte{})
 	template.ObjectAttributes.NoDA, template.ObjectAttributes.UserWithAuth = false, true
-	made, err := tpm2.Create{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
+	made, err := tpm2.Create{ParentHandle: tpm2.AuthHandle{Handle: srk.Handle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)},
 		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: []byte("1234")},
 			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: []byte("x")})}},
 		InPublic: tpm2.New2B(template)}.Execute(c.link)
 	if err != nil {
 		t.Fatal(err)
 	}
-	loaded, err := tpm2.Load{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
+	loaded, err := tpm2.Load{ParentHandle: tpm2.AuthHandle{Handle: srk.Handle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)},
 		InPrivate: made.OutPrivate, InPublic: made.OutPublic}.Execute(c.link)
 	if err != nil {
 		t.Fatal(err)

@@ -35,7 +35,7 @@ func (t *TPM) Handles(ctx context.Context) ([]Handle, error) {
 		}{
 			{"srk", t.cfg.SRK, func() (bool, error) {
 				k, err := t.readKey(t.cfg.SRK)
-				if k != nil && !isStorageKey(&k.public) {
+				if k != nil && !isStorageKey(&k.Public) {
 					return false, refuse(ReasonHandleForeign, "not a storage key")
 				}
 				return k != nil, err

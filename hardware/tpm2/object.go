@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"portcullis/hardware"
+	"portcullis/hardware/tpmattest"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -42,7 +43,7 @@ func (t *TPM) StorageKey(ctx context.Context) (handle uint32, public []byte, err
 		if err != nil {
 			return err
 		}
-		handle, public = uint32(k.handle), tpm2.Marshal(k.public)
+		handle, public = uint32(k.Handle), tpm2.Marshal(k.Public)
 		return nil
 	})
 	return handle, public, err
@@ -69,8 +70,8 @@ func (t *TPM) SealObject(ctx context.Context, policy [32]byte, data []byte) (*Ob
 // create seals data under srk, in a session that hides it from the bus.
 func (t *TPM) create(srk *key, template tpm2.TPMTPublic, data []byte) (*Object, error) {
 	r, err := tpm2.Create{
-		ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize,
-			tpm2.Salted(srk.handle, srk.public), tpm2.AESEncryption(128, tpm2.EncryptIn))},
+		ParentHandle: tpm2.AuthHandle{Handle: srk.Handle, Name: srk.Name, Auth: tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize,
+			tpm2.Salted(srk.Handle, srk.Public), tpm2.AESEncryption(128, tpm2.EncryptIn))},
 		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{
 			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: data})}},
 		InPublic: tpm2.New2B(template),
@@ -78,7 +79,7 @@ func (t *TPM) create(srk *key, template tpm2.TPMTPublic, data []byte) (*Object, 
 	if err != nil {
 		return nil, err
 	}
-	return &Object{SRK: srk.name.Buffer, Public: r.OutPublic.Bytes(), Private: r.OutPrivate.Buffer}, nil
+	return &Object{SRK: srk.Name.Buffer, Public: r.OutPublic.Bytes(), Private: r.OutPrivate.Buffer}, nil
 }
 
 // UnsealObject opens an object: steps runs the policy's commands.
@@ -113,9 +114,9 @@ func (t *TPM) parent(o *Object) (*key, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(srk.name.Buffer, o.SRK) {
+	if !bytes.Equal(srk.Name.Buffer, o.SRK) {
 		t.release(srk)
-		return nil, refuse(hardware.ReasonForeignBlob, "sealed under storage key %x, this chip shows %x: another chip, or it was cleared", o.SRK, srk.name.Buffer)
+		return nil, refuse(hardware.ReasonForeignBlob, "sealed under storage key %x, this chip shows %x: another chip, or it was cleared", o.SRK, srk.Name.Buffer)
 	}
 	return srk, nil
 }
@@ -123,7 +124,7 @@ func (t *TPM) parent(o *Object) (*key, error) {
 // open loads an object and unseals it in a session that hides the answer from the bus.
 func (t *TPM) open(parent *key, public *tpm2.TPMTPublic, o *Object, steps func(*PolicyRun) error) ([]byte, error) {
 	loaded, err := tpm2.Load{
-		ParentHandle: tpm2.AuthHandle{Handle: parent.handle, Name: parent.name, Auth: tpm2.PasswordAuth(nil)},
+		ParentHandle: tpm2.AuthHandle{Handle: parent.Handle, Name: parent.Name, Auth: tpm2.PasswordAuth(nil)},
 		InPrivate:    tpm2.TPM2BPrivate{Buffer: o.Private},
 		InPublic:     tpm2.New2B(*public),
 	}.Execute(t.link)
@@ -156,13 +157,13 @@ func (t *TPM) policySession(parent *key, password []byte) (tpm2.Session, error) 
 	if len(password) > 0 {
 		return startPasswordSession(t.link, parent, password)
 	}
-	s, _, err := tpm2.PolicySession(t.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Salted(parent.handle, parent.public), tpm2.AESEncryption(128, tpm2.EncryptOut))
+	s, _, err := tpm2.PolicySession(t.link, tpm2.TPMAlgSHA256, nonceSize, tpm2.Salted(parent.Handle, parent.Public), tpm2.AESEncryption(128, tpm2.EncryptOut))
 	return s, err
 }
 
 // PCRs asserts registers of a bank as they are now.
 func (p *PolicyRun) PCRs(bank tpm2.TPMIAlgHash, pcrs []int) error {
-	s := selection(pcrs...)
+	s := tpmattest.Selection(pcrs...)
 	s.PCRSelections[0].Hash = bank
 	_, err := tpm2.PolicyPCR{PolicySession: p.s.Handle(), Pcrs: s}.Execute(p.t.link)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 
 	"portcullis/images/card"
 
+	"portcullis/hardware/tpmattest"
+
 	"github.com/google/go-tpm/tpm2"
 )
 
@@ -31,33 +33,11 @@ func (t *TPM) ReadPCRs(ctx context.Context, pcrs []int) (map[int][32]byte, error
 }
 
 func (t *TPM) readPCRs(pcrs []int) (map[int][32]byte, error) {
-	m := make(map[int][32]byte, len(pcrs))
-	for _, i := range pcrs {
-		if i < 0 || i > 23 {
-			return nil, fmt.Errorf("register %d is not between 0 and 23", i)
-		}
-		// One by one: an answer with several may be cut short, and says so only
-		// in a selection that would have to be taken apart again.
-		r, err := tpm2.PCRRead{PCRSelectionIn: selection(i)}.Execute(t.link)
-		if err != nil {
-			return nil, fmt.Errorf("register %d: %w", i, err)
-		}
-		if len(r.PCRValues.Digests) != 1 || len(r.PCRValues.Digests[0].Buffer) != 32 {
-			return nil, refuse(ReasonPCREmpty, "register %d: the chip has no SHA-256 bank", i)
-		}
-		m[i] = [32]byte(r.PCRValues.Digests[0].Buffer)
+	m, err := tpmattest.ReadPCRs(t.link, pcrs)
+	if errors.Is(err, tpmattest.ErrNoBank) {
+		return nil, refuse(ReasonPCREmpty, "%w", err)
 	}
-	return m, nil
-}
-
-// selection of registers in the SHA-256 bank.
-func selection(pcrs ...int) tpm2.TPMLPCRSelection {
-	u := make([]uint, len(pcrs))
-	for i, p := range pcrs {
-		u[i] = uint(p)
-	}
-	return tpm2.TPMLPCRSelection{PCRSelections: []tpm2.TPMSPCRSelection{{
-		Hash: tpm2.TPMAlgSHA256, PCRSelect: tpm2.PCClientCompatible.PCRs(u...)}}}
+	return m, err
 }
 
 // MaxEvent is what the chip hashes in one event, in bytes (Part 2, TPM2B_EVENT).

@@ -122,7 +122,7 @@ func TestAttackUnsealWithTheEmptyPassword(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	loaded, err := tpm2.Load{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
+	loaded, err := tpm2.Load{ParentHandle: tpm2.AuthHandle{Handle: srk.Handle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)},
 		InPrivate: tpm2.TPM2BPrivate{Buffer: b.Private}, InPublic: tpm2.New2B(*object)}.Execute(c.link)
 	if err != nil {
 		t.Fatal(err)
@@ -202,7 +202,7 @@ func TestAttackClonedCardOnAnotherChip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.SRK = srk.name.Buffer
+	b.SRK = srk.Name.Buffer
 	edited, err := b.encode()
 	if err != nil {
 		t.Fatal(err)

@@ -36,7 +36,7 @@ const (
 )
 
 func startPasswordSession(t transport.TPM, salt *key, password []byte) (*passwordSession, error) {
-	to, err := tpm2.ImportEncapsulationKey(&salt.public)
+	to, err := tpm2.ImportEncapsulationKey(&salt.Public)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func startPasswordSession(t transport.TPM, salt *key, password []byte) (*passwor
 		return nil, err
 	}
 	r, err := tpm2.StartAuthSession{
-		TPMKey: salt.handle, Bind: tpm2.TPMRHNull, NonceCaller: tpm2.TPM2BNonce{Buffer: s.nonceCaller},
+		TPMKey: salt.Handle, Bind: tpm2.TPMRHNull, NonceCaller: tpm2.TPM2BNonce{Buffer: s.nonceCaller},
 		EncryptedSalt: tpm2.TPM2BEncryptedSecret{Buffer: encrypted}, SessionType: tpm2.TPMSEPolicy, AuthHash: tpm2.TPMAlgSHA256,
 		Symmetric: tpm2.TPMTSymDef{Algorithm: tpm2.TPMAlgAES, KeyBits: tpm2.NewTPMUSymKeyBits(tpm2.TPMAlgAES, tpm2.TPMKeyBits(128)),
 			Mode: tpm2.NewTPMUSymMode(tpm2.TPMAlgAES, tpm2.TPMAlgCFB)},

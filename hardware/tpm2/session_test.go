@@ -31,14 +31,14 @@ func TestPasswordsWithZeroOctets(t *testing.T) {
 	template := sealTemplate([32]byte(calc.Hash().Digest))
 	template.ObjectAttributes.NoDA, template.ObjectAttributes.AdminWithPolicy = false, false
 	for _, password := range [][]byte{{1, 2, 3}, {1, 0, 3}, {0, 0, 3}, {1, 0, 0, 0, 5, 0, 7}, {1, 2, 0}, bytes.Repeat([]byte{9}, 32)} {
-		made, err := tpm2.Create{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
+		made, err := tpm2.Create{ParentHandle: tpm2.AuthHandle{Handle: srk.Handle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)},
 			InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: password},
 				Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret})}},
 			InPublic: tpm2.New2B(template)}.Execute(c.link)
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := &Object{SRK: srk.name.Buffer, Public: made.OutPublic.Bytes(), Private: made.OutPrivate.Buffer, Auth: password}
+		o := &Object{SRK: srk.Name.Buffer, Public: made.OutPublic.Bytes(), Private: made.OutPrivate.Buffer, Auth: password}
 		b.seen = nil
 		got, err := c.UnsealObject(t.Context(), o, (*PolicyRun).AuthValue)
 		if err != nil || !bytes.Equal(got, secret) {
@@ -52,7 +52,7 @@ func TestPasswordsWithZeroOctets(t *testing.T) {
 		wantReason(t, "wrong password", err, hardware.ReasonFailed)
 	}
 	// An answer that something on the bus changed.
-	made, err := tpm2.Create{ParentHandle: tpm2.AuthHandle{Handle: srk.handle, Name: srk.name, Auth: tpm2.PasswordAuth(nil)},
+	made, err := tpm2.Create{ParentHandle: tpm2.AuthHandle{Handle: srk.Handle, Name: srk.Name, Auth: tpm2.PasswordAuth(nil)},
 		InSensitive: tpm2.TPM2BSensitiveCreate{Sensitive: &tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: []byte("x")},
 			Data: tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: secret})}},
 		InPublic: tpm2.New2B(template)}.Execute(c.link)
@@ -65,7 +65,7 @@ func TestPasswordsWithZeroOctets(t *testing.T) {
 		}
 		return answer, nil
 	}
-	o := &Object{SRK: srk.name.Buffer, Public: made.OutPublic.Bytes(), Private: made.OutPrivate.Buffer, Auth: []byte("x")}
+	o := &Object{SRK: srk.Name.Buffer, Public: made.OutPublic.Bytes(), Private: made.OutPrivate.Buffer, Auth: []byte("x")}
 	got, err := c.UnsealObject(t.Context(), o, (*PolicyRun).AuthValue)
 	wantReason(t, "changed answer", err, hardware.ReasonFailed)
 	if got != nil {

@@ -1,19 +1,16 @@
 package tpm2
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+
+	"portcullis/hardware/tpmattest"
 
 	"github.com/google/go-tpm/tpm2"
 )
 
 // key is an object that is loaded or persistent, with its computed name.
-type key struct {
-	handle tpm2.TPMHandle
-	name   tpm2.TPM2BName
-	public tpm2.TPMTPublic
-}
+type key = tpmattest.Key
 
 // srkTemplate is the storage key that systemd makes: TCG's ECC template with an
 // empty unique field, which gives another key than the field of zeros.
@@ -33,19 +30,7 @@ func (t *TPM) readKey(handle uint32) (*key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read key %#x: %w", handle, err)
 	}
-	return newKey(tpm2.TPMHandle(handle), r.OutPublic)
-}
-
-func newKey(handle tpm2.TPMHandle, public tpm2.TPM2BPublic) (*key, error) {
-	p, err := public.Contents()
-	if err != nil {
-		return nil, err
-	}
-	name, err := tpm2.ObjectName(p)
-	if err != nil {
-		return nil, err
-	}
-	return &key{handle, *name, *p}, nil
+	return tpmattest.NewKey(tpm2.TPMHandle(handle), r.OutPublic)
 }
 
 // storageKey returns the storage key; where there is none and make is set it is
@@ -58,7 +43,7 @@ func (t *TPM) storageKey(make bool) (*key, error) {
 	if k == nil {
 		return t.makePrimary(tpm2.TPMRHOwner, srkTemplate(), t.cfg.SRK, make)
 	}
-	if !isStorageKey(&k.public) {
+	if !isStorageKey(&k.Public) {
 		return nil, refuse(ReasonHandleForeign, "%#x holds something that is not a storage key", t.cfg.SRK)
 	}
 	return k, nil
@@ -75,52 +60,30 @@ func isStorageKey(p *tpm2.TPMTPublic) bool {
 // makePrimary makes a primary key. With keep it is made persistent at handle and
 // the transient one is flushed; otherwise the caller flushes.
 func (t *TPM) makePrimary(hierarchy tpm2.TPMHandle, template tpm2.TPMTPublic, handle uint32, keep bool) (*key, error) {
-	r, err := tpm2.CreatePrimary{PrimaryHandle: hierarchy, InPublic: tpm2.New2B(template)}.Execute(t.link)
-	if err != nil {
-		return nil, fmt.Errorf("make key: %w", err)
-	}
-	k, err := newKey(r.ObjectHandle, r.OutPublic)
+	k, err := tpmattest.MakePrimary(t.link, hierarchy, template)
 	if err != nil || !keep {
 		return k, err
 	}
-	defer t.flush(k.handle)
-	_, err = tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: tpm2.NamedHandle{Handle: k.handle, Name: k.name},
+	defer t.flush(k.Handle)
+	_, err = tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: tpm2.NamedHandle{Handle: k.Handle, Name: k.Name},
 		PersistentHandle: tpm2.TPMHandle(handle)}.Execute(t.link)
 	if err != nil {
 		return nil, fmt.Errorf("keep key at %#x: %w", handle, err)
 	}
 	kept := *k
-	kept.handle = tpm2.TPMHandle(handle)
+	kept.Handle = tpm2.TPMHandle(handle)
 	return &kept, nil
 }
 
 // release flushes a key that is not persistent.
 func (t *TPM) release(k *key) {
-	if k != nil && uint32(k.handle)>>24 == 0x80 {
-		t.flush(k.handle)
+	if k != nil && uint32(k.Handle)>>24 == 0x80 {
+		t.flush(k.Handle)
 	}
 }
 
 // flush frees a transient object or session. An error is no news: with a resource
 // manager it goes when the device is closed.
 func (t *TPM) flush(h tpm2.TPMHandle) {
-	_, _ = tpm2.FlushContext{FlushHandle: h}.Execute(t.link)
-}
-
-// sameTemplate compares two publics without their unique fields.
-func sameTemplate(a, b tpm2.TPMTPublic) bool {
-	if a.Type != b.Type {
-		return false
-	}
-	switch a.Type {
-	case tpm2.TPMAlgECC:
-		empty := tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
-		a.Unique, b.Unique = empty, empty
-	case tpm2.TPMAlgRSA:
-		empty := tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
-		a.Unique, b.Unique = empty, empty
-	default:
-		return false
-	}
-	return bytes.Equal(tpm2.Marshal(a), tpm2.Marshal(b))
+	tpmattest.Flush(t.link, h)
 }

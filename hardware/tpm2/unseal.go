@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"portcullis/hardware"
+	"portcullis/hardware/tpmattest"
 	"portcullis/hardware/tpmpolicy"
 
 	"github.com/google/go-tpm/tpm2"
@@ -133,7 +134,7 @@ func (t *TPM) satisfy(p *PolicyRun, branch *tpmpolicy.Signed) error {
 		v := branch.PCRs[i]
 		composite.Write(v[:])
 	}
-	_, err := tpm2.PolicyPCR{PolicySession: p.s.Handle(), PcrDigest: tpm2.TPM2BDigest{Buffer: composite.Sum(nil)}, Pcrs: selection(numbers...)}.Execute(t.link)
+	_, err := tpm2.PolicyPCR{PolicySession: p.s.Handle(), PcrDigest: tpm2.TPM2BDigest{Buffer: composite.Sum(nil)}, Pcrs: tpmattest.Selection(numbers...)}.Execute(t.link)
 	if err != nil {
 		return fmt.Errorf("registers: %w", as(err, hardware.ReasonPolicy, tpm2.TPMRCValue))
 	}
