@@ -34,6 +34,7 @@ type Message struct {
 	//	*Message_Challenge
 	//	*Message_Chunk
 	//	*Message_Evidence
+	//	*Message_Down
 	Body          isMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -130,6 +131,15 @@ func (x *Message) GetEvidence() *Evidence {
 	return nil
 }
 
+func (x *Message) GetDown() *Down {
+	if x != nil {
+		if x, ok := x.Body.(*Message_Down); ok {
+			return x.Down
+		}
+	}
+	return nil
+}
+
 type isMessage_Body interface {
 	isMessage_Body()
 }
@@ -158,6 +168,10 @@ type Message_Evidence struct {
 	Evidence *Evidence `protobuf:"bytes,6,opt,name=evidence,proto3,oneof"` // agent
 }
 
+type Message_Down struct {
+	Down *Down `protobuf:"bytes,20,opt,name=down,proto3,oneof"` // gateway
+}
+
 func (*Message_Hello) isMessage_Body() {}
 
 func (*Message_Claim) isMessage_Body() {}
@@ -169,6 +183,8 @@ func (*Message_Challenge) isMessage_Body() {}
 func (*Message_Chunk) isMessage_Body() {}
 
 func (*Message_Evidence) isMessage_Body() {}
+
+func (*Message_Down) isMessage_Body() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -787,18 +803,88 @@ func (x *Evidence) GetSignature() []byte {
 	return nil
 }
 
+// Down tells the agent to take the PC down at once.
+type Down struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // 16 bytes: of the action
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	Off           bool                   `protobuf:"varint,3,opt,name=off,proto3" json:"off,omitempty"`            // power off; otherwise reboot
+	Signature     []byte                 `protobuf:"bytes,4,opt,name=signature,proto3" json:"signature,omitempty"` // of the gateway's key, over DownTranscript
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Down) Reset() {
+	*x = Down{}
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Down) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Down) ProtoMessage() {}
+
+func (x *Down) ProtoReflect() protoreflect.Message {
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Down.ProtoReflect.Descriptor instead.
+func (*Down) Descriptor() ([]byte, []int) {
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Down) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Down) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *Down) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+func (x *Down) GetSignature() []byte {
+	if x != nil {
+		return x.Signature
+	}
+	return nil
+}
+
 var File_attestserver_protocol_agent_proto protoreflect.FileDescriptor
 
 const file_attestserver_protocol_agent_proto_rawDesc = "" +
 	"\n" +
-	"!attestserver/protocol/agent.proto\x12\x13portcullis.agent.v1\"\xf1\x02\n" +
+	"!attestserver/protocol/agent.proto\x12\x13portcullis.agent.v1\"\xa2\x03\n" +
 	"\aMessage\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.portcullis.agent.v1.HelloH\x00R\x05hello\x122\n" +
 	"\x05claim\x18\x02 \x01(\v2\x1a.portcullis.agent.v1.ClaimH\x00R\x05claim\x12E\n" +
 	"\fclaim_result\x18\x03 \x01(\v2 .portcullis.agent.v1.ClaimResultH\x00R\vclaimResult\x12>\n" +
 	"\tchallenge\x18\x04 \x01(\v2\x1e.portcullis.agent.v1.ChallengeH\x00R\tchallenge\x122\n" +
 	"\x05chunk\x18\x05 \x01(\v2\x1a.portcullis.agent.v1.ChunkH\x00R\x05chunk\x12;\n" +
-	"\bevidence\x18\x06 \x01(\v2\x1d.portcullis.agent.v1.EvidenceH\x00R\bevidenceB\x06\n" +
+	"\bevidence\x18\x06 \x01(\v2\x1d.portcullis.agent.v1.EvidenceH\x00R\bevidence\x12/\n" +
+	"\x04down\x18\x14 \x01(\v2\x19.portcullis.agent.v1.DownH\x00R\x04downB\x06\n" +
 	"\x04body\"7\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
@@ -854,7 +940,12 @@ const file_attestserver_protocol_agent_proto_rawDesc = "" +
 	"\vfinished_ms\x18\x05 \x01(\x03R\n" +
 	"finishedMs\x12\x1a\n" +
 	"\bprevious\x18\x06 \x01(\fR\bprevious\x12\x1c\n" +
-	"\tsignature\x18\a \x01(\fR\tsignatureB\"Z portcullis/attestserver/protocolb\x06proto3"
+	"\tsignature\x18\a \x01(\fR\tsignature\"`\n" +
+	"\x04Down\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12\x10\n" +
+	"\x03off\x18\x03 \x01(\bR\x03off\x12\x1c\n" +
+	"\tsignature\x18\x04 \x01(\fR\tsignatureB\"Z portcullis/attestserver/protocolb\x06proto3"
 
 var (
 	file_attestserver_protocol_agent_proto_rawDescOnce sync.Once
@@ -868,7 +959,7 @@ func file_attestserver_protocol_agent_proto_rawDescGZIP() []byte {
 	return file_attestserver_protocol_agent_proto_rawDescData
 }
 
-var file_attestserver_protocol_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_attestserver_protocol_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_attestserver_protocol_agent_proto_goTypes = []any{
 	(*Message)(nil),     // 0: portcullis.agent.v1.Message
 	(*Hello)(nil),       // 1: portcullis.agent.v1.Hello
@@ -879,6 +970,7 @@ var file_attestserver_protocol_agent_proto_goTypes = []any{
 	(*Chunk)(nil),       // 6: portcullis.agent.v1.Chunk
 	(*OpResult)(nil),    // 7: portcullis.agent.v1.OpResult
 	(*Evidence)(nil),    // 8: portcullis.agent.v1.Evidence
+	(*Down)(nil),        // 9: portcullis.agent.v1.Down
 }
 var file_attestserver_protocol_agent_proto_depIdxs = []int32{
 	1, // 0: portcullis.agent.v1.Message.hello:type_name -> portcullis.agent.v1.Hello
@@ -887,13 +979,14 @@ var file_attestserver_protocol_agent_proto_depIdxs = []int32{
 	5, // 3: portcullis.agent.v1.Message.challenge:type_name -> portcullis.agent.v1.Challenge
 	6, // 4: portcullis.agent.v1.Message.chunk:type_name -> portcullis.agent.v1.Chunk
 	8, // 5: portcullis.agent.v1.Message.evidence:type_name -> portcullis.agent.v1.Evidence
-	4, // 6: portcullis.agent.v1.Challenge.ops:type_name -> portcullis.agent.v1.Op
-	7, // 7: portcullis.agent.v1.Evidence.results:type_name -> portcullis.agent.v1.OpResult
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	9, // 6: portcullis.agent.v1.Message.down:type_name -> portcullis.agent.v1.Down
+	4, // 7: portcullis.agent.v1.Challenge.ops:type_name -> portcullis.agent.v1.Op
+	7, // 8: portcullis.agent.v1.Evidence.results:type_name -> portcullis.agent.v1.OpResult
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_attestserver_protocol_agent_proto_init() }
@@ -908,6 +1001,7 @@ func file_attestserver_protocol_agent_proto_init() {
 		(*Message_Challenge)(nil),
 		(*Message_Chunk)(nil),
 		(*Message_Evidence)(nil),
+		(*Message_Down)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -915,7 +1009,7 @@ func file_attestserver_protocol_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_attestserver_protocol_agent_proto_rawDesc), len(file_attestserver_protocol_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

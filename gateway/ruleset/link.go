@@ -87,6 +87,8 @@ func linkTable(pol policy.Policy) *Table {
 		Hook: &Hook{Type: "filter", Point: "egress", Device: p.Interface, Priority: 0},
 		Rules: []Rule{
 			{ether(Equal, etherARP), address(ARPIP, Equal, p.Address.Addr()), accept},
+			// What wakes the PC, and no other machine.
+			{ether(Equal, etherWake), hardware(EtherDst, Equal, p.MAC), magic(p.MAC), accept},
 			{ether(NotEqual, etherIPv4), reject(linkOut)},
 			{In{Fields: []Field{OIfName}, Set: banSet}, number8(IPProto, Equal, protoUDP), number16(SrcPort, Equal, portDHCP), accept},
 			{In{Fields: []Field{OIfName}, Set: banSet}, number8(IPProto, Equal, protoUDP), number16(SrcPort, Equal, portProxyDHCP), accept},

@@ -20,6 +20,7 @@ const (
 	etherIPv6  = 0x86dd
 	etherEAPOL = 0x888e
 	etherLLDP  = 0x88cc
+	etherWake  = 0x0842
 
 	packetHost      = 0
 	packetBroadcast = 1
@@ -74,6 +75,12 @@ func address(f Field, op Op, a netip.Addr) Match {
 
 func hardware(f Field, op Op, a net.HardwareAddr) Match {
 	return Match{Field: f, Op: op, Value: a, Shown: a.String()}
+}
+
+// magic matches the beginning of the packet that wakes the machine a: six bytes of
+// ones and its address.
+func magic(a net.HardwareAddr) Match {
+	return Match{Field: WakeHead, Op: Equal, Value: append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, a...), Shown: "ff:ff:ff:ff:ff:ff " + a.String()}
 }
 
 func state(bits uint32, words string) Match {

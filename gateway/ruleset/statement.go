@@ -50,6 +50,7 @@ var (
 	CTState   = Field{Name: "ct state", Source: FromConntrack, Key: ctState, Len: 4}
 	CTDir     = Field{Name: "ct direction", Source: FromConntrack, Key: ctDirection, Len: 1}
 	CTMark    = Field{Name: "ct mark", Source: FromConntrack, Key: ctMark, Len: 4}
+	EtherDst  = Field{Name: "ether daddr", Source: FromLink, Offset: 0, Len: 6}
 	EtherSrc  = Field{Name: "ether saddr", Source: FromLink, Offset: 6, Len: 6}
 	EtherType = Field{Name: "ether type", Source: FromLink, Offset: 12, Len: 2}
 	IPVersion = Field{Name: "@nh,0,8", Source: FromNetwork, Offset: 0, Len: 1}
@@ -57,6 +58,7 @@ var (
 	IPProto   = Field{Name: "ip protocol", Source: FromNetwork, Offset: 9, Len: 1}
 	IPSrc     = Field{Name: "ip saddr", Source: FromNetwork, Offset: 12, Len: 4}
 	IPDst     = Field{Name: "ip daddr", Source: FromNetwork, Offset: 16, Len: 4}
+	WakeHead  = Field{Name: "@nh,0,96", Source: FromNetwork, Offset: 0, Len: 12}
 	ARPHeader = Field{Name: "@nh,0,48", Source: FromNetwork, Offset: 0, Len: 6}
 	ARPOp     = Field{Name: "arp operation", Source: FromNetwork, Offset: 6, Len: 2}
 	ARPMAC    = Field{Name: "arp saddr ether", Source: FromNetwork, Offset: 8, Len: 6}

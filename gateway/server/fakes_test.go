@@ -104,11 +104,14 @@ func (c *fakeClock) advance(d time.Duration) {
 type fakeWire struct {
 	mu      sync.Mutex
 	cuts    int
+	wakes   int
 	routing bool
 }
 
 func (w *fakeWire) Cut(netip.Addr) error { w.mu.Lock(); defer w.mu.Unlock(); w.cuts++; return nil }
 func (w *fakeWire) Route(on bool) error  { w.mu.Lock(); defer w.mu.Unlock(); w.routing = on; return nil }
+
+func (w *fakeWire) Wake() error { w.mu.Lock(); defer w.mu.Unlock(); w.wakes++; return nil }
 
 type lines struct {
 	mu sync.Mutex

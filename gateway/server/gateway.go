@@ -43,6 +43,8 @@ type Wire interface {
 	Cut(pc netip.Addr) error
 	// Route lets granted packets through the routing, or stops it.
 	Route(on bool) error
+	// Wake sends the magic packet out of the PC's port.
+	Wake() error
 }
 
 // Options of New.
@@ -64,6 +66,8 @@ type Gateway struct {
 	policy policy.Policy
 	runEnd time.Time
 	index  int  // of the port's interface when last seen; 0 = none
+	link   bool // it carries
+	losses uint64
 	dirty  bool // the state file is older than the policy
 	ring   violation.Ring
 }

@@ -117,6 +117,10 @@ func (g *Gateway) Link(ctx context.Context, s link.State) error {
 			failed = errors.Join(link.Harden(g.opt.Port.Interface), g.enforce(g.remaining(g.policy)))
 		}
 		g.index = s.Index
+		if g.link && !s.Carrier {
+			g.losses++
+		}
+		g.link = s.Carrier
 		g.opt.Events.Emit("link", event.Fields{"present": s.Index != 0, "carrier": s.Carrier, "bound": s.Index != 0 && g.opt.Kernel.LinkBound() == nil})
 		if s.Master != 0 {
 			g.opt.Events.Emit("drift", event.Fields{"reason": "port-enslaved", "restored": true})

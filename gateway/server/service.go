@@ -12,6 +12,7 @@ import (
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/gateway/policy"
 	"portcullis/gateway/ruleset"
+	"portcullis/internal/event"
 )
 
 // Service answers the Gateway service of api/portcullis/v1.
@@ -106,6 +107,18 @@ func (s *Service) GetGatewayStatus(ctx context.Context, _ *connect.Request[v1.Ge
 	return answer(out, err)
 }
 
+// Wake sends the magic packet. It goes to the known PC only, whoever asks.
+func (s *Service) Wake(ctx context.Context, _ *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error) {
+	err := s.call(ctx, func() error {
+		if err := s.g.opt.Wire.Wake(); err != nil {
+			return err
+		}
+		s.g.opt.Events.Emit("wake", event.Fields{"mac": s.g.opt.Port.MAC.String(), "carrier": s.g.link})
+		return nil
+	})
+	return answer(&v1.WakeResponse{}, err)
+}
+
 func (s *Service) status(out *v1.GetGatewayStatusResponse) error {
 	p := s.g.policy
 	out.Session, out.Mac, out.Address = p.Session, p.Port.MAC.String(), p.Address.String()
@@ -115,6 +128,7 @@ func (s *Service) status(out *v1.GetGatewayStatusResponse) error {
 		}
 	}
 	out.Grants = grantMessages(p.Grants)
+	out.Carrier, out.CarrierLosses = s.g.link, s.g.losses
 	counters, err := s.g.opt.Kernel.Counters()
 	if err != nil {
 		return err

@@ -61,6 +61,9 @@ func (m machine) Route(on bool) error {
 	return err
 }
 
+// Wake sends the magic packet for the known PC.
+func (m machine) Wake() error { return link.Wake(m.port.Interface, m.port.MAC) }
+
 func present(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

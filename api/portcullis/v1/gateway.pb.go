@@ -836,6 +836,8 @@ type GetGatewayStatusResponse struct {
 	Dropped         map[string]uint64      `protobuf:"bytes,7,rep,name=dropped,proto3" json:"dropped,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // packets by counter name
 	Violations      []*Violation           `protobuf:"bytes,8,rep,name=violations,proto3" json:"violations,omitempty"`                                                                      // the newest first, at most 64
 	ViolationsTotal uint64                 `protobuf:"varint,9,opt,name=violations_total,json=violationsTotal,proto3" json:"violations_total,omitempty"`                                    // packets dropped, counted in the kernel
+	Carrier         bool                   `protobuf:"varint,10,opt,name=carrier,proto3" json:"carrier,omitempty"`                                                                          // the cable carries
+	CarrierLosses   uint64                 `protobuf:"varint,11,opt,name=carrier_losses,json=carrierLosses,proto3" json:"carrier_losses,omitempty"`                                         // since gatewayd started
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -933,6 +935,92 @@ func (x *GetGatewayStatusResponse) GetViolationsTotal() uint64 {
 	return 0
 }
 
+func (x *GetGatewayStatusResponse) GetCarrier() bool {
+	if x != nil {
+		return x.Carrier
+	}
+	return false
+}
+
+func (x *GetGatewayStatusResponse) GetCarrierLosses() uint64 {
+	if x != nil {
+		return x.CarrierLosses
+	}
+	return 0
+}
+
+type WakeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WakeRequest) Reset() {
+	*x = WakeRequest{}
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WakeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WakeRequest) ProtoMessage() {}
+
+func (x *WakeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WakeRequest.ProtoReflect.Descriptor instead.
+func (*WakeRequest) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{15}
+}
+
+type WakeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WakeResponse) Reset() {
+	*x = WakeResponse{}
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WakeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WakeResponse) ProtoMessage() {}
+
+func (x *WakeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WakeResponse.ProtoReflect.Descriptor instead.
+func (*WakeResponse) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{16}
+}
+
 var File_portcullis_v1_gateway_proto protoreflect.FileDescriptor
 
 const file_portcullis_v1_gateway_proto_rawDesc = "" +
@@ -984,7 +1072,7 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12 \n" +
 	"\fnot_after_ms\x18\x02 \x01(\x03R\n" +
 	"notAfterMs\"\x19\n" +
-	"\x17GetGatewayStatusRequest\"\xd3\x03\n" +
+	"\x17GetGatewayStatusRequest\"\x94\x04\n" +
 	"\x18GetGatewayStatusResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12*\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x14.portcullis.v1.PhaseR\x05phase\x12\x10\n" +
@@ -996,10 +1084,15 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"\n" +
 	"violations\x18\b \x03(\v2\x18.portcullis.v1.ViolationR\n" +
 	"violations\x12)\n" +
-	"\x10violations_total\x18\t \x01(\x04R\x0fviolationsTotal\x1a:\n" +
+	"\x10violations_total\x18\t \x01(\x04R\x0fviolationsTotal\x12\x18\n" +
+	"\acarrier\x18\n" +
+	" \x01(\bR\acarrier\x12%\n" +
+	"\x0ecarrier_losses\x18\v \x01(\x04R\rcarrierLosses\x1a:\n" +
 	"\fDroppedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01*u\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\r\n" +
+	"\vWakeRequest\"\x0e\n" +
+	"\fWakeResponse*u\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x0e\n" +
 	"\n" +
@@ -1008,7 +1101,7 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"PHASE_BOOT\x10\x02\x12\x10\n" +
 	"\fPHASE_ATTEST\x10\x03\x12\r\n" +
 	"\tPHASE_RUN\x10\x04\x12\x14\n" +
-	"\x10PHASE_QUARANTINE\x10\x052\xfe\x03\n" +
+	"\x10PHASE_QUARANTINE\x10\x052\xbf\x04\n" +
 	"\aGateway\x12K\n" +
 	"\bOpenBoot\x12\x1e.portcullis.v1.OpenBootRequest\x1a\x1f.portcullis.v1.OpenBootResponse\x12K\n" +
 	"\bSetPhase\x12\x1e.portcullis.v1.SetPhaseRequest\x1a\x1f.portcullis.v1.SetPhaseResponse\x12K\n" +
@@ -1016,7 +1109,8 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"\n" +
 	"ListGrants\x12 .portcullis.v1.ListGrantsRequest\x1a!.portcullis.v1.ListGrantsResponse\x12T\n" +
 	"\vRevokeGrant\x12!.portcullis.v1.RevokeGrantRequest\x1a\".portcullis.v1.RevokeGrantResponse\x12c\n" +
-	"\x10GetGatewayStatus\x12&.portcullis.v1.GetGatewayStatusRequest\x1a'.portcullis.v1.GetGatewayStatusResponseB+Z)portcullis/api/portcullis/v1;portcullisv1b\x06proto3"
+	"\x10GetGatewayStatus\x12&.portcullis.v1.GetGatewayStatusRequest\x1a'.portcullis.v1.GetGatewayStatusResponse\x12?\n" +
+	"\x04Wake\x12\x1a.portcullis.v1.WakeRequest\x1a\x1b.portcullis.v1.WakeResponseB+Z)portcullis/api/portcullis/v1;portcullisv1b\x06proto3"
 
 var (
 	file_portcullis_v1_gateway_proto_rawDescOnce sync.Once
@@ -1031,7 +1125,7 @@ func file_portcullis_v1_gateway_proto_rawDescGZIP() []byte {
 }
 
 var file_portcullis_v1_gateway_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portcullis_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_portcullis_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_portcullis_v1_gateway_proto_goTypes = []any{
 	(Phase)(0),                       // 0: portcullis.v1.Phase
 	(*OpenBootRequest)(nil),          // 1: portcullis.v1.OpenBootRequest
@@ -1049,7 +1143,9 @@ var file_portcullis_v1_gateway_proto_goTypes = []any{
 	(*Ban)(nil),                      // 13: portcullis.v1.Ban
 	(*GetGatewayStatusRequest)(nil),  // 14: portcullis.v1.GetGatewayStatusRequest
 	(*GetGatewayStatusResponse)(nil), // 15: portcullis.v1.GetGatewayStatusResponse
-	nil,                              // 16: portcullis.v1.GetGatewayStatusResponse.DroppedEntry
+	(*WakeRequest)(nil),              // 16: portcullis.v1.WakeRequest
+	(*WakeResponse)(nil),             // 17: portcullis.v1.WakeResponse
+	nil,                              // 18: portcullis.v1.GetGatewayStatusResponse.DroppedEntry
 }
 var file_portcullis_v1_gateway_proto_depIdxs = []int32{
 	0,  // 0: portcullis.v1.SetPhaseRequest.phase:type_name -> portcullis.v1.Phase
@@ -1058,7 +1154,7 @@ var file_portcullis_v1_gateway_proto_depIdxs = []int32{
 	0,  // 3: portcullis.v1.GetGatewayStatusResponse.phase:type_name -> portcullis.v1.Phase
 	5,  // 4: portcullis.v1.GetGatewayStatusResponse.grants:type_name -> portcullis.v1.Grant
 	13, // 5: portcullis.v1.GetGatewayStatusResponse.bans:type_name -> portcullis.v1.Ban
-	16, // 6: portcullis.v1.GetGatewayStatusResponse.dropped:type_name -> portcullis.v1.GetGatewayStatusResponse.DroppedEntry
+	18, // 6: portcullis.v1.GetGatewayStatusResponse.dropped:type_name -> portcullis.v1.GetGatewayStatusResponse.DroppedEntry
 	12, // 7: portcullis.v1.GetGatewayStatusResponse.violations:type_name -> portcullis.v1.Violation
 	1,  // 8: portcullis.v1.Gateway.OpenBoot:input_type -> portcullis.v1.OpenBootRequest
 	3,  // 9: portcullis.v1.Gateway.SetPhase:input_type -> portcullis.v1.SetPhaseRequest
@@ -1066,14 +1162,16 @@ var file_portcullis_v1_gateway_proto_depIdxs = []int32{
 	8,  // 11: portcullis.v1.Gateway.ListGrants:input_type -> portcullis.v1.ListGrantsRequest
 	10, // 12: portcullis.v1.Gateway.RevokeGrant:input_type -> portcullis.v1.RevokeGrantRequest
 	14, // 13: portcullis.v1.Gateway.GetGatewayStatus:input_type -> portcullis.v1.GetGatewayStatusRequest
-	2,  // 14: portcullis.v1.Gateway.OpenBoot:output_type -> portcullis.v1.OpenBootResponse
-	4,  // 15: portcullis.v1.Gateway.SetPhase:output_type -> portcullis.v1.SetPhaseResponse
-	7,  // 16: portcullis.v1.Gateway.AddGrant:output_type -> portcullis.v1.AddGrantResponse
-	9,  // 17: portcullis.v1.Gateway.ListGrants:output_type -> portcullis.v1.ListGrantsResponse
-	11, // 18: portcullis.v1.Gateway.RevokeGrant:output_type -> portcullis.v1.RevokeGrantResponse
-	15, // 19: portcullis.v1.Gateway.GetGatewayStatus:output_type -> portcullis.v1.GetGatewayStatusResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
+	16, // 14: portcullis.v1.Gateway.Wake:input_type -> portcullis.v1.WakeRequest
+	2,  // 15: portcullis.v1.Gateway.OpenBoot:output_type -> portcullis.v1.OpenBootResponse
+	4,  // 16: portcullis.v1.Gateway.SetPhase:output_type -> portcullis.v1.SetPhaseResponse
+	7,  // 17: portcullis.v1.Gateway.AddGrant:output_type -> portcullis.v1.AddGrantResponse
+	9,  // 18: portcullis.v1.Gateway.ListGrants:output_type -> portcullis.v1.ListGrantsResponse
+	11, // 19: portcullis.v1.Gateway.RevokeGrant:output_type -> portcullis.v1.RevokeGrantResponse
+	15, // 20: portcullis.v1.Gateway.GetGatewayStatus:output_type -> portcullis.v1.GetGatewayStatusResponse
+	17, // 21: portcullis.v1.Gateway.Wake:output_type -> portcullis.v1.WakeResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1090,7 +1188,7 @@ func file_portcullis_v1_gateway_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portcullis_v1_gateway_proto_rawDesc), len(file_portcullis_v1_gateway_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

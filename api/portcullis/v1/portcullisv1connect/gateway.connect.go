@@ -46,6 +46,8 @@ const (
 	// GatewayGetGatewayStatusProcedure is the fully-qualified name of the Gateway's GetGatewayStatus
 	// RPC.
 	GatewayGetGatewayStatusProcedure = "/portcullis.v1.Gateway/GetGatewayStatus"
+	// GatewayWakeProcedure is the fully-qualified name of the Gateway's Wake RPC.
+	GatewayWakeProcedure = "/portcullis.v1.Gateway/Wake"
 )
 
 // GatewayClient is a client for the portcullis.v1.Gateway service.
@@ -60,6 +62,8 @@ type GatewayClient interface {
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)
 	RevokeGrant(context.Context, *connect.Request[v1.RevokeGrantRequest]) (*connect.Response[v1.RevokeGrantResponse], error)
 	GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error)
+	// Wake sends the magic packet for the known PC out of its port.
+	Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error)
 }
 
 // NewGatewayClient constructs a client for the portcullis.v1.Gateway service. By default, it uses
@@ -109,6 +113,12 @@ func NewGatewayClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 			connect.WithSchema(gatewayMethods.ByName("GetGatewayStatus")),
 			connect.WithClientOptions(opts...),
 		),
+		wake: connect.NewClient[v1.WakeRequest, v1.WakeResponse](
+			httpClient,
+			baseURL+GatewayWakeProcedure,
+			connect.WithSchema(gatewayMethods.ByName("Wake")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -120,6 +130,7 @@ type gatewayClient struct {
 	listGrants       *connect.Client[v1.ListGrantsRequest, v1.ListGrantsResponse]
 	revokeGrant      *connect.Client[v1.RevokeGrantRequest, v1.RevokeGrantResponse]
 	getGatewayStatus *connect.Client[v1.GetGatewayStatusRequest, v1.GetGatewayStatusResponse]
+	wake             *connect.Client[v1.WakeRequest, v1.WakeResponse]
 }
 
 // OpenBoot calls portcullis.v1.Gateway.OpenBoot.
@@ -152,6 +163,11 @@ func (c *gatewayClient) GetGatewayStatus(ctx context.Context, req *connect.Reque
 	return c.getGatewayStatus.CallUnary(ctx, req)
 }
 
+// Wake calls portcullis.v1.Gateway.Wake.
+func (c *gatewayClient) Wake(ctx context.Context, req *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error) {
+	return c.wake.CallUnary(ctx, req)
+}
+
 // GatewayHandler is an implementation of the portcullis.v1.Gateway service.
 type GatewayHandler interface {
 	// OpenBoot ends all trust of the port, cuts its flows, binds MAC and address
@@ -164,6 +180,8 @@ type GatewayHandler interface {
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)
 	RevokeGrant(context.Context, *connect.Request[v1.RevokeGrantRequest]) (*connect.Response[v1.RevokeGrantResponse], error)
 	GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error)
+	// Wake sends the magic packet for the known PC out of its port.
+	Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error)
 }
 
 // NewGatewayHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -209,6 +227,12 @@ func NewGatewayHandler(svc GatewayHandler, opts ...connect.HandlerOption) (strin
 		connect.WithSchema(gatewayMethods.ByName("GetGatewayStatus")),
 		connect.WithHandlerOptions(opts...),
 	)
+	gatewayWakeHandler := connect.NewUnaryHandler(
+		GatewayWakeProcedure,
+		svc.Wake,
+		connect.WithSchema(gatewayMethods.ByName("Wake")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/portcullis.v1.Gateway/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case GatewayOpenBootProcedure:
@@ -223,6 +247,8 @@ func NewGatewayHandler(svc GatewayHandler, opts ...connect.HandlerOption) (strin
 			gatewayRevokeGrantHandler.ServeHTTP(w, r)
 		case GatewayGetGatewayStatusProcedure:
 			gatewayGetGatewayStatusHandler.ServeHTTP(w, r)
+		case GatewayWakeProcedure:
+			gatewayWakeHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -254,4 +280,8 @@ func (UnimplementedGatewayHandler) RevokeGrant(context.Context, *connect.Request
 
 func (UnimplementedGatewayHandler) GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Gateway.GetGatewayStatus is not implemented"))
+}
+
+func (UnimplementedGatewayHandler) Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Gateway.Wake is not implemented"))
 }
