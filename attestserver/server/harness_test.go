@@ -20,6 +20,7 @@ import (
 	"portcullis/agent/run"
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/identity"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/reference"
 	"portcullis/attestserver/schedule"
@@ -29,6 +30,7 @@ import (
 	"portcullis/internal/clock"
 	"portcullis/internal/event"
 	"portcullis/internal/rpc"
+	"portcullis/internal/translog"
 )
 
 const sid = "aaaaaaaaaaaaaaaaaaaaaaaaaa"
@@ -108,7 +110,7 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	record, err := server.OpenRecord(filepath.Join(l.dir, "verdicts.journal"))
+	record, err := server.OpenRecord(filepath.Join(l.dir, "verdicts"), l.image.GatewayKey)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -167,6 +169,20 @@ func (l *lab) start() {
 		record.Close()
 	})
 	l.t.Cleanup(l.stop)
+}
+
+// log reads the verdict log as somebody does who knows the gateway's public key.
+func (l *lab) log() *translog.Reader {
+	l.t.Helper()
+	key, err := identity.LogVerifier(l.image.GatewayKey.Public().(ed25519.PublicKey))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	r, err := translog.NewReader(os.DirFS(filepath.Join(l.dir, "verdicts")), key)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return r
 }
 
 func (l *lab) facts(session string) claim.Facts {

@@ -1,20 +1,22 @@
 package server
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"time"
 
+	"portcullis/attestserver/identity"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/verdict"
-	"portcullis/internal/journal"
+	"portcullis/internal/translog"
 )
 
 // renewEvery is how often a renewed verdict is recorded. The evidence chain
 // head in the record commits to all the evidence between.
 const renewEvery = time.Minute
 
-// entry is one record of the verdict journal.
+// entry is one entry of the verdict log.
 type entry struct {
 	Time       string         `json:"time"` // RFC 3339, milliseconds
 	Session    string         `json:"session"`
@@ -36,39 +38,64 @@ type entryFinding struct {
 	Class  string `json:"class"`
 }
 
-// Record is the journal of verdicts. It remembers the one thing that must
-// outlive attestd: which session was quarantined last.
+// Record is the log of verdicts, open to proofs. It remembers the one thing that
+// must outlive attestd: which session was quarantined last.
 type Record struct {
-	journal     *journal.Journal
+	log         *translog.Log
 	quarantined string
 	failed      string // session that has failed, not forgiven by a restart
 	fatal       bool   // with a fatal finding
 	renewed     time.Time
+	newest      int64 // index of the newest entry
 }
 
-// OpenRecord opens or makes the journal at path.
-func OpenRecord(path string) (*Record, error) {
-	r := &Record{}
-	j, _, err := journal.Open(path, func(rec journal.Record) error {
+// remembered is how many entries are read back at the start. Those of the
+// session that the PC is in are the newest ones.
+const remembered = 512
+
+// OpenRecord opens or makes the log in dir, which key signs.
+func OpenRecord(dir string, key ed25519.PrivateKey) (*Record, error) {
+	signer, public, err := identity.LogSigner(key)
+	if err != nil {
+		return nil, fmt.Errorf("verdicts: %w", err)
+	}
+	l, err := translog.Open(dir, signer, public)
+	if err != nil {
+		return nil, fmt.Errorf("verdicts: %w", err)
+	}
+	r := &Record{log: l}
+	if err := r.recall(); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("verdicts: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Record) recall() error {
+	last, err := r.log.Last(remembered)
+	if err != nil {
+		return err
+	}
+	for _, b := range last {
 		var e entry
-		if err := json.Unmarshal(rec.Payload, &e); err != nil {
+		if err := json.Unmarshal(b, &e); err != nil {
 			return fmt.Errorf("verdict record: %w", err)
 		}
 		if e.State == verdict.Quarantined.String() {
 			r.quarantined = e.Session
 		}
 		r.remember(e)
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("verdicts: %w", err)
 	}
-	r.journal = j
-	return r, nil
+	size, _ := r.log.Size()
+	r.newest = size - 1
+	return nil
 }
 
-// Close closes the journal.
-func (r *Record) Close() error { return r.journal.Close() }
+// Close signs what is new and closes the log.
+func (r *Record) Close() error { return r.log.Close() }
+
+// publish signs what is new. It may run beside write.
+func (r *Record) publish() error { return r.log.Publish() }
 
 // wasQuarantined tells whether the session was quarantined, also by an earlier
 // run of attestd.
@@ -96,13 +123,13 @@ func (r *Record) write(e entry) error {
 	if err != nil {
 		return fmt.Errorf("verdicts: %w", err)
 	}
-	if _, err := r.journal.Append(b); err != nil {
+	if r.newest, err = r.log.Append(b); err != nil {
 		return fmt.Errorf("verdicts: %w", err)
 	}
 	r.remember(e)
 	if e.State == verdict.Quarantined.String() && r.quarantined != e.Session {
 		r.quarantined = e.Session
-		if err := r.journal.Sync(); err != nil {
+		if err := r.log.Sync(); err != nil {
 			return fmt.Errorf("verdicts: %w", err)
 		}
 	}

@@ -92,6 +92,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	var broken error // why no more agents come in; read after group.Wait
 	group.Go(func() { s.enforce.run(ctx) })
 	group.Go(func() { s.watch(ctx) })
+	group.Go(func() { s.publish(ctx) })
 	group.Go(func() {
 		broken = s.accept(ctx, l)
 		cancel()

@@ -65,7 +65,7 @@ func run(ctx context.Context, file string, initKey bool) error {
 	if err != nil {
 		return err
 	}
-	record, err := server.OpenRecord(filepath.Join(state, "verdicts.journal"))
+	record, err := server.OpenRecord(filepath.Join(state, "verdicts"), key)
 	if err != nil {
 		return err
 	}
