@@ -6,7 +6,7 @@ set -eu
 
 packages="make git ca-certificates curl xz-utils zstd squashfs-tools kmod cpio
   qemu-system-x86 ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
-  qemu-system-arm qemu-efi-aarch64 dosfstools mtools fdisk gdisk e2fsprogs device-tree-compiler
+  qemu-system-arm qemu-utils qemu-efi-aarch64 dosfstools mtools fdisk gdisk e2fsprogs device-tree-compiler
   tpm2-tools swtpm-tools softhsm2 gcc libc6-dev systemd cryptsetup-bin debian-archive-keyring"
 
 . /etc/os-release

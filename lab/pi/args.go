@@ -46,7 +46,7 @@ func virt(c Config) []string {
 		// The firmware hands on a device tree, as a Pi's does, and no ACPI.
 		"-machine", "virt,gic-version=3,acpi=off", "-cpu", "max,pauth-impdef=on",
 		"-smp", strconv.Itoa(c.CPUs), "-m", strconv.Itoa(c.MemoryMB), "-serial", "chardev:console0",
-		"-drive", "if=none,id=card,format=raw,discard=unmap,file=" + qemu.Escape(c.Card),
+		"-drive", "if=none,id=card,driver=raw,discard=unmap," + medium(c),
 		"-device", "virtio-blk-pci,drive=card",
 		"-device", "virtio-rng-pci",
 		"-chardev", "socket,id=lab0,server=on,wait=off,path=" + qemu.Escape(ChannelSocket(c.Dir)),
@@ -73,6 +73,14 @@ func virt(c Config) []string {
 			"-tpmdev", "emulator,id=tpm0,chardev=tpm0", "-device", "tpm-tis-device,tpmdev=tpm0")
 	}
 	return args
+}
+
+// medium is where QEMU finds the card.
+func medium(c Config) string {
+	if c.Medium != "" {
+		return "file.driver=nbd,file.server.type=unix,file.server.path=" + qemu.Escape(c.Medium)
+	}
+	return "file.filename=" + qemu.Escape(c.Card)
 }
 
 // raspi3 is QEMU's Raspberry Pi 3 B: 1 GiB, four processors. Its second serial

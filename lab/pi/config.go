@@ -38,6 +38,8 @@ type Config struct {
 	TPM      string   // directory of the TPM's state, made where missing; "" = no TPM
 	NICs     []NIC    // none = two ports whose cables end nowhere
 	Disks    []string // further raw images, read-only for the guest, as plugged-in disks
+	Medium   string   // unix socket at which an NBD server has the card; "" = the file itself
+	Resume   string   // file of Suspend: the machine goes on from there, with the same card and Config
 	DTB      string   // Raspi3 only: bcm2837-rpi-3-b.dtb
 	MemoryMB int      // 0 = 1024
 	CPUs     int      // 0 = 2
@@ -79,8 +81,8 @@ func (c *Config) check() error {
 		c.Firmware = Direct
 	case Direct, AAVMF:
 	case Raspi3:
-		if c.TPM != "" || len(c.NICs) != 0 || len(c.Disks) != 0 || c.DTB == "" {
-			return errors.New("pi: raspi3b needs a device tree and has no TPM, no network card and no second disk")
+		if c.TPM != "" || len(c.NICs) != 0 || len(c.Disks) != 0 || c.Medium != "" || c.DTB == "" {
+			return errors.New("pi: raspi3b needs a device tree and has no TPM, no network card and no other disk")
 		}
 	default:
 		return fmt.Errorf("pi: unknown firmware %q", c.Firmware)

@@ -77,9 +77,20 @@ func (m *Machine) boot(ctx context.Context, reason string) error {
 	if m.killed {
 		return ErrOff
 	}
+	resumes := m.cfg.Resume != "" && m.boots == 0
+	if resumes {
+		args = append(args, "-incoming", fileURI(m.cfg.Resume))
+	}
 	r, err := m.power(ctx, args)
 	if err != nil {
 		return err
+	}
+	if resumes {
+		if err := r.resumed(ctx); err != nil {
+			err = fmt.Errorf("%w; QEMU said: %s", err, m.said())
+			r.end()
+			return err
+		}
 	}
 	m.cur = r
 	m.boots++
