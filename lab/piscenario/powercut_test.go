@@ -2,6 +2,8 @@ package piscenario
 
 import (
 	"math/rand/v2"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,30 +12,36 @@ import (
 	"portcullis/lab/pi"
 )
 
-// stagesOfFirstBoot are the lines after which a first boot is cut.
-var stagesOfFirstBoot = []string{
-	`stage=init `, `stage=card `, `stage=chip `, `stage=enrol-operator `, `stage=enrol-grow `, `stage=enrol-format `, `stage=enrol-copy `,
-	`stage=enrol-verify `, `stage=enrol-seal `, `stage=cap `, `stage=enrol-data `, `recovery key \(write`, `stage=enrol-recovery `, `stage=enrol-commit `,
-	`stage=data `, `stage=switch-root `, `identity gateway=`,
+// firstBoot is a part of a first boot: cuts in it begin with a Pi that was suspended
+// where it begins.
+type firstBoot struct {
+	from  string   // line after which it was suspended; "" = with power-on
+	lines []string // after which it is cut
+	// The most writes that are drawn, about what there are.
+	headers, configuration, card int
 }
 
-// Writes of a first boot, as its dry run counted them: no more than these are drawn.
-const (
-	firstBootHeaderWrites = 40
-	firstBootConfWrites   = 6
-	firstBootWrites       = 60 // to anywhere, after a line
-)
+var firstBoots = []firstBoot{
+	{"", []string{`stage=init `, `stage=card `, `stage=chip `, `stage=enrol-operator `}, 0, 0, 0},
+	{`stage=enrol-operator `, []string{`stage=enrol-grow `, `stage=enrol-format `, `stage=enrol-copy `}, 12, 1, 60},
+	{`stage=enrol-copy `, []string{`stage=enrol-verify `, `stage=enrol-seal `, `stage=cap `, `stage=enrol-data `, `recovery key \(write`,
+		`stage=enrol-recovery `, `stage=enrol-commit `, `stage=data `, `stage=switch-root `, `identity gateway=`}, 24, 6, 60},
+}
 
-// momentOfFirstBoot draws one.
-func momentOfFirstBoot(r *rand.Rand) moment {
-	line := stagesOfFirstBoot[r.IntN(len(stagesOfFirstBoot))]
-	switch r.IntN(6) {
-	case 0:
-		return moment{region: "headers", writes: r.IntN(firstBootHeaderWrites)}
-	case 1:
-		return moment{region: "configuration", writes: 1 + r.IntN(firstBootConfWrites)}
-	case 2:
-		return moment{line: line, region: "card", writes: r.IntN(firstBootWrites)}
+// weights say how often each part is drawn.
+var weights = []int{2, 5, 10}
+
+// draw takes a moment; lines that were on the console before are none.
+func (f firstBoot) draw(r *rand.Rand, console string) moment {
+	lines := slices.DeleteFunc(slices.Clone(f.lines), func(l string) bool { return regexp.MustCompile(l).MatchString(console) })
+	line := lines[r.IntN(len(lines))]
+	switch how := r.IntN(6); {
+	case how == 0 && f.headers > 0:
+		return moment{region: "headers", writes: r.IntN(f.headers)}
+	case how == 1 && f.configuration > 0:
+		return moment{region: "configuration", writes: r.IntN(f.configuration + 1)}
+	case how == 2 && f.card > 0:
+		return moment{line: line, region: "card", writes: r.IntN(f.card)}
 	}
 	return soon(r, line)
 }
@@ -42,17 +50,19 @@ func momentOfFirstBoot(r *rand.Rand) moment {
 // ends in a running Pi whose key the operator holds, and the one after it is opened
 // by the chip.
 func TestPowerCutFirstBoot(t *testing.T) {
+	t.Parallel()
 	operator := operatorKey(t)
+	b := beginnings{bigDir(t), map[string]asleep{}}
 	cuts(t, func(t *testing.T, r *rand.Rand, _ int) outcome {
-		at := momentOfFirstBoot(r)
-		c := fresh(t, variant)
-		where := map[string]medium.Region{"headers": headers(t, c), "configuration": part(t, c, card.PartConf), "card": {To: 1 << 62}}[at.region]
-		p := power(t, c)
+		f := firstBoots[weighted(r, weights)]
+		p, console := b.resume(t, f.from)
+		at := f.draw(r, console)
+		where := map[string]medium.Region{"headers": headers(t, p.card), "configuration": part(t, p.card, card.PartConf), "card": {To: 1 << 62}}[at.region]
 		at.wait(t, p, where, `identity gateway=`)
-		o := outcome{moment: at.String(), loss: p.cut(t, r), class: lastStage(p.Console().Text())}
-		finished := enrolled(t, c)
-		text := recovers(t, c, "")
-		keyIsSafe(t, c, operator)
+		o := outcome{moment: at.String(), loss: p.cut(t, r), class: lastStage(console + p.Console().Text())}
+		finished := enrolled(t, p.card)
+		text := recovers(t, p.card, "")
+		keyIsSafe(t, p.card, operator)
 		anew := strings.Contains(text, "stage=enrol-commit ")
 		switch {
 		case finished && anew:
@@ -64,10 +74,48 @@ func TestPowerCutFirstBoot(t *testing.T) {
 			}
 		default:
 			o.after = "enrolled by the next boot"
-			recovers(t, c, "tpm2")
+			recovers(t, p.card, "tpm2")
 		}
 		return o
 	})
+}
+
+func weighted(r *rand.Rand, weights []int) int {
+	sum := 0
+	for _, w := range weights {
+		sum += w
+	}
+	n := r.IntN(sum)
+	for i, w := range weights {
+		if n -= w; n < 0 {
+			return i
+		}
+	}
+	panic("unreachable")
+}
+
+// beginnings are suspended first boots, by the line after which they were; they are
+// made when they are needed.
+type beginnings struct {
+	dir  string // outlives the cuts
+	made map[string]asleep
+}
+
+// resume returns a Pi in a first boot and what it has written before.
+func (b beginnings) resume(t *testing.T, from string) (*powered, string) {
+	t.Helper()
+	if from == "" {
+		return power(t, fresh(t, variant)), ""
+	}
+	a, ok := b.made[from]
+	if !ok {
+		c := shared(t, fresh(t, variant), b.dir)
+		m := boot(t, c, withOneCPU)
+		expect(t, m, from)
+		a = suspend(t, m, c)
+		b.made[from] = a
+	}
+	return a.resume(t), a.console
 }
 
 // lastStage is how far pi-init has come.

@@ -99,6 +99,10 @@ type powered struct {
 	card pi.Card
 }
 
+// withOneCPU leaves a processor to the other test of power cuts: two machines with
+// one each do more in a second than one with two.
+func withOneCPU(c *pi.Config) { c.CPUs = 1 }
+
 // power switches a Pi on.
 func power(t *testing.T, c pi.Card, change ...func(*pi.Config)) *powered {
 	t.Helper()
@@ -113,7 +117,7 @@ func power(t *testing.T, c pi.Card, change ...func(*pi.Config)) *powered {
 	}
 	// After the machine has gone: its clean-up is registered later, and runs before.
 	t.Cleanup(func() { d.Close(); os.RemoveAll(dir) })
-	return &powered{boot(t, c, append(change, func(cfg *pi.Config) { cfg.Medium = socket })...), d, c}
+	return &powered{boot(t, c, append(change, withOneCPU, func(cfg *pi.Config) { cfg.Medium = socket })...), d, c}
 }
 
 // cut takes the power away, from the card first.
@@ -128,6 +132,47 @@ func (p *powered) cut(t *testing.T, r *rand.Rand) medium.Loss {
 		t.Fatal(err)
 	}
 	return loss
+}
+
+// asleep is a running Pi that was suspended: cuts begin there instead of with a boot.
+type asleep struct {
+	card    pi.Card
+	state   string
+	console string // what it had written before
+	change  []func(*pi.Config)
+}
+
+// suspend ends a machine; change is what it was booted with.
+func suspend(t *testing.T, m *pi.Machine, c pi.Card, change ...func(*pi.Config)) asleep {
+	t.Helper()
+	a := asleep{card: c, state: filepath.Join(filepath.Dir(c.Image), "machine"), change: change}
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	if err := m.Suspend(ctx, a.state); err != nil {
+		t.Fatal(err)
+	}
+	a.console = m.Console().Text()
+	return a
+}
+
+// resume lets a copy of the machine go on.
+func (a asleep) resume(t *testing.T) *powered {
+	t.Helper()
+	return power(t, cardOf(t, a.card), append(a.change, func(c *pi.Config) { c.Resume = a.state })...)
+}
+
+// shared is a copy of a card in a directory of its own below dir, which outlives t.
+func shared(t *testing.T, c pi.Card, dir string) pi.Card {
+	t.Helper()
+	dir, err := os.MkdirTemp(dir, "shared-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err = c.Copy(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // part is where a partition lies on a card.
@@ -215,7 +260,7 @@ func (at moment) wait(t *testing.T, p *powered, where medium.Region, end string)
 // it returns what the console said of the slot. Nothing may have failed on the way.
 func recovers(t *testing.T, c pi.Card, by string) string {
 	t.Helper()
-	m := boot(t, c)
+	m := boot(t, c, withOneCPU)
 	expect(t, m, `portcullis: stage=switch-root`)
 	text := m.Console().Text()
 	m.Kill()

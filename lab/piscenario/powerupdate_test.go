@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -16,32 +15,6 @@ import (
 	"portcullis/lab/medium"
 	"portcullis/lab/pi"
 )
-
-// asleep is a running Pi that was suspended: every cut of an update begins there
-// instead of with a boot.
-type asleep struct {
-	card   pi.Card
-	state  string
-	change []func(*pi.Config)
-}
-
-// suspend ends a machine; change is what it was booted with.
-func suspend(t *testing.T, m *pi.Machine, c pi.Card, change ...func(*pi.Config)) asleep {
-	t.Helper()
-	a := asleep{c, filepath.Join(filepath.Dir(c.Image), "machine"), change}
-	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
-	defer cancel()
-	if err := m.Suspend(ctx, a.state); err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-// resume lets a copy of the machine go on.
-func (a asleep) resume(t *testing.T) *powered {
-	t.Helper()
-	return power(t, cardOf(t, a.card), append(a.change, func(c *pi.Config) { c.Resume = a.state })...)
-}
 
 // powerUpdate is what the cuts of an update share.
 type powerUpdate struct {
@@ -61,7 +34,7 @@ func updateToCut(t *testing.T) *powerUpdate {
 	p := provisioned(t)
 	stick := withDisk(updateStick(t, "UPDATES", map[string]string{"new" + bundle.Extension: image(t, pi.Variant{Sequence: 2}).Bundle}))
 	c := cardOf(t, p.Card)
-	m := boot(t, c, stick)
+	m := boot(t, c, stick, withOneCPU)
 	running(t, m)
 	mountStick(t, m)
 	u := &powerUpdate{before: suspend(t, m, c, stick)}
@@ -86,6 +59,7 @@ func updateToCut(t *testing.T) *powerUpdate {
 // trial or being committed, the next boot runs a complete release, opened by the
 // chip; the operator's key opens the volume; and the update can be finished.
 func TestPowerCutUpdate(t *testing.T) {
+	t.Parallel()
 	u := updateToCut(t)
 	operator := operatorKey(t)
 	cuts(t, func(t *testing.T, r *rand.Rand, i int) outcome {
@@ -194,15 +168,8 @@ func (u *powerUpdate) cutTrial(t *testing.T, r *rand.Rand) (outcome, pi.Card) {
 func (u *powerUpdate) atGate(t *testing.T) asleep {
 	t.Helper()
 	if u.gate == nil {
-		dir, err := os.MkdirTemp(filepath.Dir(u.before.card.Image), "gate-") // for the other cuts, too
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := u.staged.Copy(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := boot(t, c)
+		c := shared(t, u.staged, filepath.Dir(u.before.card.Image))
+		m := boot(t, c, withOneCPU)
 		expect(t, m, servicesUp)
 		a := suspend(t, m, c)
 		u.gate = &a
@@ -241,7 +208,7 @@ func finishes(t *testing.T, c pi.Card) {
 	if s.Active.Sequence == 2 {
 		return
 	}
-	m := boot(t, c)
+	m := boot(t, c, withOneCPU)
 	if s.Trial != nil && s.Trial.Attempts < card.MaxAttempts {
 		expect(t, m, committed)
 	} else {
