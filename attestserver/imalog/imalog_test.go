@@ -1,0 +1,132 @@
+package imalog
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"testing"
+)
+
+// entry encodes one as the kernel does.
+func entry(path string, violated bool) []byte {
+	var data []byte
+	for _, f := range [][]byte{append([]byte("sha256:\x00"), bytes.Repeat([]byte{7}, 32)...), append([]byte(path), 0)} {
+		data = binary.LittleEndian.AppendUint32(data, uint32(len(f)))
+		data = append(data, f...)
+	}
+	b := binary.LittleEndian.AppendUint32(nil, register)
+	sum := [20]byte{1, 2, 3}
+	if violated {
+		sum = [20]byte{}
+	}
+	b = append(b, sum[:]...)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len("ima-ng")))
+	b = append(b, "ima-ng"...)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(data)))
+	return append(b, data...)
+}
+
+func list(n int) (all []byte) {
+	for i := range n {
+		all = append(all, entry(fmt.Sprintf("/usr/bin/program-%d", i), i%7 == 3)...)
+	}
+	return all
+}
+
+func value(t testing.TB, list []byte) [32]byte {
+	t.Helper()
+	v, err := Advance([32]byte{}, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// The list is read after the quote: a beginning of it leads to the register. The
+// next time only what is new is needed.
+func TestBeginningsAreAcceptedAndGoOn(t *testing.T) {
+	first, second, rest := list(20), entry("/a", false), entry("/b", false)
+	at := value(t, first)
+	n, err := Replay([32]byte{}, append(append(bytes.Clone(first), second...), rest...), at)
+	if err != nil || n != len(first) {
+		t.Fatalf("%d of %d bytes, %v", n, len(first), err)
+	}
+	next := value(t, append(bytes.Clone(first), second...))
+	n, err = Replay(at, append(bytes.Clone(second), rest...), next)
+	if err != nil || n != len(second) {
+		t.Fatalf("%d of %d bytes, %v", n, len(second), err)
+	}
+	if n, err := Replay(next, nil, next); n != 0 || err != nil {
+		t.Fatalf("nothing new: %d, %v", n, err)
+	}
+}
+
+func TestAttackForgedListIsRefused(t *testing.T) {
+	honest := list(20)
+	want := value(t, honest)
+	for name, forged := range map[string][]byte{
+		"entry left out":       append(bytes.Clone(honest[:len(entry("/usr/bin/program-0", false))]), honest[2*len(entry("/usr/bin/program-0", false)):]...),
+		"entry put in":         append(entry("/evil", false), honest...),
+		"last entries cut off": honest[:len(honest)-len(entry("/usr/bin/program-19", false))],
+		"path changed":         bytes.Replace(honest, []byte("program-5"), []byte("program-6"), 1),
+		"violation hidden":     append(list(3), append(entry("/usr/bin/program-3", false), honest[len(list(4)):]...)...),
+	} {
+		if _, err := Replay([32]byte{}, forged, want); !errors.Is(err, ErrReplay) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for i := range honest[:len(list(2))] {
+		forged := bytes.Clone(honest)
+		forged[i] ^= 1
+		_, err := Replay([32]byte{}, forged, want)
+		// The SHA-1 of the template is not what the SHA-256 bank was extended with.
+		inSHA1 := (i >= 4 && i < 24) || (i-len(list(1)) >= 4 && i-len(list(1)) < 24)
+		name := (i >= 28 && i < 34) || (i-len(list(1)) >= 28 && i-len(list(1)) < 34)
+		if (err == nil) != (inSHA1 || name) {
+			t.Errorf("bit of byte %d changed: %v", i, err)
+		}
+	}
+}
+
+func TestMalformedLists(t *testing.T) {
+	good := entry("/a", false)
+	other := bytes.Clone(good)
+	other[0] = 11
+	huge := bytes.Clone(good)
+	binary.LittleEndian.PutUint32(huge[34:], 1<<31)
+	for name, b := range map[string][]byte{"empty": nil, "cut off": good[:len(good)-1], "head only": good[:28], "other register": other, "huge": huge} {
+		if _, err := Next(b); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func FuzzReplay(f *testing.F) {
+	f.Add(list(3))
+	f.Add(entry("/a", true))
+	f.Add([]byte{10, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		n, err := Replay([32]byte{}, b, sha256.Sum256(b))
+		if err == nil || n != 0 {
+			t.Errorf("%d bytes lead to a value that nobody extended", n)
+		}
+		if v, err := Advance([32]byte{}, b); err == nil {
+			if n, err := Replay([32]byte{}, b, v); err != nil || n > len(b) {
+				t.Errorf("%d of %d bytes, %v", n, len(b), err)
+			}
+		}
+	})
+}
+
+func BenchmarkReplay10000(b *testing.B) {
+	all := list(10000)
+	want := value(b, all)
+	b.SetBytes(int64(len(all)))
+	for b.Loop() {
+		if _, err := Replay([32]byte{}, all, want); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
