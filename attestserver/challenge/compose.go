@@ -32,6 +32,7 @@ type Want struct {
 	Enrol        []string // take references of these; ask nothing else unless Full
 	Deadline     time.Duration
 	Random       io.Reader // crypto/rand outside of tests
+	Nonces       [][]byte  // of those who want their own in the question
 }
 
 // Asked is one op that was asked.
@@ -46,8 +47,9 @@ type Asked struct {
 type Sent struct {
 	Message *protocol.Challenge
 	Ops     []Asked
-	Full    bool // holds every op, none of them to take a reference
-	Enrol   bool // takes references
+	Full    bool     // holds every op, none of them to take a reference
+	Enrol   bool     // takes references
+	Own     [32]byte // what was drawn: the nonce, or what the others' were folded into
 
 	id      [16]byte
 	digest  [32]byte
@@ -76,15 +78,19 @@ func (c *Chooser) Compose(w Want, peer Peer, sequence uint64, head [32]byte) (*S
 		return nil, err
 	}
 	var id [16]byte
-	var nonce [32]byte
+	var own [32]byte
 	if _, err := io.ReadFull(w.Random, id[:]); err != nil {
 		return nil, fmt.Errorf("challenge: random source: %w", err)
 	}
-	if _, err := io.ReadFull(w.Random, nonce[:]); err != nil {
+	if _, err := io.ReadFull(w.Random, own[:]); err != nil {
 		return nil, fmt.Errorf("challenge: random source: %w", err)
 	}
+	nonce := own
+	if len(w.Nonces) > 0 {
+		nonce = protocol.FoldNonces(own, w.Nonces)
+	}
 	s := &Sent{
-		id: id, peer: peer, Enrol: len(w.Enrol) > 0,
+		id: id, peer: peer, Own: own, Enrol: len(w.Enrol) > 0,
 		Full: len(w.Enrol) == 0 && len(chosen) == len(w.Expectations),
 		Message: &protocol.Challenge{
 			Id: id[:], Session: peer.Session, Sequence: sequence, Nonce: nonce[:],

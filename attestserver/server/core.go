@@ -32,6 +32,10 @@ type core struct {
 	judging bool      // an Expectation is at work: nothing is asked meanwhile
 	due     time.Time // of the next challenge
 
+	asks     []*asking // wait for the next challenge
+	asking   []*asking // in the open one, or in the one that is being judged
+	askAgain time.Time // not before: others must not choose how busy the PC is
+
 	// A quarantined PC goes on being asked, and goes on failing: the count of
 	// failures is in every record, each of them is not.
 	quarantineLog *rate.Limiter
@@ -80,7 +84,7 @@ func (c *core) wait(now time.Time) time.Duration {
 	case c.open != nil:
 		d = min(d, c.asked.Add(c.deadline()).Sub(now))
 	case c.link != nil && !c.judging:
-		d = min(d, c.due.Sub(now))
+		d = min(d, c.next().Sub(now))
 	}
 	return max(d, 0)
 }
@@ -105,7 +109,7 @@ func (c *core) tick(now time.Time) {
 		c.link.busy = now.Add(c.deadline())
 		c.fail(now, finding("", protocol.EvidenceLate, protocol.Soft, "no answer within "+c.deadline().String()))
 	}
-	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.due) && !now.Before(c.link.busy) {
+	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.next()) && !now.Before(c.link.busy) {
 		c.ask(now)
 	}
 }
@@ -126,6 +130,8 @@ func (c *core) ask(now time.Time) {
 	}
 	if len(want.Enrol) > 0 {
 		c.changed(now, c.link.sequence+1, c.machine.Enrolling())
+	} else {
+		c.takeAsks(now, &want)
 	}
 	sent, err := c.chooser.Compose(want, c.link.peer, c.link.sequence+1, c.link.head)
 	if err != nil {
@@ -234,6 +240,7 @@ func (c *core) disconnect() {
 		c.link.close()
 	}
 	c.link, c.open = nil, nil
+	c.dropAsks(ReasonAskGone, "the PC's connection has ended")
 }
 
 // lost ends the current connection. A challenge that is open on it has failed:

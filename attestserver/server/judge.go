@@ -42,9 +42,10 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 		debug.FreeOSMemory() // tens of MiB, once per image
 	}
 	if state != c.state {
-		return
+		return // the connection has ended with the session, and those who asked were told
 	}
 	now := c.o.Clock.Now()
+	defer c.answerAsks(now, sent)
 	sequence := sent.Message.Sequence
 	slow, longest := slowest(a.Answers)
 	c.o.Events.Emit("evidence", event.Fields{"session": state.Session, "sequence": sequence, "seconds": took.Seconds(),

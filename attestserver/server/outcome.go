@@ -72,8 +72,12 @@ func (c *core) unasked(now time.Time, f protocol.Finding) {
 
 // fail counts one failure of the open challenge or of the connection.
 func (c *core) fail(now time.Time, f protocol.Finding) {
+	sent := c.open
 	c.open = nil
 	c.failed(now, c.link.sequence, []protocol.Finding{f})
+	if sent != nil {
+		c.answerAsks(now, sent)
+	}
 }
 
 func (c *core) failed(now time.Time, sequence uint64, findings []protocol.Finding) {
@@ -153,6 +157,9 @@ func (c *core) write(now time.Time, sequence uint64, findings []protocol.Finding
 		Time: now.UTC().Format("2006-01-02T15:04:05.000Z"), Session: v.Session, Sequence: sequence,
 		State: v.State.String(), Reason: v.Reason, Challenges: v.Challenges, Failures: v.Failures,
 		Evidence: hex.EncodeToString(v.Evidence[:]), Tier: string(v.Tier), Posture: c.o.Posture,
+	}
+	for _, a := range c.asking {
+		e.Asked = append(e.Asked, entryAsked{hex.EncodeToString(a.nonce), a.context})
 	}
 	for _, f := range findings {
 		e.Findings = append(e.Findings, entryFinding{f.Probe, f.Reason, f.Detail, f.Class.String()})

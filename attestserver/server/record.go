@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
+
 	"portcullis/attestserver/identity"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/verdict"
@@ -29,6 +31,12 @@ type entry struct {
 	Tier       string         `json:"tier"`
 	Posture    string         `json:"posture"`
 	Findings   []entryFinding `json:"findings,omitempty"`
+	Asked      []entryAsked   `json:"asked,omitempty"` // whose nonces were in the question
+}
+
+type entryAsked struct {
+	Nonce   string `json:"nonce"` // hex
+	Context string `json:"context,omitempty"`
 }
 
 type entryFinding struct {
@@ -42,11 +50,11 @@ type entryFinding struct {
 // must outlive attestd: which session was quarantined last.
 type Record struct {
 	log         *translog.Log
+	key         note.Verifier
 	quarantined string
 	failed      string // session that has failed, not forgiven by a restart
 	fatal       bool   // with a fatal finding
 	renewed     time.Time
-	newest      int64 // index of the newest entry
 }
 
 // remembered is how many entries are read back at the start. Those of the
@@ -63,7 +71,7 @@ func OpenRecord(dir string, key ed25519.PrivateKey) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verdicts: %w", err)
 	}
-	r := &Record{log: l}
+	r := &Record{log: l, key: public}
 	if err := r.recall(); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("verdicts: %w", err)
@@ -86,8 +94,6 @@ func (r *Record) recall() error {
 		}
 		r.remember(e)
 	}
-	size, _ := r.log.Size()
-	r.newest = size - 1
 	return nil
 }
 
@@ -96,6 +102,45 @@ func (r *Record) Close() error { return r.log.Close() }
 
 // publish signs what is new. It may run beside write.
 func (r *Record) publish() error { return r.log.Publish() }
+
+// place tells how many entries the log has and what its name is.
+func (r *Record) place() (entries int64, origin string) {
+	entries, _ = r.log.Size()
+	return entries, r.key.Name()
+}
+
+// earlier reads a checkpoint that somebody has of this log; "" is none.
+func (r *Record) earlier(text string) (*translog.Checkpoint, error) {
+	if text == "" {
+		return nil, nil
+	}
+	return translog.ParseCheckpoint([]byte(text), r.key)
+}
+
+// prove publishes and shows an entry to be in the log, and the log to continue
+// an earlier checkpoint, which may be nil.
+func (r *Record) prove(index int64, earlier *translog.Checkpoint) (entry []byte, proof string, consistency [][]byte, err error) {
+	if err := r.log.Publish(); err != nil {
+		return nil, "", nil, err
+	}
+	reader, err := translog.NewReader(r.log.Reader(), r.key)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if entry, err = reader.Entry(index); err != nil {
+		return nil, "", nil, err
+	}
+	p, err := reader.Prove(index)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	if earlier != nil {
+		if consistency, err = reader.Consistency(earlier); err != nil {
+			return nil, "", nil, err
+		}
+	}
+	return entry, p.String(), consistency, nil
+}
 
 // wasQuarantined tells whether the session was quarantined, also by an earlier
 // run of attestd.
@@ -123,7 +168,7 @@ func (r *Record) write(e entry) error {
 	if err != nil {
 		return fmt.Errorf("verdicts: %w", err)
 	}
-	if r.newest, err = r.log.Append(b); err != nil {
+	if _, err := r.log.Append(b); err != nil {
 		return fmt.Errorf("verdicts: %w", err)
 	}
 	r.remember(e)

@@ -65,6 +65,7 @@ type Server struct {
 	enforce *enforcer
 	pace    *rate.Limiter // of accepting: bounds what a hostile PC can have logged
 	refused *rate.Limiter // of events about refused callers
+	askPace *rate.Limiter // of questions that others bring
 }
 
 // New checks the options.
@@ -78,8 +79,9 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("attestd: %w", err)
 	}
 	s := &Server{o: o, gateway: g, events: make(chan func(*core)), done: make(chan struct{}),
-		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20)}
-	s.status.o = &s.o
+		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20),
+		askPace: rate.NewLimiter(2, 16)}
+	s.status.o, s.status.s = &s.o, s
 	s.status.set(newCore(s).view())
 	return s, nil
 }

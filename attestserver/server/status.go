@@ -25,6 +25,7 @@ func (c *core) view() *view { return &view{c.machine.Verdict(), c.image} }
 // status answers for the core without waiting for it.
 type status struct {
 	o       *Options
+	s       *Server
 	now     atomic.Pointer[view]
 	refused atomic.Uint64
 }
@@ -35,17 +36,24 @@ func (s *status) set(v *view) { s.now.Store(v) }
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(portcullisv1connect.NewAttestHandler(&s.status))
+	mux.HandleFunc("POST /attest", s.status.postAttest)
 	return mux
 }
 
-// GetVerdict returns what is believed now. A verdict past its time is never
-// shown as trusted, whatever became of the goroutine that should have ended it.
-func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVerdictRequest]) (*connect.Response[portcullisv1.GetVerdictResponse], error) {
-	w := s.now.Load()
-	v := w.verdict
-	if !v.NotAfter.IsZero() && !s.o.Clock.Now().Before(v.NotAfter) {
+// current is what is believed now. A verdict past its time is never shown as
+// trusted, whatever became of the goroutine that should have ended it.
+func (s *status) current() *view {
+	w := *s.now.Load()
+	if v := &w.verdict; !v.NotAfter.IsZero() && !s.o.Clock.Now().Before(v.NotAfter) {
 		v.State, v.Tier, v.NotAfter = verdict.Unknown, protocol.TierSoftware, time.Time{}
 	}
+	return &w
+}
+
+// GetVerdict returns what is believed now.
+func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVerdictRequest]) (*connect.Response[portcullisv1.GetVerdictResponse], error) {
+	w := s.current()
+	v := w.verdict
 	r := &portcullisv1.GetVerdictResponse{
 		Session: v.Session, State: apiState(v.State), Tier: string(v.Tier), Posture: s.o.Posture,
 		Challenges: v.Challenges, Failures: v.Failures, EvidenceDigest: v.Evidence[:], Warnings: v.Warnings,

@@ -133,8 +133,53 @@ func (r *Reader) Continues(earlier *Checkpoint) error {
 	if err != nil {
 		return refuse(ReasonBroken, "%v", err)
 	}
-	if err := tlog.CheckTree(proof, r.Checkpoint.Size, r.Checkpoint.Root, earlier.Size, earlier.Root); err != nil {
-		return refuse(ReasonFork, "the %d entries that were signed earlier are not the first of the %d signed now", earlier.Size, r.Checkpoint.Size)
+	return continued(r.Checkpoint, earlier, proof)
+}
+
+func continued(now, earlier *Checkpoint, proof tlog.TreeProof) error {
+	if err := tlog.CheckTree(proof, now.Size, now.Root, earlier.Size, earlier.Root); err != nil {
+		return refuse(ReasonFork, "the %d entries that were signed earlier are not the first of the %d signed now", earlier.Size, now.Size)
 	}
 	return nil
+}
+
+// Consistency is the proof (RFC 6962 §2.1.2) that this log continues an earlier
+// checkpoint; it is empty where that has no entry or all of them.
+func (r *Reader) Consistency(earlier *Checkpoint) ([][]byte, error) {
+	if err := r.Continues(earlier); err != nil || earlier.Size == 0 || earlier.Size == r.Checkpoint.Size {
+		return nil, err
+	}
+	proof, err := tlog.ProveTree(r.Checkpoint.Size, earlier.Size, r.hashes)
+	if err != nil {
+		return nil, refuse(ReasonBroken, "%v", err)
+	}
+	hashes := make([][]byte, len(proof))
+	for i := range proof {
+		hashes[i] = proof[i][:]
+	}
+	return hashes, nil
+}
+
+// CheckConsistency checks such a proof without the log.
+func CheckConsistency(now, earlier *Checkpoint, hashes [][]byte) error {
+	if earlier.Origin != now.Origin || earlier.Size > now.Size {
+		return refuse(ReasonFork, "%d entries of %q do not come before %d of %q", earlier.Size, earlier.Origin, now.Size, now.Origin)
+	}
+	if earlier.Size == 0 {
+		return nil
+	}
+	if earlier.Size == now.Size && earlier.Root == now.Root {
+		return nil
+	}
+	if earlier.Size == now.Size || len(hashes) > 2*maxHashes {
+		return refuse(ReasonFork, "two roots for %d entries, or a proof of %d hashes", earlier.Size, len(hashes))
+	}
+	proof := make(tlog.TreeProof, len(hashes))
+	for i, h := range hashes {
+		if len(h) != tlog.HashSize {
+			return refuse(ReasonProof, "a hash of %d bytes", len(h))
+		}
+		proof[i] = tlog.Hash(h)
+	}
+	return continued(now, earlier, proof)
 }

@@ -347,6 +347,238 @@ func (x *GetVerdictResponse) GetWarnings() []string {
 	return nil
 }
 
+type GetResultRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetResultRequest) Reset() {
+	*x = GetResultRequest{}
+	mi := &file_portcullis_v1_attest_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetResultRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetResultRequest) ProtoMessage() {}
+
+func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_attest_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
+func (*GetResultRequest) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{3}
+}
+
+type GetResultResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Jwt           string                 `protobuf:"bytes,1,opt,name=jwt,proto3" json:"jwt,omitempty"` // EAT attestation result (draft-ietf-rats-ear), EdDSA by the gateway key
+	Cwt           []byte                 `protobuf:"bytes,2,opt,name=cwt,proto3" json:"cwt,omitempty"` // the same as COSE_Sign1
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetResultResponse) Reset() {
+	*x = GetResultResponse{}
+	mi := &file_portcullis_v1_attest_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetResultResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetResultResponse) ProtoMessage() {}
+
+func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_attest_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetResultResponse.ProtoReflect.Descriptor instead.
+func (*GetResultResponse) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetResultResponse) GetJwt() string {
+	if x != nil {
+		return x.Jwt
+	}
+	return ""
+}
+
+func (x *GetResultResponse) GetCwt() []byte {
+	if x != nil {
+		return x.Cwt
+	}
+	return nil
+}
+
+type AskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Nonce         []byte                 `protobuf:"bytes,1,opt,name=nonce,proto3" json:"nonce,omitempty"`           // 16 to 64 bytes, fresh
+	Context       string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`       // what the answer is for, for instance "before:task-7"; at most 256 bytes
+	Probes        []string               `protobuf:"bytes,3,rep,name=probes,proto3" json:"probes,omitempty"`         // to be asked in any case, out of those that are allowed
+	Checkpoint    string                 `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // of the verdict log, known from before: shown to be continued
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskRequest) Reset() {
+	*x = AskRequest{}
+	mi := &file_portcullis_v1_attest_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskRequest) ProtoMessage() {}
+
+func (x *AskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_attest_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskRequest.ProtoReflect.Descriptor instead.
+func (*AskRequest) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AskRequest) GetNonce() []byte {
+	if x != nil {
+		return x.Nonce
+	}
+	return nil
+}
+
+func (x *AskRequest) GetContext() string {
+	if x != nil {
+		return x.Context
+	}
+	return ""
+}
+
+func (x *AskRequest) GetProbes() []string {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
+}
+
+func (x *AskRequest) GetCheckpoint() string {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return ""
+}
+
+type AskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Jwt           string                 `protobuf:"bytes,1,opt,name=jwt,proto3" json:"jwt,omitempty"`
+	Cwt           []byte                 `protobuf:"bytes,2,opt,name=cwt,proto3" json:"cwt,omitempty"`
+	Entry         []byte                 `protobuf:"bytes,3,opt,name=entry,proto3" json:"entry,omitempty"`             // of the verdict log, what the result names as log_index
+	Proof         string                 `protobuf:"bytes,4,opt,name=proof,proto3" json:"proof,omitempty"`             // that it is in the log (C2SP tlog-proof)
+	Consistency   [][]byte               `protobuf:"bytes,5,rep,name=consistency,proto3" json:"consistency,omitempty"` // RFC 6962 proof from the request's checkpoint to that of proof
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskResponse) Reset() {
+	*x = AskResponse{}
+	mi := &file_portcullis_v1_attest_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskResponse) ProtoMessage() {}
+
+func (x *AskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_attest_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
+func (*AskResponse) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AskResponse) GetJwt() string {
+	if x != nil {
+		return x.Jwt
+	}
+	return ""
+}
+
+func (x *AskResponse) GetCwt() []byte {
+	if x != nil {
+		return x.Cwt
+	}
+	return nil
+}
+
+func (x *AskResponse) GetEntry() []byte {
+	if x != nil {
+		return x.Entry
+	}
+	return nil
+}
+
+func (x *AskResponse) GetProof() string {
+	if x != nil {
+		return x.Proof
+	}
+	return ""
+}
+
+func (x *AskResponse) GetConsistency() [][]byte {
+	if x != nil {
+		return x.Consistency
+	}
+	return nil
+}
+
 var File_portcullis_v1_attest_proto protoreflect.FileDescriptor
 
 const file_portcullis_v1_attest_proto_rawDesc = "" +
@@ -378,7 +610,25 @@ const file_portcullis_v1_attest_proto_rawDesc = "" +
 	"\x0fevidence_digest\x18\f \x01(\fR\x0eevidenceDigest\x12,\n" +
 	"\x12ktext_masked_bytes\x18\r \x01(\x04R\x10ktextMaskedBytes\x12*\n" +
 	"\x11ktext_total_bytes\x18\x0e \x01(\x04R\x0fktextTotalBytes\x12\x1a\n" +
-	"\bwarnings\x18\x0f \x03(\tR\bwarnings*\xac\x01\n" +
+	"\bwarnings\x18\x0f \x03(\tR\bwarnings\"\x12\n" +
+	"\x10GetResultRequest\"7\n" +
+	"\x11GetResultResponse\x12\x10\n" +
+	"\x03jwt\x18\x01 \x01(\tR\x03jwt\x12\x10\n" +
+	"\x03cwt\x18\x02 \x01(\fR\x03cwt\"t\n" +
+	"\n" +
+	"AskRequest\x12\x14\n" +
+	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
+	"\acontext\x18\x02 \x01(\tR\acontext\x12\x16\n" +
+	"\x06probes\x18\x03 \x03(\tR\x06probes\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x04 \x01(\tR\n" +
+	"checkpoint\"\x7f\n" +
+	"\vAskResponse\x12\x10\n" +
+	"\x03jwt\x18\x01 \x01(\tR\x03jwt\x12\x10\n" +
+	"\x03cwt\x18\x02 \x01(\fR\x03cwt\x12\x14\n" +
+	"\x05entry\x18\x03 \x01(\fR\x05entry\x12\x14\n" +
+	"\x05proof\x18\x04 \x01(\tR\x05proof\x12 \n" +
+	"\vconsistency\x18\x05 \x03(\fR\vconsistency*\xac\x01\n" +
 	"\n" +
 	"TrustState\x12\x1b\n" +
 	"\x17TRUST_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -386,10 +636,12 @@ const file_portcullis_v1_attest_proto_rawDesc = "" +
 	"\x15TRUST_STATE_ENROLLING\x10\x02\x12\x17\n" +
 	"\x13TRUST_STATE_TRUSTED\x10\x03\x12\x17\n" +
 	"\x13TRUST_STATE_SUSPECT\x10\x04\x12\x1b\n" +
-	"\x17TRUST_STATE_QUARANTINED\x10\x052[\n" +
+	"\x17TRUST_STATE_QUARANTINED\x10\x052\xe9\x01\n" +
 	"\x06Attest\x12Q\n" +
 	"\n" +
-	"GetVerdict\x12 .portcullis.v1.GetVerdictRequest\x1a!.portcullis.v1.GetVerdictResponseB+Z)portcullis/api/portcullis/v1;portcullisv1b\x06proto3"
+	"GetVerdict\x12 .portcullis.v1.GetVerdictRequest\x1a!.portcullis.v1.GetVerdictResponse\x12N\n" +
+	"\tGetResult\x12\x1f.portcullis.v1.GetResultRequest\x1a .portcullis.v1.GetResultResponse\x12<\n" +
+	"\x03Ask\x12\x19.portcullis.v1.AskRequest\x1a\x1a.portcullis.v1.AskResponseB+Z)portcullis/api/portcullis/v1;portcullisv1b\x06proto3"
 
 var (
 	file_portcullis_v1_attest_proto_rawDescOnce sync.Once
@@ -404,20 +656,28 @@ func file_portcullis_v1_attest_proto_rawDescGZIP() []byte {
 }
 
 var file_portcullis_v1_attest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portcullis_v1_attest_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_portcullis_v1_attest_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_portcullis_v1_attest_proto_goTypes = []any{
 	(TrustState)(0),            // 0: portcullis.v1.TrustState
 	(*Finding)(nil),            // 1: portcullis.v1.Finding
 	(*GetVerdictRequest)(nil),  // 2: portcullis.v1.GetVerdictRequest
 	(*GetVerdictResponse)(nil), // 3: portcullis.v1.GetVerdictResponse
+	(*GetResultRequest)(nil),   // 4: portcullis.v1.GetResultRequest
+	(*GetResultResponse)(nil),  // 5: portcullis.v1.GetResultResponse
+	(*AskRequest)(nil),         // 6: portcullis.v1.AskRequest
+	(*AskResponse)(nil),        // 7: portcullis.v1.AskResponse
 }
 var file_portcullis_v1_attest_proto_depIdxs = []int32{
 	0, // 0: portcullis.v1.GetVerdictResponse.state:type_name -> portcullis.v1.TrustState
 	1, // 1: portcullis.v1.GetVerdictResponse.findings:type_name -> portcullis.v1.Finding
 	2, // 2: portcullis.v1.Attest.GetVerdict:input_type -> portcullis.v1.GetVerdictRequest
-	3, // 3: portcullis.v1.Attest.GetVerdict:output_type -> portcullis.v1.GetVerdictResponse
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
+	4, // 3: portcullis.v1.Attest.GetResult:input_type -> portcullis.v1.GetResultRequest
+	6, // 4: portcullis.v1.Attest.Ask:input_type -> portcullis.v1.AskRequest
+	3, // 5: portcullis.v1.Attest.GetVerdict:output_type -> portcullis.v1.GetVerdictResponse
+	5, // 6: portcullis.v1.Attest.GetResult:output_type -> portcullis.v1.GetResultResponse
+	7, // 7: portcullis.v1.Attest.Ask:output_type -> portcullis.v1.AskResponse
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
 	2, // [2:2] is the sub-list for extension extendee
 	0, // [0:2] is the sub-list for field type_name
@@ -434,7 +694,7 @@ func file_portcullis_v1_attest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portcullis_v1_attest_proto_rawDesc), len(file_portcullis_v1_attest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   3,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,11 +35,20 @@ const (
 const (
 	// AttestGetVerdictProcedure is the fully-qualified name of the Attest's GetVerdict RPC.
 	AttestGetVerdictProcedure = "/portcullis.v1.Attest/GetVerdict"
+	// AttestGetResultProcedure is the fully-qualified name of the Attest's GetResult RPC.
+	AttestGetResultProcedure = "/portcullis.v1.Attest/GetResult"
+	// AttestAskProcedure is the fully-qualified name of the Attest's Ask RPC.
+	AttestAskProcedure = "/portcullis.v1.Attest/Ask"
 )
 
 // AttestClient is a client for the portcullis.v1.Attest service.
 type AttestClient interface {
 	GetVerdict(context.Context, *connect.Request[v1.GetVerdictRequest]) (*connect.Response[v1.GetVerdictResponse], error)
+	// GetResult signs what is believed now; the PC is not asked for it.
+	GetResult(context.Context, *connect.Request[v1.GetResultRequest]) (*connect.Response[v1.GetResultResponse], error)
+	// Ask has the PC challenged with the caller's nonce in the question and
+	// returns what came of it, signed. Also as plain JSON: POST /attest.
+	Ask(context.Context, *connect.Request[v1.AskRequest]) (*connect.Response[v1.AskResponse], error)
 }
 
 // NewAttestClient constructs a client for the portcullis.v1.Attest service. By default, it uses the
@@ -59,12 +68,26 @@ func NewAttestClient(httpClient connect.HTTPClient, baseURL string, opts ...conn
 			connect.WithSchema(attestMethods.ByName("GetVerdict")),
 			connect.WithClientOptions(opts...),
 		),
+		getResult: connect.NewClient[v1.GetResultRequest, v1.GetResultResponse](
+			httpClient,
+			baseURL+AttestGetResultProcedure,
+			connect.WithSchema(attestMethods.ByName("GetResult")),
+			connect.WithClientOptions(opts...),
+		),
+		ask: connect.NewClient[v1.AskRequest, v1.AskResponse](
+			httpClient,
+			baseURL+AttestAskProcedure,
+			connect.WithSchema(attestMethods.ByName("Ask")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // attestClient implements AttestClient.
 type attestClient struct {
 	getVerdict *connect.Client[v1.GetVerdictRequest, v1.GetVerdictResponse]
+	getResult  *connect.Client[v1.GetResultRequest, v1.GetResultResponse]
+	ask        *connect.Client[v1.AskRequest, v1.AskResponse]
 }
 
 // GetVerdict calls portcullis.v1.Attest.GetVerdict.
@@ -72,9 +95,24 @@ func (c *attestClient) GetVerdict(ctx context.Context, req *connect.Request[v1.G
 	return c.getVerdict.CallUnary(ctx, req)
 }
 
+// GetResult calls portcullis.v1.Attest.GetResult.
+func (c *attestClient) GetResult(ctx context.Context, req *connect.Request[v1.GetResultRequest]) (*connect.Response[v1.GetResultResponse], error) {
+	return c.getResult.CallUnary(ctx, req)
+}
+
+// Ask calls portcullis.v1.Attest.Ask.
+func (c *attestClient) Ask(ctx context.Context, req *connect.Request[v1.AskRequest]) (*connect.Response[v1.AskResponse], error) {
+	return c.ask.CallUnary(ctx, req)
+}
+
 // AttestHandler is an implementation of the portcullis.v1.Attest service.
 type AttestHandler interface {
 	GetVerdict(context.Context, *connect.Request[v1.GetVerdictRequest]) (*connect.Response[v1.GetVerdictResponse], error)
+	// GetResult signs what is believed now; the PC is not asked for it.
+	GetResult(context.Context, *connect.Request[v1.GetResultRequest]) (*connect.Response[v1.GetResultResponse], error)
+	// Ask has the PC challenged with the caller's nonce in the question and
+	// returns what came of it, signed. Also as plain JSON: POST /attest.
+	Ask(context.Context, *connect.Request[v1.AskRequest]) (*connect.Response[v1.AskResponse], error)
 }
 
 // NewAttestHandler builds an HTTP handler from the service implementation. It returns the path on
@@ -90,10 +128,26 @@ func NewAttestHandler(svc AttestHandler, opts ...connect.HandlerOption) (string,
 		connect.WithSchema(attestMethods.ByName("GetVerdict")),
 		connect.WithHandlerOptions(opts...),
 	)
+	attestGetResultHandler := connect.NewUnaryHandler(
+		AttestGetResultProcedure,
+		svc.GetResult,
+		connect.WithSchema(attestMethods.ByName("GetResult")),
+		connect.WithHandlerOptions(opts...),
+	)
+	attestAskHandler := connect.NewUnaryHandler(
+		AttestAskProcedure,
+		svc.Ask,
+		connect.WithSchema(attestMethods.ByName("Ask")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/portcullis.v1.Attest/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AttestGetVerdictProcedure:
 			attestGetVerdictHandler.ServeHTTP(w, r)
+		case AttestGetResultProcedure:
+			attestGetResultHandler.ServeHTTP(w, r)
+		case AttestAskProcedure:
+			attestAskHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -105,4 +159,12 @@ type UnimplementedAttestHandler struct{}
 
 func (UnimplementedAttestHandler) GetVerdict(context.Context, *connect.Request[v1.GetVerdictRequest]) (*connect.Response[v1.GetVerdictResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Attest.GetVerdict is not implemented"))
+}
+
+func (UnimplementedAttestHandler) GetResult(context.Context, *connect.Request[v1.GetResultRequest]) (*connect.Response[v1.GetResultResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Attest.GetResult is not implemented"))
+}
+
+func (UnimplementedAttestHandler) Ask(context.Context, *connect.Request[v1.AskRequest]) (*connect.Response[v1.AskResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Attest.Ask is not implemented"))
 }

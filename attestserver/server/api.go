@@ -1,0 +1,137 @@
+package server
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+
+	"connectrpc.com/connect"
+
+	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/attestserver/result"
+	"portcullis/internal/translog"
+)
+
+// GetResult signs what is believed now.
+func (s *status) GetResult(context.Context, *connect.Request[portcullisv1.GetResultRequest]) (*connect.Response[portcullisv1.GetResultResponse], error) {
+	jwt, cwt, err := s.sign(result.Build(s.s.facts(s.current(), s.o.Clock.Now())))
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	return connect.NewResponse(&portcullisv1.GetResultResponse{Jwt: jwt, Cwt: cwt}), nil
+}
+
+func (s *status) sign(c *result.Claims) (jwt string, cwt []byte, err error) {
+	if jwt, err = c.JWT(s.o.Key); err == nil {
+		cwt, err = c.CWT(s.o.Key)
+	}
+	return jwt, cwt, err
+}
+
+// Ask has the PC challenged for the caller.
+func (s *status) Ask(ctx context.Context, r *connect.Request[portcullisv1.AskRequest]) (*connect.Response[portcullisv1.AskResponse], error) {
+	answer, err := s.ask(ctx, r.Msg)
+	if err != nil {
+		return nil, connect.NewError(askCode(err), err)
+	}
+	return connect.NewResponse(answer), nil
+}
+
+func askCode(err error) connect.Code {
+	switch askReason(err) {
+	case ReasonAskNonce, ReasonAskContext, ReasonAskProbe:
+		return connect.CodeInvalidArgument
+	case ReasonAskBusy:
+		return connect.CodeResourceExhausted
+	case ReasonAskGone:
+		return connect.CodeUnavailable
+	case ReasonAskTime:
+		return connect.CodeDeadlineExceeded
+	}
+	var broken *translog.Error
+	if errors.As(err, &broken) {
+		return connect.CodeInvalidArgument
+	}
+	return connect.CodeInternal
+}
+
+func (s *status) ask(ctx context.Context, r *portcullisv1.AskRequest) (*portcullisv1.AskResponse, error) {
+	earlier, err := s.o.Record.earlier(r.Checkpoint)
+	if err != nil {
+		return nil, err
+	}
+	claims, err := s.s.Ask(ctx, r.Nonce, r.Context, r.Probes)
+	if err != nil {
+		return nil, err
+	}
+	answer := new(portcullisv1.AskResponse)
+	if answer.Jwt, answer.Cwt, err = s.sign(claims); err != nil {
+		return nil, err
+	}
+	pc := claims.Submods[result.SubmodPC].PC
+	answer.Entry, answer.Proof, answer.Consistency, err = s.o.Record.prove(pc.LogIndex, earlier)
+	return answer, err
+}
+
+// Bounds of the plain form.
+const maxAskBody = 128 << 10
+
+// askBody is the body of POST /attest.
+type askBody struct {
+	Checkpoint string   `json:"checkpoint"`
+	Nonce      string   `json:"nonce"` // base64url without padding
+	Context    string   `json:"context"`
+	Probes     []string `json:"probes"`
+}
+
+// askReply is what it answers.
+type askReply struct {
+	JWT         string   `json:"jwt"`
+	CWT         []byte   `json:"cwt"`   // base64
+	Entry       []byte   `json:"entry"` // base64
+	Proof       string   `json:"proof"`
+	Consistency [][]byte `json:"consistency,omitempty"` // base64
+}
+
+// postAttest is Ask for those who have nothing but HTTP and JSON.
+func (s *status) postAttest(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAskBody))
+	var b askBody
+	if err == nil {
+		err = json.Unmarshal(body, &b)
+	}
+	var nonce []byte
+	if err == nil {
+		nonce, err = base64.RawURLEncoding.DecodeString(b.Nonce)
+	}
+	if err != nil {
+		replyError(w, http.StatusBadRequest, "ask-malformed", err)
+		return
+	}
+	a, err := s.ask(r.Context(), &portcullisv1.AskRequest{Nonce: nonce, Context: b.Context, Probes: b.Probes, Checkpoint: b.Checkpoint})
+	if err != nil {
+		reason := askReason(err)
+		if reason == "" {
+			reason = translog.Reason(err)
+		}
+		replyError(w, httpCode[askCode(err)], reason, err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(askReply{JWT: a.Jwt, CWT: a.Cwt, Entry: a.Entry, Proof: a.Proof, Consistency: a.Consistency})
+}
+
+var httpCode = map[connect.Code]int{
+	connect.CodeInvalidArgument: http.StatusBadRequest, connect.CodeResourceExhausted: http.StatusTooManyRequests,
+	connect.CodeUnavailable: http.StatusServiceUnavailable, connect.CodeDeadlineExceeded: http.StatusGatewayTimeout,
+	connect.CodeInternal: http.StatusInternalServerError,
+}
+
+func replyError(w http.ResponseWriter, code int, reason string, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(map[string]string{"reason": reason, "detail": err.Error()})
+}
