@@ -29,7 +29,9 @@ func verdictCommand() *cli.Command {
 			"The PC is not asked for it; `portcullis attest` asks it.",
 		Example: "portcullis verdict get --out verdict.jwt",
 	}
-	get.Run = func(ctx context.Context, stdio *cli.IO, args []string) error { return verdictGet(ctx, get, stdio, args) }
+	get.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
+		return verdictGet(ctx, get, stdio, args)
+	}
 	verify := &cli.Command{
 		Name: "verdict verify", Args: "FILE --key KEY [--nonce NONCE] [--json]",
 		Summary: "Check a signed result on any machine, and show what it claims and what that is worth:\n" +
