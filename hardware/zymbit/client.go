@@ -13,7 +13,7 @@ import (
 )
 
 // Socket is where zymbitd listens.
-const Socket = "/run/portcullis/zymbit.sock"
+const Socket = "/run/portcullis/zymbitd/zymbit.sock"
 
 // replyTimeout bounds one operation where the context does not.
 const replyTimeout = 30 * time.Second

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -141,8 +142,8 @@ func (b *builder) initramfs(ctx context.Context, k *debroot.Kernel, root *rootIn
 	if err != nil {
 		return nil, err
 	}
-	// The closure has /lib as a link to /usr/lib: modules lie where it leads.
-	if len(vendor) > 0 {
+	// Where the closure has /lib as a link to /usr/lib modules lie where it leads.
+	if slices.ContainsFunc(vendor, func(e debroot.Extra) bool { return e.Path == "lib" && e.Link != "" }) {
 		files = merged(files)
 	}
 	archive, err := debroot.Pack(program, files, uint32(root.Epoch), vendor...)

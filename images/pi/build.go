@@ -26,6 +26,7 @@ type builder struct {
 	recipe   *recipe.Recipe
 	packages *debroot.Packages
 	programs []program
+	vendor   *vendorFiles // of the Zymbit module; nil: none
 }
 
 // Build makes the image that o describes in o.OutDir. It uses what the cache
@@ -66,6 +67,9 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 		return nil, err
 	}
 	m := b.m
+	if b.vendor, err = b.readVendor(ctx); err != nil {
+		return nil, err
+	}
 	if err := b.compile(ctx); err != nil {
 		return nil, err
 	}

@@ -14,6 +14,8 @@ type program struct {
 	place  string // in the root file system; "" = /init of the initramfs
 	path   string // on this machine
 	digest string // hex SHA-256
+
+	dynamic bool // needs the system's loader and C library
 }
 
 // applianceTag leaves out of the portcullis program what only an operator's own
@@ -41,6 +43,9 @@ func (b *builder) compile(ctx context.Context) error {
 	if b.lab() {
 		b.programs = append(b.programs, labProgram)
 	}
+	if b.vendor != nil && b.vendor.library != "" {
+		b.programs = append(b.programs, zymbitProgram)
+	}
 	for i := range b.programs {
 		p := &b.programs[i]
 		if b.o.Bin != "" {
@@ -49,11 +54,29 @@ func (b *builder) compile(ctx context.Context) error {
 			}
 		}
 		var err error
-		if p.path, p.digest, err = b.m.Program(ctx, arch, p.name, p.path, applianceTag); err != nil {
+		if p.dynamic {
+			err = b.dynamic(ctx, p)
+		} else {
+			p.path, p.digest, err = b.m.Program(ctx, arch, p.name, p.path, applianceTag)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// dynamic compiles a program that is linked to the C library of the image.
+func (b *builder) dynamic(ctx context.Context, p *program) (err error) {
+	if p.path == "" {
+		done := b.m.Begin("compile", p.name)
+		if p.path, err = b.m.Compile(ctx, arch, p.name, applianceTag); err != nil {
+			return err
+		}
+		done(false)
+	}
+	p.digest, err = debroot.DigestFile(p.path)
+	return err
 }
 
 func exists(path string) bool {

@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"portcullis/images/card"
 	"portcullis/images/debroot"
@@ -45,7 +46,12 @@ func (b *builder) root(ctx context.Context, k *debroot.Kernel) (*rootInfo, error
 	for _, p := range b.packages.Root {
 		rk.Add("package", p.SHA256)
 	}
-	if err := eachUnit(func(name string, content []byte) error { rk.Add("unit "+name, string(content)); return nil }); err != nil {
+	_, vendor, err := b.zymbitPackages()
+	if err != nil {
+		return nil, err
+	}
+	rk.Add("vendor's packages", vendor)
+	if err := b.eachUnit(func(name string, content []byte) error { rk.Add("unit "+name, string(content)); return nil }); err != nil {
 		return nil, err
 	}
 	done := b.m.Begin("root", rootImage)
@@ -116,7 +122,18 @@ func (b *builder) makeRoot(ctx context.Context, k *debroot.Kernel, dir string) e
 func (b *builder) fill(ctx context.Context, k *debroot.Kernel, t *squash.Tree, scratch string) error {
 	// Before the accounts are made: one of these files says which there are.
 	var units []string
-	err := eachUnit(func(name string, content []byte) error {
+	if b.vendor != nil {
+		if err := b.vendor.install(t); err != nil {
+			return err
+		}
+		units = append(units, b.vendor.units...)
+		if b.vendor.library != "" {
+			if err := t.WriteFile(tamperDropIn, 0o644, []byte(tamperDropInText)); err != nil {
+				return err
+			}
+		}
+	}
+	err := b.eachUnit(func(name string, content []byte) error {
 		to, isUnit := unitPlace(name)
 		if isUnit && debroot.Installable(content) {
 			units = append(units, name)
@@ -152,18 +169,22 @@ func (b *builder) fill(ctx context.Context, k *debroot.Kernel, t *squash.Tree, s
 	return debroot.Finish(t, b.recipe, b.lab())
 }
 
-// eachUnit calls f for every file of package systemd, by name.
-func eachUnit(f func(name string, content []byte) error) error {
+// eachUnit calls f for every file of package systemd that belongs to this image, by name.
+func (b *builder) eachUnit(f func(name string, content []byte) error) error {
 	entries, err := fs.ReadDir(systemd.FS, ".")
 	if err != nil {
 		return err
 	}
+	zymbitd := b.vendor != nil && b.vendor.library != ""
 	for _, e := range entries {
-		b, err := fs.ReadFile(systemd.FS, e.Name())
+		if strings.HasPrefix(e.Name(), zymbitUnits) && !zymbitd {
+			continue
+		}
+		content, err := fs.ReadFile(systemd.FS, e.Name())
 		if err != nil {
 			return err
 		}
-		if err := f(e.Name(), b); err != nil {
+		if err := f(e.Name(), content); err != nil {
 			return err
 		}
 	}

@@ -70,7 +70,12 @@ func (b *builder) zymbitFiles(ctx context.Context) ([]debroot.Extra, error) {
 			return nil, err
 		}
 	}
-	closure, err := zymbit.Closure(os.DirFS(dir).(zymbit.LinkFS), zymbitTools)
+	tree := os.DirFS(dir).(zymbit.LinkFS)
+	closure, err := zymbit.Closure(tree, zymbitTools)
+	if err == nil && b.vendor != nil && b.vendor.library != "" {
+		// It runs in the system, not here; what it lacks is better known now than there.
+		_, err = zymbit.Closure(tree, []string{b.vendor.library})
+	}
 	if err != nil {
 		return nil, &Error{Reason: debroot.ReasonMissing, Msg: "the vendor's packages in " + b.o.ZymbitDebs, Err: err}
 	}

@@ -2,22 +2,26 @@ package pi
 
 import (
 	"archive/tar"
+	"debug/elf"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"portcullis/images/card"
 	"portcullis/images/cpio"
 	"portcullis/images/deb"
 	"portcullis/images/debroot"
+	"portcullis/images/squash"
 )
 
 // vendorPackage builds a package with an arm64 program of Debian's under the
-// names of the vendor's tools: the real ones may not be passed on.
-func vendorPackage(t *testing.T, b *builder, dir string) {
+// names of the vendor's tools, and of more: the real ones may not be passed on.
+func vendorPackage(t *testing.T, b *builder, dir string, more ...string) {
 	t.Helper()
 	var program []byte
 	for _, p := range b.packages.Root {
@@ -36,10 +40,13 @@ func vendorPackage(t *testing.T, b *builder, dir string) {
 		t.Fatal("no program to play the vendor's")
 	}
 	tree := t.TempDir()
-	for _, name := range zymbitTools {
+	for _, name := range append(slices.Clone(zymbitTools), more...) {
 		must(t, os.MkdirAll(filepath.Join(tree, filepath.Dir(name)), 0o755))
 		must(t, os.WriteFile(filepath.Join(tree, name), program, 0o755))
 	}
+	unit := filepath.Join(tree, "lib/systemd/system/zkifc.service")
+	must(t, os.MkdirAll(filepath.Dir(unit), 0o755))
+	must(t, os.WriteFile(unit, []byte("[Service]\nExecStart=/usr/bin/zkifc\n[Install]\nWantedBy=multi-user.target\n"), 0o644))
 	must(t, os.Mkdir(filepath.Join(tree, "DEBIAN"), 0o755))
 	control := "Package: zksaapps\nVersion: 1.0\nArchitecture: arm64\nMaintainer: nobody <nobody@example.invalid>\nDescription: test\n"
 	must(t, os.WriteFile(filepath.Join(tree, "DEBIAN", "control"), []byte(control), 0o644))
@@ -83,6 +90,65 @@ func TestZymbitToolsComeWithTheirLibraries(t *testing.T) {
 	// The module is found where the list says, through the link.
 	if m, err := debroot.ReadInitrd(cpio.Zstd(archive), "usr/lib/modules/a.ko"); err != nil || string(m) != "module" {
 		t.Errorf("%q %v", m, err)
+	}
+}
+
+// TestZymbitdComesWithTheLibrary: an image whose operator gave the vendor's library has
+// zymbitd with its unit, user and drop-in; one with tools only, or nothing, has none.
+func TestZymbitdComesWithTheLibrary(t *testing.T) {
+	cache, err := debroot.DefaultCache()
+	must(t, err)
+	b, err := newBuilder(Options{Model: card.ModelPi4, Profile: card.ProfileDev, CacheDir: cache})
+	must(t, err)
+	b.packages, err = b.m.Packages(t.Context(), b.recipe, arch)
+	must(t, err)
+	units := func() (names []string) {
+		must(t, b.eachUnit(func(name string, _ []byte) error {
+			if strings.HasPrefix(name, zymbitUnits) {
+				names = append(names, name)
+			}
+			return nil
+		}))
+		return names
+	}
+	const library = "usr/lib/aarch64-linux-gnu/" + zymbitLibrary
+	for _, c := range []struct {
+		more  []string
+		units []string
+	}{{nil, nil}, {[]string{library}, []string{"zymbitd.service", "zymbitd.sysusers"}}} {
+		b.o.ZymbitDebs = t.TempDir()
+		vendorPackage(t, b, b.o.ZymbitDebs, c.more...)
+		b.vendor, err = b.readVendor(t.Context())
+		must(t, err)
+		if got := units(); !slices.Equal(got, c.units) {
+			t.Errorf("%v: units %v", c.more, got)
+		}
+		if !slices.Equal(b.vendor.units, []string{"zkifc.service"}) {
+			t.Errorf("the vendor's units: %v", b.vendor.units)
+		}
+		_, err = b.zymbitFiles(t.Context())
+		must(t, err)
+		tree := squash.NewTree(time.Unix(1700000000, 0).UTC())
+		must(t, tree.Link("/lib", "usr/lib"))
+		must(t, b.vendor.install(tree))
+		for _, name := range append(slices.Clone(zymbitTools), append(c.more, "usr/lib/systemd/system/zkifc.service")...) {
+			if tree.Get("/"+name) == nil {
+				t.Errorf("%s is not in the system", name)
+			}
+		}
+		must(t, debroot.Enable(tree, "zkifc.service"))
+		// A package of the operator's cannot replace a file of the image.
+		wantReason(t, b.vendor.install(tree), debroot.ReasonOptions)
+	}
+	// The one program that needs a loader gets the one that the image has.
+	p := zymbitProgram
+	must(t, b.dynamic(t.Context(), &p))
+	f, err := elf.Open(p.path)
+	must(t, err)
+	defer f.Close()
+	needs, err := f.ImportedLibraries()
+	if err != nil || f.Machine != elf.EM_AARCH64 || !slices.Contains(needs, "libc.so.6") {
+		t.Errorf("%s needs %v (%v), %v", p.path, needs, f.Machine, err)
 	}
 }
 
