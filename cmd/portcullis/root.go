@@ -129,8 +129,8 @@ func printDetected(w io.Writer, r detect.Report) {
 			fmt.Fprintf(w, "tpm      %s: %s %s, firmware %s\n", t.Device, t.Identity.Manufacturer, t.Identity.Model, t.Identity.Firmware)
 		}
 	}
-	if z := r.Zymbit; z.Tools || z.Library != "" || z.State {
-		fmt.Fprintf(w, "zymbit   tools %t, library %q, wake pin %d (kernel says %d); unverified on hardware\n", z.Tools, z.Library, z.WakePin, z.ComputedPin)
+	if z := r.Zymbit; z.Tools || z.Daemon || z.Library != "" || z.State {
+		fmt.Fprintf(w, "zymbit   tools %t, zymbitd %t, library %q, wake pin %d (kernel says %d); unverified on hardware\n", z.Tools, z.Daemon, z.Library, z.WakePin, z.ComputedPin)
 		for _, p := range z.Problems {
 			fmt.Fprintf(w, "         %s\n", p)
 		}
@@ -188,7 +188,12 @@ func rootStatusCommand() *cli.Command {
 func printRootStatus(w io.Writer, s *setup.Status) {
 	fmt.Fprintf(w, "posture  %s %s\n", s.Posture, s.PostureDetail)
 	if s.UnlockedBy != "" {
-		fmt.Fprintf(w, "opened   by %s; backend %s %s, measured by %s\n", s.UnlockedBy, s.Backend, s.Chip, s.Platform)
+		measured := "measured by " + s.Platform
+		if s.Backend == string(hardware.BackendZymbit) {
+			measured = "nothing was measured"
+		}
+		fmt.Fprintf(w, "opened   by %s; backend %s %s, %s\n", s.UnlockedBy, s.Backend, s.Chip, measured)
+		fmt.Fprintf(w, "image    enrols %s\n", s.Demand)
 	}
 	if v := s.Volume; v != nil {
 		fmt.Fprintf(w, "volume   %s, %d recovery keyslots\n", v.UUID, v.Recovery)

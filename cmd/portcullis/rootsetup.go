@@ -155,13 +155,15 @@ func fullSetup(ctx context.Context, r *setupRun, tpm tpmFlags) error {
 func rootTestCommand() *cli.Command {
 	c := &cli.Command{
 		Name: "root test", Args: "[flags] [--json]",
-		Summary: "Exercise every chip that was set up, without changing what it keeps. Exit 0 where everything works.",
+		Summary: "Exercise every chip that was set up, and a Zymbit module that keeps this Pi's key, without changing what they keep.\n" +
+			"Exit 0 where everything works.",
 		Example: "portcullis root test",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
 		asJSON := fs.Bool("json", false, "one JSON object")
 		dir := fs.String("dir", setup.Dir, "where the set-up is remembered")
+		handover := fs.String("handover", card.HandoverPath, "what pi-init found out")
 		tpm := addTPMFlags(fs)
 		if err := noWords(c, stdio, fs, args); err != nil {
 			return err
@@ -170,7 +172,7 @@ func rootTestCommand() *cli.Command {
 		if err != nil {
 			return err
 		}
-		checks := testChips(ctx, s, tpm)
+		checks := testChips(ctx, s, tpm, *handover)
 		ok := len(checks) > 0
 		for _, x := range checks {
 			ok = ok && x.OK
@@ -194,7 +196,13 @@ func rootTestCommand() *cli.Command {
 	return c
 }
 
-func testChips(ctx context.Context, s *setup.State, tpm tpmFlags) []setup.Check {
+// keptByZymbit says that this Pi's key is kept by a module, alone or with a TPM.
+func keptByZymbit(handover string) bool {
+	h, err := readHandover(handover)
+	return err == nil && (h.Backend == string(hardware.BackendZymbit) || h.Backend == string(hardware.BackendCombined))
+}
+
+func testChips(ctx context.Context, s *setup.State, tpm tpmFlags, handover string) []setup.Check {
 	checks := []setup.Check{}
 	if s.TPM != nil {
 		device := s.TPM.Device
@@ -203,7 +211,7 @@ func testChips(ctx context.Context, s *setup.State, tpm tpmFlags) []setup.Check 
 		}
 		checks = append(checks, setup.TestTPM(ctx, device, s.TPM.Config(tpm.config()))...)
 	}
-	if s.Zymbit != nil {
+	if s.Zymbit != nil || keptByZymbit(handover) {
 		z, err := openZymbit(ctx)
 		if err != nil {
 			checks = append(checks, setup.Check{Name: "zymbit", Detail: err.Error()})

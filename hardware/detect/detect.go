@@ -84,11 +84,11 @@ func Detect(ctx context.Context, h Host) Report {
 		tpm = tpm || t.usable()
 	}
 	switch {
-	case tpm && r.Zymbit.Tools:
+	case tpm && r.Zymbit.usable():
 		r.Recommended = hardware.BackendCombined
 	case tpm:
 		r.Recommended = hardware.BackendTPM2
-	case r.Zymbit.Tools:
+	case r.Zymbit.usable():
 		r.Recommended = hardware.BackendZymbit
 	default:
 		r.Posture, r.PostureDetail = hardware.PostureNone, "no chip that could hold the disk's key was found"

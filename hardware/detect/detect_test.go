@@ -209,6 +209,11 @@ func TestDetectProblems(t *testing.T) {
 	if r = Detect(t.Context(), h); r.Recommended != "" || r.Posture != hardware.PostureNone || r.TPMs[0].Problem != "busy" {
 		t.Errorf("a chip that does not answer counts: %+v", r)
 	}
+	// zymbitd is enough: an image with it has no tools that could disturb it.
+	h.Root.(fstest.MapFS)["run/portcullis/zymbitd/zymbit.sock"] = prop("")
+	if r = Detect(t.Context(), h); r.Recommended != hardware.BackendZymbit || !r.Zymbit.Daemon || r.Zymbit.Tools {
+		t.Errorf("zymbitd is not seen: %+v", r)
+	}
 	if r = Detect(t.Context(), host(fstest.MapFS{})); r.Recommended != "" || r.Posture != hardware.PostureNone {
 		t.Errorf("an empty machine: %+v", r)
 	}

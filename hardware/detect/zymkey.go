@@ -2,6 +2,7 @@ package detect
 
 import (
 	"io/fs"
+	"strings"
 
 	"portcullis/hardware/zymbit"
 )
@@ -13,6 +14,8 @@ type Zymbit struct {
 	Tools bool `json:"tools"`
 	// Library is the path of the vendor's library, for zymbitd.
 	Library string `json:"library,omitempty"`
+	// Daemon is true where zymbitd's socket is.
+	Daemon bool `json:"daemon"`
 	// State is true where /var/lib/zymbit exists. A locked module whose state
 	// directory is lost can never be used again.
 	State bool `json:"state"`
@@ -25,6 +28,10 @@ type Zymbit struct {
 	Problems    []string `json:"problems,omitempty"`
 }
 
+// usable says that something here can speak to a module; whether one answers is
+// known after it was asked.
+func (z Zymbit) usable() bool { return z.Tools || z.Daemon }
+
 func zymkey(root fs.FS) Zymbit {
 	var z Zymbit
 	for _, p := range []string{"sbin/zkunlockifs", "usr/sbin/zkunlockifs", "usr/bin/zkunlockifs"} {
@@ -35,9 +42,10 @@ func zymkey(root fs.FS) Zymbit {
 			z.Library = "/" + names[0]
 		}
 	}
+	z.Daemon = exists(root, strings.TrimPrefix(zymbit.Socket, "/"))
 	z.State = exists(root, "var/lib/zymbit")
 	z.Bus = exists(root, "dev/i2c-1")
-	if !z.Tools && z.Library == "" && !z.State {
+	if !z.usable() && z.Library == "" && !z.State {
 		return z
 	}
 	say := func(s string) { z.Problems = append(z.Problems, s) }

@@ -19,6 +19,7 @@ type Status struct {
 	PostureDetail string           `json:"posture_detail,omitempty"`
 	Platform      string           `json:"platform,omitempty"`
 	Backend       string           `json:"backend,omitempty"`
+	Demand        string           `json:"demand,omitempty"` // chip that the image enrols, see card.Info
 	Chip          string           `json:"chip,omitempty"`
 	UnlockedBy    string           `json:"unlocked_by,omitempty"`
 	Volume        *Volume          `json:"volume"`
@@ -87,6 +88,7 @@ func (s *Status) handover(h *card.Handover) {
 	}
 	s.Posture, s.PostureDetail, s.Platform = p, h.PostureDetail, h.Platform
 	s.Backend, s.Chip, s.UnlockedBy = h.Backend, h.Chip, h.UnlockedBy
+	s.Demand = h.Info().Demand()
 	if h.Recovered {
 		s.Warnings = append(s.Warnings, "the volume was opened with the recovery key ("+h.ChipProblem+"): run portcullis root rearm")
 	}
@@ -116,6 +118,12 @@ func (s *Status) warn() {
 		}
 		if b.Backend == hardware.BackendFake {
 			say("keyslot %s belongs to a fake chip", b.Slot)
+		}
+		if b.Backend == hardware.BackendZymbit {
+			say("keyslot %s: a Zymbit module alone gives the key to any software on this Pi, also to an older release, and again after the boot", b.Slot)
+		}
+		if d := s.Demand; d != "" && d != card.RootAuto && string(b.Backend) != d && b.Backend != hardware.BackendCombined {
+			say("keyslot %s is bound to %s, the image demands %s: it opens with the recovery key only", b.Slot, b.Backend, d)
 		}
 		if b.Backend == hardware.BackendZymbit || b.Backend == hardware.BackendCombined {
 			say("keyslot %s: the Zymbit backend was never run against a module by its makers", b.Slot)

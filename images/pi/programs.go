@@ -43,7 +43,7 @@ func (b *builder) compile(ctx context.Context) error {
 	if b.lab() {
 		b.programs = append(b.programs, labProgram)
 	}
-	if b.vendor != nil && b.vendor.library != "" {
+	if b.zymbitd() {
 		b.programs = append(b.programs, zymbitProgram)
 	}
 	for i := range b.programs {

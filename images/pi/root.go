@@ -46,11 +46,13 @@ func (b *builder) root(ctx context.Context, k *debroot.Kernel) (*rootInfo, error
 	for _, p := range b.packages.Root {
 		rk.Add("package", p.SHA256)
 	}
-	_, vendor, err := b.zymbitPackages()
-	if err != nil {
-		return nil, err
+	if b.zymbitd() {
+		_, vendor, err := b.zymbitPackages()
+		if err != nil {
+			return nil, err
+		}
+		rk.Add("vendor's packages", vendor)
 	}
-	rk.Add("vendor's packages", vendor)
 	if err := b.eachUnit(func(name string, content []byte) error { rk.Add("unit "+name, string(content)); return nil }); err != nil {
 		return nil, err
 	}
@@ -122,15 +124,13 @@ func (b *builder) makeRoot(ctx context.Context, k *debroot.Kernel, dir string) e
 func (b *builder) fill(ctx context.Context, k *debroot.Kernel, t *squash.Tree, scratch string) error {
 	// Before the accounts are made: one of these files says which there are.
 	var units []string
-	if b.vendor != nil {
+	if b.zymbitd() {
 		if err := b.vendor.install(t); err != nil {
 			return err
 		}
 		units = append(units, b.vendor.units...)
-		if b.vendor.library != "" {
-			if err := t.WriteFile(tamperDropIn, 0o644, []byte(tamperDropInText)); err != nil {
-				return err
-			}
+		if err := t.WriteFile(tamperDropIn, 0o644, []byte(tamperDropInText)); err != nil {
+			return err
 		}
 	}
 	err := b.eachUnit(func(name string, content []byte) error {
@@ -175,9 +175,8 @@ func (b *builder) eachUnit(f func(name string, content []byte) error) error {
 	if err != nil {
 		return err
 	}
-	zymbitd := b.vendor != nil && b.vendor.library != ""
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), zymbitUnits) && !zymbitd {
+		if strings.HasPrefix(e.Name(), zymbitUnits) && !b.zymbitd() {
 			continue
 		}
 		content, err := fs.ReadFile(systemd.FS, e.Name())

@@ -72,7 +72,7 @@ func (b *builder) zymbitFiles(ctx context.Context) ([]debroot.Extra, error) {
 	}
 	tree := os.DirFS(dir).(zymbit.LinkFS)
 	closure, err := zymbit.Closure(tree, zymbitTools)
-	if err == nil && b.vendor != nil && b.vendor.library != "" {
+	if err == nil && b.zymbitd() {
 		// It runs in the system, not here; what it lacks is better known now than there.
 		_, err = zymbit.Closure(tree, []string{b.vendor.library})
 	}

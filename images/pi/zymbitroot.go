@@ -25,6 +25,10 @@ var zymbitProgram = program{name: "zymbitd", place: "/usr/lib/portcullis/zymbitd
 // zymbitUnits begins the names of what package systemd has for zymbitd only.
 const zymbitUnits = "zymbitd."
 
+// zymbitd says whether this image can speak to the module after the boot. Then all of
+// the vendor's files are in the system; tools alone are in the initramfs only.
+func (b *builder) zymbitd() bool { return b.vendor != nil && b.vendor.library != "" }
+
 // tamperDropIn lets the tamper policy wait for zymbitd where there is one.
 const (
 	tamperDropIn     = "/etc/systemd/system/portcullis-tamper.service.d/zymbitd.conf"

@@ -55,6 +55,9 @@ func virt(c Config) []string {
 		"-device", "virtserialport,chardev=lab0,name=" + CommandPort,
 		"-device", "virtserialport,chardev=events0,name=" + EventPort,
 	}
+	if c.Module != "" {
+		args = append(args, "-chardev", "socket,id=module0,path="+qemu.Escape(c.Module), "-device", "virtserialport,chardev=module0,name="+ModulePort)
+	}
 	for i, n := range c.NICs {
 		id := "net" + strconv.Itoa(i)
 		if n.Tap == "" {

@@ -28,6 +28,9 @@ type Variant struct {
 	Profile  string // [dev]
 	Sequence uint64 // [1]
 	Recipe   string // a recipe file that extends the project's [none]
+
+	ZymbitDebs string // directory with the packages of who plays Zymbit [none]
+	Root       string // chip that first boot enrols [card.RootAuto]
 }
 
 func (v *Variant) fill() {
@@ -154,8 +157,8 @@ func (b *Builder) Image(ctx context.Context, v Variant) (*Image, error) {
 		return nil, err
 	}
 	name := fmt.Sprintf("image-%s-%s-%d", v.Model, v.Profile, v.Sequence)
-	if v.Recipe != "" {
-		h := sha256.Sum256([]byte(v.Recipe))
+	if more := v.Recipe + v.ZymbitDebs + v.Root; more != "" {
+		h := sha256.Sum256([]byte(v.Recipe + "\x00" + v.ZymbitDebs + "\x00" + v.Root))
 		name += "-" + hex.EncodeToString(h[:4])
 	}
 	unlock, err := b.lock(ctx, name)
@@ -170,6 +173,7 @@ func (b *Builder) Image(ctx context.Context, v Variant) (*Image, error) {
 	}
 	_, err = imagespi.Build(ctx, imagespi.Options{
 		Model: v.Model, Profile: v.Profile, Recipe: v.Recipe, Sequence: v.Sequence, Keys: keys, OutDir: out,
+		ZymbitDebs: v.ZymbitDebs, Root: v.Root,
 		CacheDir: filepath.Join(b.Repository, "build", "cache"), Progress: progress{b},
 	})
 	if err != nil {

@@ -21,6 +21,7 @@ const (
 const (
 	CommandPort = "org.portcullis.lab"    // commands, lab/channel
 	EventPort   = "org.portcullis.events" // the services' journal, JSON lines
+	ModulePort  = "org.portcullis.module" // what plays a Zymbit module, outside of the guest
 )
 
 // NIC is one network port. The first is eth0 (uplink), the second eth1 (the PC's port).
@@ -36,6 +37,7 @@ type Config struct {
 	Firmware Firmware
 	Card     string   // raw image, written to
 	TPM      string   // directory of the TPM's state, made where missing; "" = no TPM
+	Module   string   // listening socket of what plays a Zymbit module; "" = none
 	NICs     []NIC    // none = two ports whose cables end nowhere
 	Disks    []string // further raw images, read-only for the guest, as plugged-in disks
 	Medium   string   // unix socket at which an NBD server has the card; "" = the file itself
@@ -81,8 +83,8 @@ func (c *Config) check() error {
 		c.Firmware = Direct
 	case Direct, AAVMF:
 	case Raspi3:
-		if c.TPM != "" || len(c.NICs) != 0 || len(c.Disks) != 0 || c.Medium != "" || c.DTB == "" {
-			return errors.New("pi: raspi3b needs a device tree and has no TPM, no network card and no other disk")
+		if c.TPM != "" || c.Module != "" || len(c.NICs) != 0 || len(c.Disks) != 0 || c.Medium != "" || c.DTB == "" {
+			return errors.New("pi: raspi3b needs a device tree and has no TPM, no module, no network card and no other disk")
 		}
 	default:
 		return fmt.Errorf("pi: unknown firmware %q", c.Firmware)
