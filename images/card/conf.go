@@ -2,6 +2,7 @@ package card
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 
@@ -28,6 +29,7 @@ type extent struct{ offset, size int64 }
 // confFiles are the files with their fixed sizes, in bytes.
 var confFiles = map[string]int64{
 	AutobootFile: AutobootSize, StateFile: StateSize, SeedFile: SeedSize, EscrowFile: EscrowSize, EnrolFile: EnrolSize,
+	ZymbitFile: ZymbitSize,
 }
 
 // ConfFiles returns what stands on the configuration partition of a fresh card.
@@ -39,6 +41,7 @@ func ConfFiles(r Release) (map[string][]byte, error) {
 	return map[string][]byte{
 		AutobootFile: EncodeAutoboot(SlotA), StateFile: state,
 		SeedFile: pad(nil, SeedSize), EscrowFile: pad(nil, EscrowSize), EnrolFile: pad(nil, EnrolSize),
+		ZymbitFile: make([]byte, ZymbitSize),
 	}, nil
 }
 
@@ -52,6 +55,8 @@ func OpenConf(rw Device, size int64) (*Conf, error) {
 	for name, want := range confFiles {
 		at, n, err := fs.Extent(name)
 		switch {
+		case name == ZymbitFile && notFound(err):
+			continue // a card of an older image
 		case err != nil:
 			return nil, refuse(ReasonConfUnreadable, "%s: %v", name, err)
 		case n != want:
@@ -62,6 +67,11 @@ func OpenConf(rw Device, size int64) (*Conf, error) {
 		c.files[name] = extent{at, n}
 	}
 	return c, nil
+}
+
+func notFound(err error) bool {
+	var e *fat.Error
+	return errors.As(err, &e) && e.Reason == fat.ReasonNotFound
 }
 
 // State reads the newest valid copy of the slot state.

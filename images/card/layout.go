@@ -45,6 +45,7 @@ const (
 	SeedFile     = "SEED.YML"     // 65,536 bytes: the operator's settings, padded with line feeds
 	EscrowFile   = "ESCROW.AGE"   // 8,192 bytes: the recovery key for the operator, padded with line feeds
 	EnrolFile    = "ENROL.JSN"    // 16,384 bytes: public enrolment record, padded with line feeds
+	ZymbitFile   = "ZYMBIT.BIN"   // 524,288 bytes: two copies of a Zymbit module's state, 262,144 bytes apart; cards of older images have none
 
 	AutobootSize = 512
 	StateSize    = 65536
@@ -52,6 +53,8 @@ const (
 	SeedSize     = 65536
 	EscrowSize   = 8192
 	EnrolSize    = 16384
+	ZymbitSize   = 2 * ZymbitCopy
+	ZymbitCopy   = 262144
 )
 
 // Files of a boot partition.

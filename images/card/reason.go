@@ -8,6 +8,7 @@ const (
 	ReasonSlotPartition   = "slot-partition"   // the firmware started another partition than the slot's
 	ReasonStateUnreadable = "state-unreadable" // no copy of the slot state is valid
 	ReasonConfUnreadable  = "conf-unreadable"  // the configuration partition lacks a file or is no file system
+	ReasonZymbitState     = "zymbit-state"     // the copy of a Zymbit module's directory is damaged, too large or no such thing
 	ReasonAutoboot        = "autoboot-invalid" // autoboot.txt starts no boot partition
 	ReasonSeedInvalid     = "seed-invalid"     // the operator's settings are wrong
 	ReasonTrialAttempts   = "trial-attempts"   // a new release was started MaxAttempts times and never committed

@@ -80,7 +80,11 @@ func (b *Boot) noZymbit() error {
 
 // askModule opens the Zymbit module where this image has the vendor's tools.
 func (b *Boot) askModule(ctx context.Context) {
-	if b.module, b.noModule = b.Host.Zymbit(ctx); b.noModule != nil {
+	state, err := b.conf.ZymbitState()
+	if err != nil {
+		b.Log.Note("zymbit", "problem", err) // what the running system kept is put in its place after this boot
+	}
+	if b.module, b.noModule = b.Host.Zymbit(ctx, state); b.noModule != nil {
 		b.module = nil
 		if hardware.ReasonOf(b.noModule) != hardware.ReasonAbsent {
 			b.Log.Note("zymbit", "problem", b.noModule)

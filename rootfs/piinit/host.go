@@ -75,8 +75,9 @@ type Host interface {
 	// TPM opens the chip; hardware.ReasonAbsent says that there is none.
 	TPM(context.Context, tpm2.Config) (TPM, error)
 	// Zymbit opens the Zymbit module; hardware.ReasonAbsent says that this image cannot
-	// speak to one. Nothing is asked of the module yet.
-	Zymbit(context.Context) (hardware.Root, error)
+	// speak to one. Nothing is asked of the module yet. state is what the vendor's
+	// tools find in their directory; nil: nothing.
+	Zymbit(ctx context.Context, state *card.ZymbitState) (hardware.Root, error)
 	// SystemdToken gets the passphrase for a token of systemd-cryptenroll.
 	SystemdToken(ctx context.Context, token []byte) ([]byte, error)
 	// Unlock proves a passphrase with a keyslot of the card's volume.

@@ -3,9 +3,7 @@ package piinit
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/anatol/luks.go"
@@ -13,7 +11,6 @@ import (
 	"portcullis/hardware"
 	"portcullis/hardware/systemdtoken"
 	"portcullis/hardware/tpm2"
-	"portcullis/hardware/zymbit"
 	"portcullis/images/card"
 	"portcullis/images/gpt"
 	"portcullis/rootfs/boot"
@@ -246,44 +243,6 @@ func linkMapper(name, path string) error {
 		return boot.Failf(boot.ReasonMapper, "%w", err)
 	}
 	return nil
-}
-
-// zymbitWait is how long the module's binding may wait for a network card: it reads
-// the card's address.
-const zymbitWait = 10 * time.Second
-
-// Zymbit opens the module through the vendor's tools, which an image has when it was
-// built with them.
-func (l *linux) Zymbit(ctx context.Context) (hardware.Root, error) {
-	var config zymbit.ExecConfig
-	text, err := os.ReadFile(zymbit.EnvFile)
-	if err == nil {
-		if config.Env, err = zymbit.ParseEnv(string(text)); err != nil {
-			return nil, &hardware.Error{Reason: hardware.ReasonFailed, Err: fmt.Errorf("%s: %w", zymbit.EnvFile, err)}
-		}
-	}
-	// The kernel's own number is right where the file's is of another kernel.
-	if pin, err := zymbit.SysfsWakePin(os.DirFS("/sys")); err == nil {
-		config.Env.WakePin = pin
-	}
-	z, err := zymbit.NewExec(config)
-	if err != nil {
-		return nil, err // an image without the tools, which is most of them
-	}
-	wait, cancel := context.WithTimeout(ctx, l.zymbitWait)
-	defer cancel()
-	for !ethernet() && wait.Err() == nil {
-		select {
-		case <-wait.Done():
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
-	return z, nil
-}
-
-func ethernet() bool {
-	links, err := boot.Links()
-	return err == nil && slices.ContainsFunc(links, func(l boot.Link) bool { return l.Ethernet })
 }
 
 // stubSignatures is where systemd-stub puts what systemd-measure signed.

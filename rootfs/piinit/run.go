@@ -55,6 +55,7 @@ type process struct {
 	stage     func() string
 	terminals *boot.Terminals
 	watchdog  *boot.Watchdog
+	keep      func() error // the Zymbit module's state
 }
 
 // at names the stage under way.
@@ -76,7 +77,7 @@ func (p *process) run() error {
 		Host: newLinux(info), Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
 		Random: rand.Reader, Times: DefaultTimes, People: luks2.ForPeople(),
 	}
-	p.stage = b.Stage
+	p.stage, p.keep = b.Stage, func() error { return keepZymbit(newRoot, zymbitDir, b.conf) }
 	r, err := b.Run(ctx)
 	if err != nil {
 		return err
@@ -174,6 +175,9 @@ func (p *process) settings(ctx context.Context, r *Result) error {
 	files := settingFiles(seed)
 	if err := install(newRoot, files); err != nil {
 		return err
+	}
+	if err := p.keep(); err != nil {
+		p.log.Note("zymbit", "problem", err)
 	}
 	if err := machineID(newRoot); err != nil {
 		return err

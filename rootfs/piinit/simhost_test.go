@@ -38,7 +38,7 @@ func (h *host) TPM(_ context.Context, config tpm2.Config) (TPM, error) {
 	return h.chip, nil
 }
 
-func (h *host) Zymbit(context.Context) (hardware.Root, error) {
+func (h *host) Zymbit(context.Context, *card.ZymbitState) (hardware.Root, error) {
 	if h.zymkey == nil {
 		return nil, chipError(hardware.ReasonAbsent, "no tools in this image")
 	}
