@@ -49,6 +49,7 @@ type flashing struct {
 	now    func() time.Time
 
 	seedPath         string
+	zymbitDir        string
 	keys             stringList
 	threshold        int
 	force, yes, json bool
@@ -58,6 +59,7 @@ func (f *flashing) run(ctx context.Context, c *cli.Command, args []string) error
 	fs := cli.NewFlags(c, f.stdio)
 	list := fs.Bool("list", false, "list removable disks and end")
 	fs.StringVar(&f.seedPath, "seed", "", "file with the operator's settings, put on the card")
+	fs.StringVar(&f.zymbitDir, "zymbit-state", "", "copy of a Zymbit module's /var/lib/zymbit, put on the card for this Pi")
 	fs.Var(&f.keys, "key", "public release key that must have signed the image (may be given again)")
 	fs.IntVar(&f.threshold, "threshold", 1, "signatures needed of the keys given with --key")
 	fs.BoolVar(&f.force, "force", false, "also a built-in disk, or one larger than 2 TB; never one that is in use")
@@ -124,6 +126,10 @@ func (f *flashing) flash(ctx context.Context, image, device string) error {
 	if err != nil {
 		return err
 	}
+	module, err := f.zymbitState()
+	if err != nil {
+		return err
+	}
 	disk, err := f.system.Find(device)
 	if err != nil {
 		return err
@@ -140,7 +146,7 @@ func (f *flashing) flash(ctx context.Context, image, device string) error {
 		return err
 	}
 	defer dev.Close()
-	return f.write(ctx, flash.Options{Image: img, Target: dev, Seed: seed}, disk)
+	return f.write(ctx, flash.Options{Image: img, Target: dev, Seed: seed, Zymbit: module}, disk)
 }
 
 func (f *flashing) trust() (*manifest.Trust, error) {
@@ -173,6 +179,21 @@ func (f *flashing) seed() ([]byte, error) {
 		return nil, err
 	}
 	return card.SeedImage(f.seedPath, b)
+}
+
+// zymbitState reads what the vendor's software keeps of a module.
+func (f *flashing) zymbitState() ([]byte, error) {
+	if f.zymbitDir == "" {
+		return nil, nil
+	}
+	s, err := card.ReadZymbitState(f.zymbitDir)
+	if err == nil && s == nil {
+		err = fmt.Errorf("%s: no file is there", f.zymbitDir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return card.ZymbitImage(s)
 }
 
 // introduce says what will be written, who made it, and what will be lost.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"errors"
 	"os"
 	"path/filepath"
@@ -49,7 +50,12 @@ func TestFlashWritesAFileAsItWritesACard(t *testing.T) {
 		t.Fatal(err)
 	}
 	target := cardFile(t, 2<<30)
-	code, out, errOut := runFlash(t, filepath.Base(target)+"\n", i.Path, target, "--key", i.Key, "--seed", seed)
+	module := &card.ZymbitState{Files: []card.ZymbitFileEntry{{Name: "zkenv.conf", Mode: 0o644, Data: []byte("ZK_GPIO_WAKE_PIN=516\n")}}}
+	vendor := filepath.Join(t.TempDir(), "zymbit")
+	if err := module.Write(vendor); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errOut := runFlash(t, filepath.Base(target)+"\n", i.Path, target, "--key", i.Key, "--seed", seed, "--zymbit-state", vendor)
 	if code != 0 || !strings.Contains(out, "holds the image") {
 		t.Fatalf("%d\n%s\n%s", code, out, errOut)
 	}
@@ -70,6 +76,21 @@ func TestFlashWritesAFileAsItWritesACard(t *testing.T) {
 	got := make([]byte, card.SeedSize)
 	if _, err := f.ReadAt(got, at); err != nil || !strings.HasPrefix(string(got), goodSeed) {
 		t.Errorf("%.60q, %v", got, err)
+	}
+	conf := flashtest.Layout().Partitions[card.PartConf-1]
+	part := io.NewSectionReader(f, conf.Offset(), conf.Size())
+	c, err := card.OpenConf(struct {
+		io.ReaderAt
+		io.WriterAt
+	}{part, nil}, conf.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := c.ZymbitState(); err != nil || !s.Equal(module) {
+		t.Errorf("the module's state: %+v, %v", s, err)
+	}
+	if code, _, errOut := runFlash(t, "", i.Path, cardFile(t, 2<<30), "--yes", "--zymbit-state", t.TempDir()); code != 1 || !strings.Contains(errOut, "no file is there") {
+		t.Errorf("an empty directory: %d %s", code, errOut)
 	}
 }
 

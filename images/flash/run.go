@@ -26,6 +26,8 @@ type Options struct {
 	Journal *Journal // nil: every range is written
 	// Seed is the whole content of the settings' file, as card.SeedImage makes it; nil for none.
 	Seed []byte
+	// Zymbit is the whole content of card.ZymbitFile, as card.ZymbitImage makes it; nil for none.
+	Zymbit []byte
 	// Report is told how many bytes of the image a phase has passed; nil is fine.
 	Report func(phase string, done, total int64)
 }
@@ -57,6 +59,9 @@ type run struct {
 func Run(ctx context.Context, o Options) (Result, error) {
 	if o.Seed != nil && len(o.Seed) != card.SeedSize {
 		return Result{}, refuse(ReasonSettings, "the settings have %d bytes instead of %d", len(o.Seed), card.SeedSize)
+	}
+	if o.Zymbit != nil && len(o.Zymbit) != card.ZymbitSize {
+		return Result{}, refuse(ReasonSettings, "the module's state has %d bytes instead of %d", len(o.Zymbit), card.ZymbitSize)
 	}
 	if o.Report == nil {
 		o.Report = func(string, int64, int64) {}
@@ -200,25 +205,42 @@ func (w *run) finish(context.Context) error {
 	return w.exact(w.first, 0)
 }
 
-// seed puts the settings into their place in the PCCONF partition.
+// seed puts the settings, and a module's state, into their places in the PCCONF partition.
 func (w *run) seed(context.Context) error {
+	if w.o.Zymbit != nil {
+		if err := w.file(card.ZymbitFile, w.o.Zymbit); err != nil {
+			return err
+		}
+	}
 	if w.o.Seed == nil {
 		return nil
 	}
-	at, err := SeedOffset(w, w.o.Image.Map.Size)
+	w.r.Seeded = true
+	return w.file(card.SeedFile, w.o.Seed)
+}
+
+func (w *run) file(name string, content []byte) error {
+	at, err := fileOffset(w, w.o.Image.Map.Size, name, int64(len(content)))
 	if err != nil {
 		return err
 	}
-	b := buffer(len(w.o.Seed))
-	copy(b, w.o.Seed)
-	w.r.Seeded = true
+	b := buffer(len(content))
+	copy(b, content)
 	return w.exact(b, at)
 }
 
-// SeedOffset is where the settings' file begins on a card with an image of size bytes.
-func SeedOffset(r interface {
+// reader is a device, or an image in memory.
+type reader interface {
 	ReadAt([]byte, int64) (int, error)
-}, size int64) (int64, error) {
+}
+
+// SeedOffset is where the settings' file begins on a card with an image of size bytes.
+func SeedOffset(r reader, size int64) (int64, error) {
+	return fileOffset(r, size, card.SeedFile, card.SeedSize)
+}
+
+// fileOffset is where a file of length bytes begins.
+func fileOffset(r reader, size int64, name string, length int64) (int64, error) {
 	table, _, err := gpt.Read(r, uint64(size/card.SectorSize))
 	if err != nil {
 		return 0, refuse(ReasonSettings, "%v", err)
@@ -231,9 +253,9 @@ func SeedOffset(r interface {
 	if err != nil {
 		return 0, refuse(ReasonSettings, "%s: %v", card.LabelConf, err)
 	}
-	off, n, err := fs.Extent(card.SeedFile)
-	if err != nil || n != card.SeedSize {
-		return 0, refuse(ReasonSettings, "%s has %d bytes: %v", card.SeedFile, n, err)
+	off, n, err := fs.Extent(name)
+	if err != nil || n != length {
+		return 0, refuse(ReasonSettings, "%s has %d bytes: %v", name, n, err)
 	}
 	return conf.Offset() + off, nil
 }

@@ -69,7 +69,8 @@ func New(t testing.TB) *Image {
 	}
 	files := map[string][]byte{
 		card.AutobootFile: bytes.Repeat([]byte("\n"), card.AutobootSize), card.StateFile: Noise(1, card.StateSize),
-		card.SeedFile: bytes.Repeat([]byte("\n"), card.SeedSize),
+		card.SeedFile: bytes.Repeat([]byte("\n"), card.SeedSize), card.EscrowFile: bytes.Repeat([]byte("\n"), card.EscrowSize),
+		card.EnrolFile: bytes.Repeat([]byte("\n"), card.EnrolSize), card.ZymbitFile: make([]byte, card.ZymbitSize),
 	}
 	build := func(number int, label string, files map[string][]byte) {
 		p := table.Partitions[number-1]
