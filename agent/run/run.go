@@ -29,6 +29,8 @@ type Agent struct {
 	Facts   claim.Facts
 	Key     *claim.Key
 	Probes  []protocol.Probe
+	// Down takes the machine down, for good where off is true.
+	Down func(off bool) error
 	// Log gets one line for each change of state.
 	Log func(line string)
 }
@@ -73,6 +75,12 @@ func (a *Agent) serve(ctx context.Context, conn *channel.Conn, probes map[string
 		if err != nil {
 			return fmt.Errorf("read challenge: %w", err)
 		}
+		if d := m.GetDown(); d != nil {
+			if err := a.down(conn, d); err != nil {
+				return err
+			}
+			continue
+		}
 		c := m.GetChallenge()
 		if c == nil {
 			return fmt.Errorf("read challenge: %w: another message", protocol.ErrMalformed)
@@ -81,6 +89,15 @@ func (a *Agent) serve(ctx context.Context, conn *channel.Conn, probes map[string
 			return fmt.Errorf("answer challenge: %w", err)
 		}
 	}
+}
+
+// down does what the gateway asks, if it is the gateway that asks, and on this connection.
+func (a *Agent) down(conn *channel.Conn, d *protocol.Down) error {
+	if err := d.Verify(a.Facts.Gateway, conn.Binding, a.Facts.Session); err != nil {
+		return err
+	}
+	a.Log(fmt.Sprintf("state=going-down off=%t action=%x", d.Off, d.Id))
+	return a.Down(d.Off)
 }
 
 func next(wait time.Duration, err error) time.Duration {
@@ -101,6 +118,8 @@ func reason(err error) string {
 		return "gateway-key"
 	case errors.Is(err, protocol.ErrBinding):
 		return protocol.ClaimBinding
+	case errors.Is(err, protocol.ErrDown):
+		return "gateway-down"
 	case errors.Is(err, protocol.ErrMalformed), errors.Is(err, protocol.ErrFrame):
 		return "gateway-malformed"
 	}

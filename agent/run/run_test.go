@@ -40,6 +40,7 @@ func TestReasonsAreTyped(t *testing.T) {
 		"claim-late":        fmt.Errorf("x: %w", &channel.RefusedError{Reason: "claim-late"}),
 		"gateway-key":       fmt.Errorf("x: %w", protocol.ErrPin),
 		"claim-binding":     fmt.Errorf("x: %w", protocol.ErrBinding),
+		"gateway-down":      fmt.Errorf("x: %w", protocol.ErrDown),
 		"gateway-malformed": fmt.Errorf("x: %w", protocol.ErrFrame),
 		"connection":        errors.New("x"),
 	} {

@@ -24,6 +24,7 @@ func samples() [][]byte {
 		seed(&Message{Body: &Message_Challenge{Challenge: &Challenge{Id: id, Session: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Sequence: 1, Nonce: d32, DeadlineMs: 1, Previous: d32, Ops: []*Op{{Name: "boot"}}}}}),
 		seed(&Message{Body: &Message_Chunk{Chunk: &Chunk{Id: id, Size: 3, Data: []byte("abc")}}}),
 		seed(&Message{Body: &Message_Evidence{Evidence: &Evidence{Id: id, Sequence: 1, Previous: d32, Signature: sig, Results: []*OpResult{{Name: "boot", Digest: d32}}}}}),
+		seed(&Message{Body: &Message_Down{Down: &Down{Id: id, Session: "aaaaaaaaaaaaaaaaaaaaaaaaaa", Off: true, Signature: sig}}}),
 		{}, {0}, {0, 0, 0, 0}, {0xff, 0xff, 0xff, 0xff, 1}, bytes.Repeat([]byte{0x0a}, 300),
 	}
 }
@@ -78,6 +79,10 @@ func FuzzCheck(f *testing.F) {
 		}
 		if c := m.GetChunk(); c.Check() == nil && c.Offset+uint64(len(c.Data)) > c.Size {
 			t.Fatal("a chunk beyond its size passed")
+		}
+		if d := m.GetDown(); d.Check() == nil {
+			_ = [16]byte(d.Id)
+			DownTranscript(Binding{}, d)
 		}
 		if e := m.GetEvidence(); e.Check() == nil {
 			for _, r := range e.Results {

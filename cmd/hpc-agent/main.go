@@ -13,6 +13,7 @@ import (
 
 	"portcullis/agent/bootinfo"
 	"portcullis/agent/claim"
+	"portcullis/agent/down"
 	"portcullis/agent/probe"
 	"portcullis/agent/run"
 )
@@ -50,6 +51,7 @@ func agent(ctx context.Context, note string) error {
 		Facts:   facts,
 		Key:     key,
 		Probes:  probe.All(probe.Host{}),
+		Down:    down.Now,
 		Log:     func(line string) { fmt.Fprintln(os.Stderr, "hpc-agent:", line) },
 	}
 	a.Run(ctx)
