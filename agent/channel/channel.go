@@ -32,11 +32,13 @@ func (e *RefusedError) Error() string { return "claim refused: " + e.Reason }
 type Conn struct {
 	*protocol.Stream
 	tls     *tls.Conn
-	Binding protocol.Binding
-	Resumed bool // the gateway knew this claim from before
+	Binding protocol.Binding // with the epoch in it
+	Epoch   uint64           // its number
+	Resumed bool             // the gateway knew this claim from before
 }
 
-// Dial connects, checks the gateway's key, and claims.
+// Dial connects, checks the gateway's key, claims, and takes key to the next
+// epoch. Two calls with one key must not run at the same time.
 func Dial(ctx context.Context, address string, facts claim.Facts, key *claim.Key) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
@@ -95,7 +97,16 @@ func (c *Conn) claim(facts claim.Facts, key *claim.Key) error {
 	case !result.Accepted:
 		return &RefusedError{result.Reason}
 	}
-	c.Binding, c.Resumed = binding, result.Resumed
+	secret, err := protocol.EpochSecret(c.tls.ConnectionState())
+	if err != nil {
+		return err
+	}
+	epoch, err := protocol.NextEpoch(key.Epoch(), facts.Session, secret, binding)
+	if err != nil {
+		return err
+	}
+	c.Binding, c.Epoch, c.Resumed = epoch.Bind(binding), epoch.Number, result.Resumed
+	key.Advance(epoch)
 	return nil
 }
 

@@ -41,7 +41,16 @@ func New(f Facts, key *Key, uptime time.Duration, hello *protocol.Hello, bind fu
 		Nonce:          nonce[:],
 		PublicKey:      key.Public(),
 	}
-	c.Signature = ed25519.Sign(key.Private(), protocol.ClaimTranscript(c, f.Gateway, [32]byte(hello.Nonce), binding))
+	epoch := key.Epoch()
+	if epoch != nil {
+		c.Epoch = epoch.Number
+	}
+	transcript := protocol.ClaimTranscript(c, f.Gateway, [32]byte(hello.Nonce), binding)
+	c.Signature = ed25519.Sign(key.Private(), transcript)
+	if epoch != nil {
+		proof := epoch.Proof(transcript)
+		c.Proof = proof[:]
+	}
 	return c, binding, nil
 }
 

@@ -86,7 +86,7 @@ func TestNoBindingNoClaim(t *testing.T) {
 	if !errors.Is(err, protocol.ErrBinding) {
 		t.Errorf("got %v", err)
 	}
-	for _, hello := range []*protocol.Hello{nil, {}, {Version: 2, Nonce: make([]byte, 32)}, {Version: 1, Nonce: make([]byte, 31)}} {
+	for _, hello := range []*protocol.Hello{nil, {}, {Version: protocol.Version + 1, Nonce: make([]byte, 32)}, {Version: protocol.Version, Nonce: make([]byte, 31)}} {
 		_, _, err := New(Facts{}, newKey(t), 0, hello, func([32]byte) (protocol.Binding, error) {
 			t.Error("asked for a binding")
 			return protocol.Binding{}, nil

@@ -7,12 +7,20 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"portcullis/attestserver/protocol"
 )
 
 // Key is the agent's Ed25519 key of this boot.
-type Key struct{ private ed25519.PrivateKey }
+type Key struct {
+	private ed25519.PrivateKey
+
+	mu    sync.Mutex
+	epoch *protocol.Epoch
+}
 
 // NewKey makes a key. It lies in the Go heap (crypto/ed25519 keeps an expanded
 // copy there in any case), so what protects it is Harden, for the whole process.
@@ -21,14 +29,33 @@ func NewKey() (*Key, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent key: %w", err)
 	}
-	return &Key{private}, nil
+	return &Key{private: private}, nil
 }
+
+// Copy is the key as somebody has it who copied it, and nothing of the epochs.
+func (k *Key) Copy() *Key { return &Key{private: k.private} }
 
 // Public returns the public half.
 func (k *Key) Public() ed25519.PublicKey { return k.private.Public().(ed25519.PublicKey) }
 
 // Private returns the key itself.
 func (k *Key) Private() ed25519.PrivateKey { return k.private }
+
+// Epoch is that of the newest claim that was granted, nil before the first. It
+// ties the next connection to this one and dies with the key.
+func (k *Key) Epoch() *protocol.Epoch {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.epoch
+}
+
+// Advance takes the epoch of a claim that was granted and wipes the one before.
+func (k *Key) Advance(e *protocol.Epoch) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.epoch.Wipe()
+	k.epoch = e
+}
 
 // Harden keeps this process's memory out of swap (each page from its first use
 // on), out of core dumps, and out of reach of processes without CAP_SYS_PTRACE.

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"portcullis/agent/channel"
@@ -17,6 +18,7 @@ type answerer struct {
 	conn   *channel.Conn
 	key    *claim.Key
 	probes map[string]protocol.Probe
+	turn   *sync.Mutex // probes run one answer at a time, whatever connection asked
 }
 
 // answer runs the ops in the order asked, sends what is large in chunks and
@@ -25,6 +27,8 @@ func (a *answerer) answer(ctx context.Context, c *protocol.Challenge) error {
 	if err := c.Check(); err != nil {
 		return err
 	}
+	a.turn.Lock()
+	defer a.turn.Unlock()
 	arrived := time.Now()
 	started, err := claim.Uptime()
 	if err != nil {

@@ -48,12 +48,13 @@ func (a *Agent) Run(ctx context.Context) error {
 			last = line
 		}
 	}
+	s := &server{Agent: a, probes: probes}
 	for ctx.Err() == nil {
-		conn, err := channel.Dial(ctx, a.Address, a.Facts, a.Key)
+		conn, err := s.dial(ctx)
 		if err == nil {
 			say(fmt.Sprintf("state=claimed session=%s resumed=%t", a.Facts.Session, conn.Resumed))
 			wait = firstWait
-			err = a.serve(ctx, conn, probes)
+			err = s.serve(ctx, conn)
 		}
 		if ctx.Err() != nil {
 			break
@@ -63,32 +64,6 @@ func (a *Agent) Run(ctx context.Context) error {
 		wait = next(wait, err)
 	}
 	return ctx.Err()
-}
-
-// serve answers challenges until the connection ends.
-func (a *Agent) serve(ctx context.Context, conn *channel.Conn, probes map[string]protocol.Probe) error {
-	defer conn.Close()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	answers := &answerer{conn: conn, key: a.Key, probes: probes}
-	for {
-		m, err := conn.Receive(protocol.MaxFrame)
-		if err != nil {
-			return fmt.Errorf("read challenge: %w", err)
-		}
-		if d := m.GetDown(); d != nil {
-			if err := a.down(conn, d); err != nil {
-				return err
-			}
-			continue
-		}
-		c := m.GetChallenge()
-		if c == nil {
-			return fmt.Errorf("read challenge: %w: another message", protocol.ErrMalformed)
-		}
-		if err := answers.answer(ctx, c); err != nil {
-			return fmt.Errorf("answer challenge: %w", err)
-		}
-	}
 }
 
 // down does what the gateway asks, if it is the gateway that asks, and on this connection.

@@ -3,6 +3,7 @@ package channel
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
@@ -62,6 +63,9 @@ type Conn struct {
 	Key     ed25519.PublicKey
 	Binding protocol.Binding
 	Remote  net.Addr
+
+	secret     [32]byte // for the next epoch
+	transcript []byte   // of the claim
 
 	raw net.Conn
 }
@@ -133,10 +137,25 @@ func (c *Conn) readClaim(g *Gateway, cs tls.ConnectionState, nonce [32]byte) *Re
 	if err != nil {
 		return &RefusedError{protocol.ClaimBinding, err}
 	}
-	if !ed25519.Verify(c.Key, protocol.ClaimTranscript(c.Claim, g.public, nonce, c.Binding), c.Claim.Signature) {
+	c.transcript = protocol.ClaimTranscript(c.Claim, g.public, nonce, c.Binding)
+	if !ed25519.Verify(c.Key, c.transcript, c.Claim.Signature) {
 		return &RefusedError{protocol.ClaimSignature, errors.New("not signed for this connection by that key")}
 	}
+	if c.secret, err = protocol.EpochSecret(cs); err != nil {
+		return &RefusedError{protocol.ClaimBinding, err}
+	}
 	return nil
+}
+
+// Shows tells whether the claim proves that its sender has the epoch.
+func (c *Conn) Shows(e *protocol.Epoch) bool {
+	proof := e.Proof(c.transcript)
+	return c.Claim.Epoch == e.Number && hmac.Equal(c.Claim.Proof, proof[:])
+}
+
+// Next is the epoch that this connection makes of the one before it, nil for the first.
+func (c *Conn) Next(before *protocol.Epoch) (*protocol.Epoch, error) {
+	return protocol.NextEpoch(before, c.Claim.Session, c.secret, c.Binding)
 }
 
 // Refuse answers the claim with a typed reason and closes.

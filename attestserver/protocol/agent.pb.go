@@ -34,6 +34,7 @@ type Message struct {
 	//	*Message_Challenge
 	//	*Message_Chunk
 	//	*Message_Evidence
+	//	*Message_Rekey
 	//	*Message_Down
 	Body          isMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
@@ -131,6 +132,15 @@ func (x *Message) GetEvidence() *Evidence {
 	return nil
 }
 
+func (x *Message) GetRekey() *Rekey {
+	if x != nil {
+		if x, ok := x.Body.(*Message_Rekey); ok {
+			return x.Rekey
+		}
+	}
+	return nil
+}
+
 func (x *Message) GetDown() *Down {
 	if x != nil {
 		if x, ok := x.Body.(*Message_Down); ok {
@@ -168,6 +178,10 @@ type Message_Evidence struct {
 	Evidence *Evidence `protobuf:"bytes,6,opt,name=evidence,proto3,oneof"` // agent
 }
 
+type Message_Rekey struct {
+	Rekey *Rekey `protobuf:"bytes,7,opt,name=rekey,proto3,oneof"` // gateway
+}
+
 type Message_Down struct {
 	Down *Down `protobuf:"bytes,20,opt,name=down,proto3,oneof"` // gateway
 }
@@ -183,6 +197,8 @@ func (*Message_Challenge) isMessage_Body() {}
 func (*Message_Chunk) isMessage_Body() {}
 
 func (*Message_Evidence) isMessage_Body() {}
+
+func (*Message_Rekey) isMessage_Body() {}
 
 func (*Message_Down) isMessage_Body() {}
 
@@ -247,6 +263,8 @@ type Claim struct {
 	Nonce          []byte                 `protobuf:"bytes,5,opt,name=nonce,proto3" json:"nonce,omitempty"`                                         // 32 bytes, fresh for this connection
 	PublicKey      []byte                 `protobuf:"bytes,6,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`                // Ed25519, 32 bytes; also the key of the agent's TLS leaf
 	Signature      []byte                 `protobuf:"bytes,7,opt,name=signature,proto3" json:"signature,omitempty"`                                 // over ClaimTranscript
+	Epoch          uint64                 `protobuf:"varint,8,opt,name=epoch,proto3" json:"epoch,omitempty"`                                        // that the agent has of this session; 0 before the first
+	Proof          []byte                 `protobuf:"bytes,9,opt,name=proof,proto3" json:"proof,omitempty"`                                         // Epoch.Proof of ClaimTranscript; empty with epoch 0
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -330,6 +348,58 @@ func (x *Claim) GetSignature() []byte {
 	return nil
 }
 
+func (x *Claim) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Claim) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+// Rekey asks for a new connection: a fresh key exchange and the next epoch. This
+// one goes on until the new one has taken over.
+type Rekey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rekey) Reset() {
+	*x = Rekey{}
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rekey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rekey) ProtoMessage() {}
+
+func (x *Rekey) ProtoReflect() protoreflect.Message {
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rekey.ProtoReflect.Descriptor instead.
+func (*Rekey) Descriptor() ([]byte, []int) {
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{3}
+}
+
 type ClaimResult struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Accepted      bool                   `protobuf:"varint,1,opt,name=accepted,proto3" json:"accepted,omitempty"`
@@ -341,7 +411,7 @@ type ClaimResult struct {
 
 func (x *ClaimResult) Reset() {
 	*x = ClaimResult{}
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[3]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -353,7 +423,7 @@ func (x *ClaimResult) String() string {
 func (*ClaimResult) ProtoMessage() {}
 
 func (x *ClaimResult) ProtoReflect() protoreflect.Message {
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[3]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -366,7 +436,7 @@ func (x *ClaimResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimResult.ProtoReflect.Descriptor instead.
 func (*ClaimResult) Descriptor() ([]byte, []int) {
-	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{3}
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ClaimResult) GetAccepted() bool {
@@ -401,7 +471,7 @@ type Op struct {
 
 func (x *Op) Reset() {
 	*x = Op{}
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[4]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +483,7 @@ func (x *Op) String() string {
 func (*Op) ProtoMessage() {}
 
 func (x *Op) ProtoReflect() protoreflect.Message {
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[4]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +496,7 @@ func (x *Op) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Op.ProtoReflect.Descriptor instead.
 func (*Op) Descriptor() ([]byte, []int) {
-	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{4}
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Op) GetName() string {
@@ -465,7 +535,7 @@ type Challenge struct {
 
 func (x *Challenge) Reset() {
 	*x = Challenge{}
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[5]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -477,7 +547,7 @@ func (x *Challenge) String() string {
 func (*Challenge) ProtoMessage() {}
 
 func (x *Challenge) ProtoReflect() protoreflect.Message {
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[5]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -490,7 +560,7 @@ func (x *Challenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Challenge.ProtoReflect.Descriptor instead.
 func (*Challenge) Descriptor() ([]byte, []int) {
-	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{5}
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Challenge) GetId() []byte {
@@ -556,7 +626,7 @@ type Chunk struct {
 
 func (x *Chunk) Reset() {
 	*x = Chunk{}
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[6]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -568,7 +638,7 @@ func (x *Chunk) String() string {
 func (*Chunk) ProtoMessage() {}
 
 func (x *Chunk) ProtoReflect() protoreflect.Message {
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[6]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -581,7 +651,7 @@ func (x *Chunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Chunk.ProtoReflect.Descriptor instead.
 func (*Chunk) Descriptor() ([]byte, []int) {
-	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{6}
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Chunk) GetId() []byte {
@@ -634,7 +704,7 @@ type OpResult struct {
 
 func (x *OpResult) Reset() {
 	*x = OpResult{}
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[7]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +716,7 @@ func (x *OpResult) String() string {
 func (*OpResult) ProtoMessage() {}
 
 func (x *OpResult) ProtoReflect() protoreflect.Message {
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[7]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +729,7 @@ func (x *OpResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpResult.ProtoReflect.Descriptor instead.
 func (*OpResult) Descriptor() ([]byte, []int) {
-	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{7}
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *OpResult) GetName() string {
@@ -726,7 +796,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[8]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +808,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[8]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +821,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{8}
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Evidence) GetId() []byte {
@@ -816,7 +886,7 @@ type Down struct {
 
 func (x *Down) Reset() {
 	*x = Down{}
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[9]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +898,7 @@ func (x *Down) String() string {
 func (*Down) ProtoMessage() {}
 
 func (x *Down) ProtoReflect() protoreflect.Message {
-	mi := &file_attestserver_protocol_agent_proto_msgTypes[9]
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +911,7 @@ func (x *Down) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Down.ProtoReflect.Descriptor instead.
 func (*Down) Descriptor() ([]byte, []int) {
-	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{9}
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Down) GetId() []byte {
@@ -876,19 +946,20 @@ var File_attestserver_protocol_agent_proto protoreflect.FileDescriptor
 
 const file_attestserver_protocol_agent_proto_rawDesc = "" +
 	"\n" +
-	"!attestserver/protocol/agent.proto\x12\x13portcullis.agent.v1\"\xa2\x03\n" +
+	"!attestserver/protocol/agent.proto\x12\x13portcullis.agent.v1\"\xd6\x03\n" +
 	"\aMessage\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.portcullis.agent.v1.HelloH\x00R\x05hello\x122\n" +
 	"\x05claim\x18\x02 \x01(\v2\x1a.portcullis.agent.v1.ClaimH\x00R\x05claim\x12E\n" +
 	"\fclaim_result\x18\x03 \x01(\v2 .portcullis.agent.v1.ClaimResultH\x00R\vclaimResult\x12>\n" +
 	"\tchallenge\x18\x04 \x01(\v2\x1e.portcullis.agent.v1.ChallengeH\x00R\tchallenge\x122\n" +
 	"\x05chunk\x18\x05 \x01(\v2\x1a.portcullis.agent.v1.ChunkH\x00R\x05chunk\x12;\n" +
-	"\bevidence\x18\x06 \x01(\v2\x1d.portcullis.agent.v1.EvidenceH\x00R\bevidence\x12/\n" +
+	"\bevidence\x18\x06 \x01(\v2\x1d.portcullis.agent.v1.EvidenceH\x00R\bevidence\x122\n" +
+	"\x05rekey\x18\a \x01(\v2\x1a.portcullis.agent.v1.RekeyH\x00R\x05rekey\x12/\n" +
 	"\x04down\x18\x14 \x01(\v2\x19.portcullis.agent.v1.DownH\x00R\x04downB\x06\n" +
 	"\x04body\"7\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\fR\x05nonce\"\xd7\x01\n" +
+	"\x05nonce\x18\x02 \x01(\fR\x05nonce\"\x83\x02\n" +
 	"\x05Claim\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12'\n" +
 	"\x0fmanifest_digest\x18\x02 \x01(\fR\x0emanifestDigest\x12\x1b\n" +
@@ -897,7 +968,10 @@ const file_attestserver_protocol_agent_proto_rawDesc = "" +
 	"\x05nonce\x18\x05 \x01(\fR\x05nonce\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x06 \x01(\fR\tpublicKey\x12\x1c\n" +
-	"\tsignature\x18\a \x01(\fR\tsignature\"[\n" +
+	"\tsignature\x18\a \x01(\fR\tsignature\x12\x14\n" +
+	"\x05epoch\x18\b \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05proof\x18\t \x01(\fR\x05proof\"\a\n" +
+	"\x05Rekey\"[\n" +
 	"\vClaimResult\x12\x1a\n" +
 	"\baccepted\x18\x01 \x01(\bR\baccepted\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
@@ -959,34 +1033,36 @@ func file_attestserver_protocol_agent_proto_rawDescGZIP() []byte {
 	return file_attestserver_protocol_agent_proto_rawDescData
 }
 
-var file_attestserver_protocol_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_attestserver_protocol_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_attestserver_protocol_agent_proto_goTypes = []any{
 	(*Message)(nil),     // 0: portcullis.agent.v1.Message
 	(*Hello)(nil),       // 1: portcullis.agent.v1.Hello
 	(*Claim)(nil),       // 2: portcullis.agent.v1.Claim
-	(*ClaimResult)(nil), // 3: portcullis.agent.v1.ClaimResult
-	(*Op)(nil),          // 4: portcullis.agent.v1.Op
-	(*Challenge)(nil),   // 5: portcullis.agent.v1.Challenge
-	(*Chunk)(nil),       // 6: portcullis.agent.v1.Chunk
-	(*OpResult)(nil),    // 7: portcullis.agent.v1.OpResult
-	(*Evidence)(nil),    // 8: portcullis.agent.v1.Evidence
-	(*Down)(nil),        // 9: portcullis.agent.v1.Down
+	(*Rekey)(nil),       // 3: portcullis.agent.v1.Rekey
+	(*ClaimResult)(nil), // 4: portcullis.agent.v1.ClaimResult
+	(*Op)(nil),          // 5: portcullis.agent.v1.Op
+	(*Challenge)(nil),   // 6: portcullis.agent.v1.Challenge
+	(*Chunk)(nil),       // 7: portcullis.agent.v1.Chunk
+	(*OpResult)(nil),    // 8: portcullis.agent.v1.OpResult
+	(*Evidence)(nil),    // 9: portcullis.agent.v1.Evidence
+	(*Down)(nil),        // 10: portcullis.agent.v1.Down
 }
 var file_attestserver_protocol_agent_proto_depIdxs = []int32{
-	1, // 0: portcullis.agent.v1.Message.hello:type_name -> portcullis.agent.v1.Hello
-	2, // 1: portcullis.agent.v1.Message.claim:type_name -> portcullis.agent.v1.Claim
-	3, // 2: portcullis.agent.v1.Message.claim_result:type_name -> portcullis.agent.v1.ClaimResult
-	5, // 3: portcullis.agent.v1.Message.challenge:type_name -> portcullis.agent.v1.Challenge
-	6, // 4: portcullis.agent.v1.Message.chunk:type_name -> portcullis.agent.v1.Chunk
-	8, // 5: portcullis.agent.v1.Message.evidence:type_name -> portcullis.agent.v1.Evidence
-	9, // 6: portcullis.agent.v1.Message.down:type_name -> portcullis.agent.v1.Down
-	4, // 7: portcullis.agent.v1.Challenge.ops:type_name -> portcullis.agent.v1.Op
-	7, // 8: portcullis.agent.v1.Evidence.results:type_name -> portcullis.agent.v1.OpResult
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	9, // [9:9] is the sub-list for extension extendee
-	0, // [0:9] is the sub-list for field type_name
+	1,  // 0: portcullis.agent.v1.Message.hello:type_name -> portcullis.agent.v1.Hello
+	2,  // 1: portcullis.agent.v1.Message.claim:type_name -> portcullis.agent.v1.Claim
+	4,  // 2: portcullis.agent.v1.Message.claim_result:type_name -> portcullis.agent.v1.ClaimResult
+	6,  // 3: portcullis.agent.v1.Message.challenge:type_name -> portcullis.agent.v1.Challenge
+	7,  // 4: portcullis.agent.v1.Message.chunk:type_name -> portcullis.agent.v1.Chunk
+	9,  // 5: portcullis.agent.v1.Message.evidence:type_name -> portcullis.agent.v1.Evidence
+	3,  // 6: portcullis.agent.v1.Message.rekey:type_name -> portcullis.agent.v1.Rekey
+	10, // 7: portcullis.agent.v1.Message.down:type_name -> portcullis.agent.v1.Down
+	5,  // 8: portcullis.agent.v1.Challenge.ops:type_name -> portcullis.agent.v1.Op
+	8,  // 9: portcullis.agent.v1.Evidence.results:type_name -> portcullis.agent.v1.OpResult
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_attestserver_protocol_agent_proto_init() }
@@ -1001,6 +1077,7 @@ func file_attestserver_protocol_agent_proto_init() {
 		(*Message_Challenge)(nil),
 		(*Message_Chunk)(nil),
 		(*Message_Evidence)(nil),
+		(*Message_Rekey)(nil),
 		(*Message_Down)(nil),
 	}
 	type x struct{}
@@ -1009,7 +1086,7 @@ func file_attestserver_protocol_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_attestserver_protocol_agent_proto_rawDesc), len(file_attestserver_protocol_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

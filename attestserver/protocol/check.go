@@ -8,7 +8,7 @@ import (
 )
 
 // Version is the protocol version in Hello.
-const Version = 1
+const Version = 2
 
 // Data of an op up to InlineData bytes travels in its OpResult, more in Chunks
 // of ChunkSize.
@@ -42,6 +42,8 @@ func (c *Claim) Check() error {
 	case len(c.ManifestDigest) != 32, len(c.RootHash) != 32, len(c.Nonce) != 32,
 		len(c.PublicKey) != ed25519.PublicKeySize, len(c.Signature) != ed25519.SignatureSize:
 		return fmt.Errorf("%w: claim with a field of a wrong size", ErrMalformed)
+	case c.Epoch == 0 && len(c.Proof) != 0, c.Epoch > 0 && len(c.Proof) != 32:
+		return fmt.Errorf("%w: claim of epoch %d with a proof of %d bytes", ErrMalformed, c.Epoch, len(c.Proof))
 	case c.UptimeMs < 0:
 		return fmt.Errorf("%w: claim with a negative uptime", ErrMalformed)
 	}

@@ -207,8 +207,8 @@ func TestOpKeyDependsOnEverything(t *testing.T) {
 // Whatever is changed in a signed message changes what was signed.
 func TestTranscriptsCoverEveryField(t *testing.T) {
 	gateway, _, _ := ed25519.GenerateKey(rand.Reader)
-	c := &Claim{Session: "s", ManifestDigest: []byte{1}, RootHash: []byte{2}, UptimeMs: 3, Nonce: []byte{4}, PublicKey: []byte{5}}
-	covers(t, c, []string{"signature"}, func(m proto.Message) []byte {
+	c := &Claim{Session: "s", ManifestDigest: []byte{1}, RootHash: []byte{2}, UptimeMs: 3, Nonce: []byte{4}, PublicKey: []byte{5}, Epoch: 6}
+	covers(t, c, []string{"signature", "proof"}, func(m proto.Message) []byte {
 		return ClaimTranscript(m.(*Claim), gateway, [32]byte{}, Binding{})
 	})
 	q := &Challenge{Id: []byte{1}, Session: "s", Sequence: 1, Nonce: []byte{2}, DeadlineMs: 3, Previous: []byte{4}, Ops: []*Op{{Name: "a", Params: []byte{1}}}}

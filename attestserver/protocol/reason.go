@@ -10,6 +10,7 @@ const (
 	ClaimSignature   = "claim-signature"   // not signed for this connection by that key
 	ClaimImage       = "claim-image"       // not the image that is served
 	ClaimSession     = "claim-session"     // unknown, not the newest, void or ended
+	ClaimEpoch       = "claim-epoch"       // does not continue this session's epochs: another holder of the key, or an old state
 	ClaimUnavailable = "claim-unavailable" // pxed does not answer; try again
 )
 
@@ -24,6 +25,7 @@ const (
 	EvidenceIncomplete = "evidence-incomplete" // other ops than asked, or in another order
 	EvidenceChain      = "evidence-chain"      // does not continue the chain
 	EvidenceSignature  = "evidence-signature"  // not signed by the claim's key for this challenge
+	EvidenceRekey      = "evidence-rekey"      // asked for a new connection, the agent made none
 	EvidenceTime       = "evidence-time"       // its clock ran backwards or says more than passed here
 )
 

@@ -38,6 +38,7 @@ func ClaimTranscript(c *Claim, gateway ed25519.PublicKey, gatewayNonce [32]byte,
 	t.bytes(c.ManifestDigest, c.RootHash)
 	t.number(uint64(c.UptimeMs))
 	t.bytes(gatewayNonce[:], c.Nonce, c.PublicKey, gateway, binding[:])
+	t.number(c.Epoch)
 	return t
 }
 
@@ -88,6 +89,15 @@ func ChainStart(binding Binding) [32]byte {
 	var t transcript
 	t.text(chainLabel)
 	t.bytes(binding[:])
+	return sha256.Sum256(t)
+}
+
+// ChainContinue is the head with which a connection that follows another in the
+// same session begins: the evidence of both is one chain.
+func ChainContinue(head [32]byte, binding Binding) [32]byte {
+	var t transcript
+	t.text(chainLabel)
+	t.bytes(head[:], binding[:])
 	return sha256.Sum256(t)
 }
 

@@ -71,6 +71,16 @@ func Burst(r io.Reader) (time.Duration, error) {
 	return time.Duration(u * float64(BurstSpan/BurstSize)), nil
 }
 
+// Jitter draws a time around d, from 3/4 to 5/4 of it: for what is to come
+// about that often and not at a moment that is known.
+func Jitter(r io.Reader, d time.Duration) (time.Duration, error) {
+	u, err := uniform(r)
+	if err != nil {
+		return 0, err
+	}
+	return time.Duration((0.75 + u/2) * float64(d)), nil
+}
+
 // uniform draws from (0, 1] in steps of 2^-53.
 func uniform(r io.Reader) (float64, error) {
 	var b [8]byte

@@ -57,6 +57,7 @@ type grant struct {
 	image   *openImage
 	session *portcullisv1.Session
 	resumed bool
+	epoch   *protocol.Epoch // set by the core
 }
 
 // decide settles a genuine claim. Only pxed grants; what attestd adds is that

@@ -32,6 +32,10 @@ type core struct {
 	judging bool      // an Expectation is at work: nothing is asked meanwhile
 	due     time.Time // of the next challenge
 
+	coming  *grant    // takes over when nothing is open on the link
+	rekeyAt time.Time // when the agent is asked for a new connection
+	rekeyBy time.Time // when it must have come; zero where none was asked for
+
 	asks     []*asking // wait for the next challenge
 	asking   []*asking // in the open one, or in the one that is being judged
 	askAgain time.Time // not before: others must not choose how busy the PC is
@@ -59,7 +63,7 @@ func newCore(s *Server) *core {
 }
 
 func (c *core) run(ctx context.Context) error {
-	defer c.disconnect()
+	defer c.end()
 	for c.failure == nil {
 		select {
 		case <-ctx.Done():
@@ -84,7 +88,7 @@ func (c *core) wait(now time.Time) time.Duration {
 	case c.open != nil:
 		d = min(d, c.asked.Add(c.deadline()).Sub(now))
 	case c.link != nil && !c.judging:
-		d = min(d, c.next().Sub(now))
+		d = min(d, c.next().Sub(now), c.rekeyNext().Sub(now))
 	}
 	return max(d, 0)
 }
@@ -109,6 +113,7 @@ func (c *core) tick(now time.Time) {
 		c.link.busy = now.Add(c.deadline())
 		c.fail(now, finding("", protocol.EvidenceLate, protocol.Soft, "no answer within "+c.deadline().String()))
 	}
+	c.rekey(now)
 	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.next()) && !now.Before(c.link.busy) {
 		c.ask(now)
 	}
@@ -177,7 +182,15 @@ func (c *core) claimed(g *grant) {
 		}
 		c.begin(now, g.session, verdict.ReasonSession)
 	}
-	if c.link != nil {
+	if !c.follows(now, g) {
+		return
+	}
+	switch {
+	case c.link != nil && !c.rekeyBy.IsZero():
+		c.coming = g
+		c.takeOver(now)
+		return
+	case c.link != nil:
 		c.lost(now, c.link, "the agent connected anew")
 	}
 	if c.image != g.image || c.state == nil {
@@ -185,8 +198,8 @@ func (c *core) claimed(g *grant) {
 		c.state = &protocol.ImageState{Image: g.image.Image, Session: g.session.Id, MAC: g.session.Mac,
 			Address: g.session.Address, Notes: make(map[string][]byte)}
 	}
-	c.link = newLink(c.Server, g)
-	c.o.Events.Emit("agent.claimed", event.Fields{"session": g.session.Id, "resumed": g.resumed,
+	c.attach(now, g)
+	c.o.Events.Emit("agent.claimed", event.Fields{"session": g.session.Id, "resumed": g.resumed, "epoch": g.epoch.Number,
 		"image": g.image.Manifest.Image, "version": g.image.Manifest.Version})
 	c.due = now
 }
@@ -218,7 +231,7 @@ const maxPast = 64
 
 // begin forgets the session before.
 func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
-	c.disconnect()
+	c.end()
 	if old := c.machine.Session(); old != "" && old != s.Id {
 		c.past = append(c.past[max(0, len(c.past)-maxPast+1):], old)
 	}
@@ -233,6 +246,15 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 	if c.o.Record.wasQuarantined(s.Id) {
 		c.changed(now, 0, c.machine.Quarantine(verdict.ReasonRestored))
 	}
+}
+
+// end is disconnect, also of a connection that was to take over.
+func (c *core) end() {
+	if c.coming != nil {
+		c.coming.conn.Close()
+		c.coming = nil
+	}
+	c.disconnect()
 }
 
 func (c *core) disconnect() {

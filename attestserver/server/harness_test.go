@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -20,6 +21,7 @@ import (
 	"portcullis/agent/run"
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/continuity"
 	"portcullis/attestserver/identity"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/reference"
@@ -42,6 +44,7 @@ const patience = 20 * time.Second
 // lab is a Pi and a PC in one process.
 type lab struct {
 	t        testing.TB
+	rekey    time.Duration // 0: longer than any test
 	dir      string
 	image    *manifesttest.Image
 	digest   [32]byte
@@ -136,13 +139,17 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	epochs, err := continuity.Open(filepath.Join(l.dir, "epoch.json"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
 	l.events = newEvents()
 	s, err := server.New(server.Options{
 		Key:     l.image.GatewayKey,
 		Boot:    portcullisv1connect.NewBootClient(l.client(rpc.BootSocket), rpc.BaseURL),
 		Gateway: portcullisv1connect.NewGatewayClient(l.client(rpc.GatewaySocket), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: event.NewJSON(l.events, "attestd", time.Now),
-		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: l.deadline, Posture: "none",
+		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: l.deadline, Posture: "none", Epochs: epochs, Rekey: cmp.Or(l.rekey, time.Hour),
 	})
 	if err != nil {
 		l.t.Fatal(err)

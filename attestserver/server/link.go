@@ -24,6 +24,8 @@ const memory = 256
 // link is the connection of the agent whose claim was granted.
 type link struct {
 	conn     *channel.Conn
+	epoch    *protocol.Epoch
+	settled  bool // evidence has come that was made with the epoch
 	peer     challenge.Peer
 	head     [32]byte // of the evidence chain
 	sequence uint64   // of the last challenge
@@ -34,12 +36,20 @@ type link struct {
 	gone     chan struct{}
 }
 
-// newLink answers the claim and starts reading.
-func newLink(s *Server, g *grant) *link {
+// newLink answers the claim and starts reading. head is that of the evidence
+// chain so far, zero where nothing was accepted yet.
+func newLink(s *Server, g *grant, head [32]byte) *link {
+	bound := g.epoch.Bind(g.conn.Binding)
+	if head == ([32]byte{}) {
+		head = protocol.ChainStart(bound)
+	} else {
+		head = protocol.ChainContinue(head, bound)
+	}
 	l := &link{
 		conn:  g.conn,
-		peer:  challenge.Peer{Session: g.session.Id, Key: g.conn.Key, Binding: g.conn.Binding},
-		head:  protocol.ChainStart(g.conn.Binding),
+		epoch: g.epoch,
+		peer:  challenge.Peer{Session: g.session.Id, Key: g.conn.Key, Binding: bound},
+		head:  head,
 		fates: make(map[[16]byte]fate),
 		out:   make(chan *protocol.Message, 2),
 		gone:  make(chan struct{}),
@@ -184,5 +194,6 @@ func (c *core) evidence(at time.Time, e *protocol.Evidence) {
 	sent := c.open
 	c.link.remember(id, answered)
 	c.open, c.link.head = nil, accepted.Head
+	c.confirm()
 	c.judge(sent, accepted, took)
 }

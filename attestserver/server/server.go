@@ -18,6 +18,7 @@ import (
 
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/channel"
+	"portcullis/attestserver/continuity"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/schedule"
 	"portcullis/internal/clock"
@@ -36,6 +37,8 @@ type Options struct {
 	Clock    clock.Clock
 	Random   io.Reader // crypto/rand outside of tests
 	Plan     schedule.Plan
+	Epochs   *continuity.Keeper
+	Rekey    time.Duration // mean time between two key exchanges with the agent
 	Deadline time.Duration // of one answer; a challenge with every probe gets FullFactor of it
 	Posture  string        // of the Pi: "none" where no root of trust is set up
 }
@@ -71,7 +74,7 @@ type Server struct {
 // New checks the options.
 func New(o Options) (*Server, error) {
 	if o.Boot == nil || o.Gateway == nil || o.Images == nil || o.Refs == nil || o.Record == nil ||
-		o.Clock == nil || o.Random == nil || o.Deadline <= 0 || o.Plan.Cap() <= 0 || o.Posture == "" {
+		o.Clock == nil || o.Random == nil || o.Epochs == nil || o.Rekey <= 0 || o.Deadline <= 0 || o.Plan.Cap() <= 0 || o.Posture == "" {
 		return nil, errors.New("attestd: options are incomplete")
 	}
 	g, err := channel.NewGateway(o.Key)

@@ -19,6 +19,7 @@ import (
 
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/channel"
+	"portcullis/attestserver/continuity"
 	"portcullis/attestserver/expect"
 	"portcullis/attestserver/identity"
 	"portcullis/attestserver/reference"
@@ -79,6 +80,18 @@ func run(ctx context.Context, file string, initKey bool) error {
 		return err
 	}
 	events := event.NewJSON(os.Stdout, "attestd", time.Now)
+	epochFile := filepath.Join(state, "epoch.json")
+	epochs, err := continuity.Open(epochFile)
+	if err != nil {
+		// Without them the PC has to boot again, which is the safe way on.
+		events.Emit("epochs.lost", event.Fields{"detail": err.Error()})
+		if err := os.Remove(epochFile); err != nil {
+			return err
+		}
+		if epochs, err = continuity.Open(epochFile); err != nil {
+			return err
+		}
+	}
 	posture, err := postureOf(c.RunDir)
 	if err != nil {
 		events.Emit("posture.unknown", event.Fields{"detail": err.Error()})
@@ -88,7 +101,7 @@ func run(ctx context.Context, file string, initKey bool) error {
 		Boot:    portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(c.RunDir, rpc.BootSocket)), rpc.BaseURL),
 		Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: events,
-		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Posture: string(posture),
+		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Epochs: epochs, Rekey: c.Attest.Rekey, Posture: string(posture),
 	})
 	if err != nil {
 		return err

@@ -59,5 +59,6 @@ type Attest struct {
 	MeanGap     time.Duration // between challenges; 5 s (0.5 s .. 10 min)
 	MinGap      time.Duration // floor; 0.2 s
 	Deadline    time.Duration // of one answer; 10 s
+	Rekey       time.Duration // mean time between key exchanges with the agent; 10 min (1 s .. 24 h)
 	AllowedUIDs []int
 }

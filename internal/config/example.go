@@ -41,6 +41,7 @@ attest:
   mean_gap: 5s                      # gaps are exponential, at most 3 times this
   min_gap: 200ms
   deadline: 10s
+  rekey: 10m                        # a new key exchange with the agent about that often
   allowed_uids: []
 `, releaseKey)
 }

@@ -22,7 +22,7 @@ func defaults() *Config {
 		PXE: PXE{ImageDir: "/var/lib/portcullis/images/hpc", Threshold: 1, HTTPPort: 80,
 			ClaimWindow: 2 * time.Minute},
 		Attest: Attest{Port: 7443, KeyFile: "/var/lib/portcullis/attestd/gateway.key", MeanGap: 5 * time.Second,
-			MinGap: 200 * time.Millisecond, Deadline: 10 * time.Second},
+			MinGap: 200 * time.Millisecond, Deadline: 10 * time.Second, Rekey: 10 * time.Minute},
 	}
 }
 
@@ -62,6 +62,7 @@ func root(c *Config) []field {
 			{key: "mean_gap", set: duration(&c.Attest.MeanGap, 500*time.Millisecond, 10*time.Minute)},
 			{key: "min_gap", set: duration(&c.Attest.MinGap, 50*time.Millisecond, time.Minute)},
 			{key: "deadline", set: duration(&c.Attest.Deadline, 100*time.Millisecond, 5*time.Minute)},
+			{key: "rekey", set: duration(&c.Attest.Rekey, time.Second, 24*time.Hour)},
 			{key: "allowed_uids", set: uids(&c.Attest.AllowedUIDs)},
 		}},
 	}

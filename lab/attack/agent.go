@@ -17,8 +17,8 @@ type Agent struct {
 	*protocol.Stream
 	conn    *tls.Conn
 	key     *claim.Key
-	binding protocol.Binding
-	started time.Time // when its PC's kernel claims to have started
+	binding protocol.Binding // with the epoch in it
+	started time.Time        // when its PC's kernel claims to have started
 }
 
 // RefusedError is a claim that was refused; Reason is the typed one.
@@ -82,7 +82,16 @@ func (a *Agent) claim(facts claim.Facts) error {
 	if r := m.GetClaimResult(); r == nil || !r.Accepted {
 		return &RefusedError{r.GetReason()}
 	}
-	a.binding = binding
+	secret, err := protocol.EpochSecret(a.conn.ConnectionState())
+	if err != nil {
+		return err
+	}
+	epoch, err := protocol.NextEpoch(a.key.Epoch(), facts.Session, secret, binding)
+	if err != nil {
+		return err
+	}
+	a.binding = epoch.Bind(binding)
+	a.key.Advance(epoch)
 	return nil
 }
 

@@ -1,0 +1,102 @@
+package server
+
+import (
+	"errors"
+	"time"
+
+	"portcullis/attestserver/continuity"
+	"portcullis/attestserver/protocol"
+	"portcullis/attestserver/schedule"
+	"portcullis/internal/event"
+)
+
+// longestRekey is what the agent has to come with a new connection, and never
+// more than the time between two.
+const longestRekey = 15 * time.Second
+
+func (c *core) rekeyTime() time.Duration { return min(longestRekey, c.o.Rekey) }
+
+// follows settles whether a claim continues the epochs of its session, and gives
+// it its epoch. One that does not is signed by the key of this boot and comes from
+// somebody who has not followed it: that key is in two places.
+func (c *core) follows(now time.Time, g *grant) bool {
+	known := c.o.Epochs.Knows(g.session.Id)
+	epoch, err := c.o.Epochs.Accept(g.session.Id, g.conn.Claim.Epoch, g.conn)
+	switch {
+	case err == nil:
+		g.epoch = epoch
+		return true
+	case !errors.Is(err, continuity.ErrBroken):
+		c.failure = err // what cannot be kept must not be granted
+		g.conn.Close()
+		return false
+	}
+	g.conn.Refuse(protocol.ClaimEpoch)
+	c.refusal(g.conn.Remote, protocol.ClaimEpoch, err.Error())
+	if known {
+		c.failed(now, 0, []protocol.Finding{finding("channel", protocol.ClaimEpoch, protocol.Fatal, err.Error())})
+	}
+	return false
+}
+
+// attach makes g the link.
+func (c *core) attach(now time.Time, g *grant) {
+	c.link = newLink(c.Server, g, c.machine.Verdict().Evidence)
+	c.rekeyBy = time.Time{}
+	after, err := schedule.Jitter(c.o.Random, c.o.Rekey)
+	if err != nil {
+		c.failure = err
+		return
+	}
+	c.rekeyAt = now.Add(after)
+}
+
+// rekeyNext is when rekey has something to do.
+func (c *core) rekeyNext() time.Time {
+	if !c.rekeyBy.IsZero() {
+		return c.rekeyBy
+	}
+	return c.rekeyAt
+}
+
+// rekey asks for a new connection when it is time, and counts one that does not come.
+func (c *core) rekey(now time.Time) {
+	c.takeOver(now)
+	if c.link == nil || c.open != nil || c.judging || now.Before(c.rekeyNext()) {
+		return
+	}
+	if !c.rekeyBy.IsZero() {
+		c.rekeyBy, c.rekeyAt = time.Time{}, now.Add(c.rekeyTime())
+		c.failed(now, c.link.sequence, []protocol.Finding{finding("channel", protocol.EvidenceRekey, protocol.Soft,
+			"no new connection within "+c.rekeyTime().String())})
+		return
+	}
+	c.rekeyBy = now.Add(c.rekeyTime())
+	c.link.send(&protocol.Message{Body: &protocol.Message_Rekey{Rekey: new(protocol.Rekey)}})
+}
+
+// takeOver replaces the link by the one that has come, as soon as nothing is
+// open on it: no challenge is lost between the two, and none is asked twice.
+func (c *core) takeOver(now time.Time) {
+	if c.coming == nil || c.open != nil || c.judging {
+		return
+	}
+	g := c.coming
+	c.coming = nil
+	if c.link != nil {
+		c.link.close()
+	}
+	c.attach(now, g)
+	c.o.Events.Emit("rekey", event.Fields{"session": g.session.Id, "epoch": g.epoch.Number})
+}
+
+// confirm notes that the agent has the link's epoch.
+func (c *core) confirm() {
+	if c.link.settled {
+		return
+	}
+	c.link.settled = true
+	if err := c.o.Epochs.Confirm(c.link.epoch); err != nil {
+		c.failure = err
+	}
+}
