@@ -48,14 +48,15 @@ fuzz:
 	@sh deploy/fuzz.sh $(FUZZCOUNT)
 
 # The long runs: the power of a Pi is cut SOAK times in its first boot and SOAK times
-# in an update, at moments drawn from PORTCULLIS_POWERCUT_SEED (1). Hours.
+# in an update, at moments drawn from PORTCULLIS_POWERCUT_SEED (1); then the scenarios
+# of `lab check` through the built card. Hours; a summary at the end.
 SOAK ?= 100
 soak: setup
-	PORTCULLIS_POWERCUTS=$(SOAK) $(AS_ROOT) $(MAKE) --no-print-directory soak-go
+	$(AS_ROOT) $(MAKE) --no-print-directory SOAK=$(SOAK) soak-go
 
 soak-go:
 	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
-	$(GO) test -timeout 24h -count 1 -v -run PowerCut ./lab/piscenario
+	@GO=$(GO) sh deploy/soak.sh $(SOAK)
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "lint: gofmt the files above"; exit 1; }

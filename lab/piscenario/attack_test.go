@@ -113,6 +113,7 @@ func program(t *testing.T, pkg string) []byte {
 // all that pi-init read, does not get the key out of the chip. The same after the
 // registers were extended as a new boot would.
 func TestAttackUnsealAfterTheBoot(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	var dir string
 	m := boot(t, cardOf(t, p.Card), inDir(&dir))
@@ -138,6 +139,7 @@ func TestAttackUnsealAfterTheBoot(t *testing.T) {
 // TestPrimaryHeaderDestroyed: the second copy opens the volume, and the first is
 // made anew from it.
 func TestPrimaryHeaderDestroyed(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	c := cardOf(t, p.Card)
 	at, _ := partition(t, c, card.PartCrypt)

@@ -12,6 +12,7 @@ import (
 // TestFirstBoot: a flashed card enrols itself with settings alone, shows the
 // recovery key once, and the services run.
 func TestFirstBoot(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	for _, x := range p.Timings {
 		t.Logf("%-14s %6.1f s", x.What, x.Seconds)
@@ -28,6 +29,7 @@ func TestFirstBoot(t *testing.T) {
 
 // TestSecondBoot: the chip opens the volume, nobody is asked.
 func TestSecondBoot(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	m := boot(t, cardOf(t, p.Card))
 	expect(t, m, `portcullis: stage=unlock [^\n]*by=tpm2`)

@@ -17,6 +17,7 @@ const recoveryPrompt = `type the recovery key \(\d+ s left\): `
 // owner does, with the recovery key; one command binds the card to the new chip, and
 // the boot after it asks nobody.
 func TestAttackClonedCardWithAnotherTPM(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	c := otherChip(t, p.Card)
 	var dir string
@@ -68,6 +69,7 @@ func mustSend(t *testing.T, err error) {
 // TestWrongRecoveryKeysRestart: after three lines the machine restarts; there is
 // nothing to log in to.
 func TestWrongRecoveryKeysRestart(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	m := boot(t, otherChip(t, p.Card))
 	for range 3 {
@@ -85,6 +87,7 @@ func TestWrongRecoveryKeysRestart(t *testing.T) {
 // TestNoOperatorNoHeadlessEnrolment: without an operator's key and without a person
 // nothing is enrolled; with a person who agrees, it is.
 func TestNoOperatorNoHeadlessEnrolment(t *testing.T) {
+	t.Parallel()
 	c := fresh(t, variant)
 	if err := c.Seed(""); err != nil {
 		t.Fatal(err)
@@ -103,6 +106,7 @@ func TestNoOperatorNoHeadlessEnrolment(t *testing.T) {
 
 // TestNoChipNoEnrolment: without a TPM the Pi says so, and stops.
 func TestNoChipNoEnrolment(t *testing.T) {
+	t.Parallel()
 	c := fresh(t, variant)
 	c.TPM = ""
 	m := boot(t, c)

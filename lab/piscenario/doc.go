@@ -14,5 +14,6 @@
 //
 // fresh(t, variant) is a card as flashed, with a new chip. image(t, variant)
 // builds other images: a release profile, a higher sequence with its update
-// bundle. All machines run one at a time; the tests of a package run in order.
+// bundle. The tests run two at a time: a boot leaves one of two cores idle for most of
+// its time. The PC and its Pi run alone, before the others.
 package piscenario

@@ -52,6 +52,7 @@ func edit(t *testing.T, c pi.Card, name string, change func(section []byte) []by
 // less of the command line or the initramfs is another register, whatever the edited
 // software says of itself, and the chip keeps the key.
 func TestAttackEditedBootIsSeenByFirmware(t *testing.T) {
+	t.Parallel()
 	p := provisionedBy(t, pi.AAVMF)
 	c := cardOf(t, p.Card)
 	m := boot(t, c, withAAVMF)

@@ -22,6 +22,7 @@ import (
 // the SD controller of a BCM283x and starts pi-init from it. There is no TPM: it
 // must say so and enrol nothing.
 func TestRaspi3StopsInPosture(t *testing.T) {
+	t.Parallel()
 	began := time.Now()
 	c := fresh(t, pi.Variant{Model: card.ModelPi4})
 	t.Logf("image and card after %.1f s", time.Since(began).Seconds())
@@ -97,6 +98,7 @@ func raspi3DTB(t *testing.T) string {
 // TestReleaseProfileBoots: an image without a command channel enrols itself and
 // comes up; the console is all there is to see.
 func TestReleaseProfileBoots(t *testing.T) {
+	t.Parallel()
 	m := boot(t, fresh(t, pi.Variant{Profile: card.ProfileRelease}))
 	expect(t, m, `portcullis: recovery key \(`)
 	expect(t, m, `portcullis: stage=enrol-commit `)

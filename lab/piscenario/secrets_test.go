@@ -42,6 +42,7 @@ func health(t *testing.T, c pi.Card) luks2.Health {
 // recovery key, stands nowhere on the card, in the chip's state, on the console or in
 // the running system's logs; and the operator alone gets the recovery key out of the escrow.
 func TestVolumeKeyStaysInside(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	c := cardOf(t, p.Card)
 	h, _, s := header(t, c)

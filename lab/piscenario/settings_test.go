@@ -20,6 +20,7 @@ func withHostname(t *testing.T, name string) string {
 // written settings of their own. The chip opens the disk, nothing else has changed;
 // the settings in force stay those that the operator gave before.
 func TestAttackSettingsChangedOnTheCard(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	c := cardOf(t, p.Card)
 	if err := c.Seed(withHostname(t, "intruder")); err != nil {
@@ -40,6 +41,7 @@ func TestAttackSettingsChangedOnTheCard(t *testing.T) {
 // TestOperatorChangesSettings: with the recovery key they are taken, and the next
 // boot asks nobody.
 func TestOperatorChangesSettings(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	c := cardOf(t, p.Card)
 	if err := c.Seed(withHostname(t, "moved")); err != nil {

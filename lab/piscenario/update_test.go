@@ -17,6 +17,7 @@ import (
 // committed when it works, and then counted by the chip. The old release comes back neither
 // as a bundle nor by putting its boot partition in force by hand.
 func TestUpdate(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	c := cardOf(t, p.Card)
 	stick := updateStick(t, "UPDATES", map[string]string{
@@ -74,6 +75,7 @@ func TestUpdate(t *testing.T) {
 
 // TestUpdateFromAStick: plugging it in is enough, and it is not taken twice.
 func TestUpdateFromAStick(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	stick := updateStick(t, pi.ImportLabel, map[string]string{"pi" + bundle.Extension: image(t, pi.Variant{Sequence: 2}).Bundle})
 	m := boot(t, cardOf(t, p.Card), withDisk(stick))
@@ -90,6 +92,7 @@ func TestUpdateFromAStick(t *testing.T) {
 // TestBrokenUpdateFallsBack: a release that starts and does not work gives way to
 // the old one by itself, and the reason is kept.
 func TestBrokenUpdateFallsBack(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	recipe, err := filepath.Abs("testdata/broken.yaml")
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 // TestWatchdogIsHandedOver: pi-init arms the watchdog, and systemd goes on feeding it
 // with a limit of its own; at no moment in between does it stop.
 func TestWatchdogIsHandedOver(t *testing.T) {
+	t.Parallel()
 	p := provisioned(t)
 	m := boot(t, cardOf(t, p.Card))
 	expect(t, m, `portcullis: stage=watchdog [^\n]*seconds=\d+`)

@@ -1,0 +1,24 @@
+#!/bin/sh
+# soak.sh N runs what is too long for make test: the power of a Pi cut N times in its
+# first boot and N times in an update, and every scenario through the built card. The
+# full logs are in build/soak; the summary is printed at the end, and on every failure
+# the exit code is 1. It runs as root in the checkout, after the programs are built.
+set -u
+n=${1:?how often the power is cut}
+GO=${GO:-go}
+logs=build/soak
+mkdir -p "$logs"
+failed=0
+
+echo "soak: $n power cuts of each kind, seed ${PORTCULLIS_POWERCUT_SEED:-1}; log $logs/power.log"
+PORTCULLIS_POWERCUTS=$n "$GO" test -timeout 24h -count 1 -v -run PowerCut ./lab/piscenario >"$logs/power.log" 2>&1 || failed=1
+echo "soak: the scenarios through the card; log $logs/check.log"
+bin/portcullis lab check --pi image >"$logs/check.log" 2>&1 || failed=1
+
+echo
+sed -n -e '/summary: /,/^[^ ]/{/summary: /{s/.*summary: //;p};/^  *[0-9][0-9]* /p}' "$logs/power.log"
+grep -E '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log"
+echo
+cat "$logs/check.log"
+[ "$failed" = 0 ] && echo "soak: all of it holds" || echo "soak: something does not hold; see $logs"
+exit "$failed"
