@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"portcullis/images/card"
 	"portcullis/lab/medium"
@@ -19,20 +20,28 @@ type firstBoot struct {
 	lines []string // after which it is cut
 	// How many writes there are, as counted; to the card that many are drawn.
 	headers, configuration, card int
+	span                         time.Duration // drawn from its beginning, instead of lines
 }
 
 var firstBoots = []firstBoot{
-	{"", []string{`stage=init `, `stage=card `, `stage=chip `, `stage=enrol-operator `}, 0, 0, 0},
-	{`stage=enrol-operator `, []string{`stage=enrol-grow `, `stage=enrol-format `, `stage=enrol-copy `}, 8, 1, 60},
+	{"", []string{`stage=init `, `stage=card `, `stage=chip `, `stage=enrol-operator `}, 0, 0, 0, 0},
+	{`stage=enrol-operator `, []string{`stage=enrol-grow `, `stage=enrol-format `, `stage=enrol-copy `}, 8, 1, 60, 0},
 	{`stage=enrol-copy `, []string{`stage=enrol-verify `, `stage=enrol-seal `, `stage=cap `, `stage=enrol-data `, `recovery key \(write`,
-		`stage=enrol-recovery `, `stage=enrol-commit `, `stage=data `, `stage=switch-root `, `identity gateway=`}, 3, 2, 60},
+		`stage=enrol-recovery `, `stage=enrol-commit `, `stage=data `, `stage=switch-root `}, 3, 2, 60, 0},
+	{switchRoot, nil, 0, 0, 0, 25 * time.Second},
 }
 
+// switchRoot is where the services begin; the gateway's key is born after it.
+const switchRoot = `stage=switch-root `
+
 // weights say how often each part is drawn.
-var weights = []int{2, 5, 10}
+var weights = []int{2, 5, 10, 2}
 
 // draw takes a moment; lines that were on the console before are none.
 func (f firstBoot) draw(r *rand.Rand, console string) moment {
+	if f.span > 0 {
+		return moment{after: time.Duration(r.Int64N(int64(f.span)))}
+	}
 	lines := slices.DeleteFunc(slices.Clone(f.lines), func(l string) bool { return regexp.MustCompile(l).MatchString(console) })
 	line := lines[r.IntN(len(lines))]
 	switch how := r.IntN(6); {
@@ -58,14 +67,14 @@ func TestPowerCutFirstBoot(t *testing.T) {
 		p, console := b.resume(t, f.from)
 		at := f.draw(r, console)
 		where := map[string]medium.Region{"headers": headers(t, p.card), "configuration": part(t, p.card, card.PartConf), "card": {To: 1 << 62}}[at.region]
-		end := `stage=switch-root `
+		end := switchRoot
 		if at.region == "card" {
 			end = ""
 		}
 		at.wait(t, p, where, end)
 		o := outcome{moment: at.String(), loss: p.cut(t, r), class: lastStage(console + p.Console().Text())}
 		finished := enrolled(t, p.card)
-		text := recovers(t, p.card, "")
+		text := recovers(t, p.card, "", map[bool]string{true: servicesUp, false: switchRoot}[f.from == switchRoot])
 		keyIsSafe(t, p.card, operator)
 		anew := strings.Contains(text, "stage=enrol-commit ")
 		switch {
@@ -78,7 +87,7 @@ func TestPowerCutFirstBoot(t *testing.T) {
 			}
 		default:
 			o.after = "enrolled by the next boot"
-			recovers(t, p.card, "tpm2")
+			recovers(t, p.card, "tpm2", switchRoot)
 		}
 		return o
 	})

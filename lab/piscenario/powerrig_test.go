@@ -261,12 +261,13 @@ func (at moment) wait(t *testing.T, p *powered, where medium.Region, end string)
 	}
 }
 
-// recovers boots the card once more and wants the volume open and the system started;
-// it returns what the console said of the slot. Nothing may have failed on the way.
-func recovers(t *testing.T, c pi.Card, by string) string {
+// recovers boots the card once more until the line end and wants the volume open and
+// the system started; it returns what the console said. Nothing may have failed on the
+// way.
+func recovers(t *testing.T, c pi.Card, by, end string) string {
 	t.Helper()
 	m := boot(t, c, withOneCPU)
-	expect(t, m, `portcullis: stage=switch-root`)
+	expect(t, m, end)
 	text := m.Console().Text()
 	m.Kill()
 	if i := strings.Index(text, "portcullis: failed "); i >= 0 {

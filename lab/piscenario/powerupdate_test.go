@@ -48,7 +48,8 @@ func updateToCut(t *testing.T) *powerUpdate {
 	}
 	u.span, u.configuration, u.boot, u.staged = time.Since(began), dry.disk.Writes(conf), dry.disk.Writes(boot), dry.card
 	t.Logf("an update takes %.1f s and writes %d times to the configuration, %d times to the boot partition", u.span.Seconds(), u.configuration, u.boot)
-	powerOff(t, dry.Machine)
+	output(t, dry.Machine, "sync")
+	dry.Kill()
 	if err := dry.disk.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,7 @@ func TestPowerCutUpdate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		o.after = proveRelease(t, recovers(t, c, "tpm2"), s)
+		o.after = proveRelease(t, recovers(t, c, "tpm2", switchRoot), s)
 		keyIsSafe(t, c, operator)
 		if i%8 == 1 {
 			finishes(t, c)
