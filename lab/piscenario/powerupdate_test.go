@@ -75,7 +75,7 @@ func TestPowerCutUpdate(t *testing.T) {
 		}
 		o.after = proveRelease(t, recovers(t, c, "tpm2", switchRoot), s)
 		keyIsSafe(t, c, operator)
-		if i%8 == 1 {
+		if i%16 == 1 {
 			finishes(t, c)
 		}
 		return o
