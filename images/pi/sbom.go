@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"path/filepath"
 	"sort"
 	"strings"
 	"time"
@@ -88,6 +89,9 @@ func (b *builder) sbom(root *rootInfo, m *bundle.Manifest) ([]byte, error) {
 			References: purl(fmt.Sprintf("pkg:deb/debian/%s@%s?arch=%s&distro=%s", url.PathEscape(p.Name), url.PathEscape(p.Version), p.Arch, b.recipe.Suite)),
 		}, spdxImage)
 	}
+	if err := b.sbomVendor(add); err != nil {
+		return nil, err
+	}
 	if err := b.sbomPrograms(add); err != nil {
 		return nil, err
 	}
@@ -99,6 +103,21 @@ func (b *builder) sbom(root *rootInfo, m *bundle.Manifest) ([]byte, error) {
 	d.Namespace = "https://portcullis.invalid/spdx/" + hex.EncodeToString(sum.Sum(nil))
 	text, err := json.MarshalIndent(d, "", " ")
 	return append(text, '\n'), err
+}
+
+// sbomVendor adds the packages that the operator gave for a Zymbit module: what they
+// are called as files, because nothing in them says who made them.
+func (b *builder) sbomVendor(add func(p spdxPackage, in ...string)) error {
+	files, digests, err := b.zymbitPackages()
+	if err != nil {
+		return err
+	}
+	for i, digest := range strings.Fields(digests) {
+		name := filepath.Base(files[i])
+		add(spdxPackage{ID: spdxID("operator", name), Name: name, Version: "NOASSERTION", Checksums: sha256Sum(digest),
+			Comment: "for a Zymbit module; given by who built the image"}, spdxImage)
+	}
+	return nil
 }
 
 // sbomPrograms adds our programs and the Go modules that are linked into them.

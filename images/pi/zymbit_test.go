@@ -73,6 +73,11 @@ func TestZymbitToolsComeWithTheirLibraries(t *testing.T) {
 	for _, e := range extra {
 		links[e.Path], sizes[e.Path] = e.Link, len(e.Data)
 	}
+	var listed []spdxPackage
+	must(t, b.sbomVendor(func(p spdxPackage, _ ...string) { listed = append(listed, p) }))
+	if len(listed) != 1 || listed[0].Name != "zksaapps.deb" || len(listed[0].Checksums[0].Value) != 64 {
+		t.Errorf("in the list of parts: %+v", listed)
+	}
 	for _, name := range []string{"usr/sbin/zkunlockifs", "usr/lib/aarch64-linux-gnu/libc.so.6", "usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"} {
 		if sizes[name] == 0 {
 			t.Errorf("%s is not there", name)
