@@ -55,6 +55,7 @@ type Boot struct {
 	noChip   error            // why tpm is nil
 	module   hardware.Root    // Zymbit's; nil: none
 	noModule error            // why module is nil
+	names    [2]string        // of the TPM and of the module, as they call themselves
 	keeper   hardware.Root    // who is to keep the key of a first boot; nil: nobody
 	backend  hardware.Backend // the keeper's
 	hand     card.Handover

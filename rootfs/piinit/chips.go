@@ -94,14 +94,13 @@ func (b *Boot) askModule(ctx context.Context) {
 
 // nameChips says which chips there are.
 func (b *Boot) nameChips(ctx context.Context) {
-	var names []string
 	firmware := ""
 	if b.tpm != nil {
 		id, err := b.tpm.Identify(ctx)
 		if err != nil {
 			b.dropTPM(err)
 		} else {
-			names, firmware = append(names, strings.TrimSpace(id.Manufacturer+" "+id.Model)), id.Firmware
+			b.names[0], firmware = strings.TrimSpace(id.Manufacturer+" "+id.Model), id.Firmware
 		}
 	}
 	if b.module != nil {
@@ -109,13 +108,28 @@ func (b *Boot) nameChips(ctx context.Context) {
 		if err != nil {
 			b.dropModule(err)
 		} else {
-			names = append(names, strings.TrimSpace(id.Manufacturer+" "+id.Model))
+			b.names[1] = strings.TrimSpace(id.Manufacturer + " " + id.Model)
 		}
 	}
 	backend := b.there()
-	b.hand.Backend, b.hand.Chip = string(backend), strings.Join(names, " + ")
+	b.use(backend)
 	if backend != "" {
 		b.Log.Stage(b.stage, "backend", backend, "model", b.hand.Chip, "firmware", firmware)
+	}
+}
+
+// use puts the backend and its chips into the handover.
+func (b *Boot) use(backend hardware.Backend) {
+	b.hand.Backend = string(backend)
+	switch backend {
+	case hardware.BackendTPM2:
+		b.hand.Chip = b.names[0]
+	case hardware.BackendZymbit:
+		b.hand.Chip = b.names[1]
+	case hardware.BackendCombined:
+		b.hand.Chip = b.names[0] + " + " + b.names[1]
+	default:
+		b.hand.Chip = ""
 	}
 }
 
@@ -151,7 +165,8 @@ func (b *Boot) choose(ctx context.Context) error {
 
 // enrolWith fixes who keeps the key that this boot makes.
 func (b *Boot) enrolWith(backend hardware.Backend, root hardware.Root) {
-	b.keeper, b.backend, b.hand.Backend = root, backend, string(backend)
+	b.keeper, b.backend = root, backend
+	b.use(backend)
 	b.sayLimits(backend)
 }
 
@@ -174,7 +189,7 @@ func (b *Boot) keeperOf(t *hardware.Token) (hardware.Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.hand.Backend = string(t.Backend)
+	b.use(t.Backend)
 	return root, nil
 }
 
@@ -183,6 +198,17 @@ var opened = map[hardware.Backend]string{
 	hardware.BackendTPM2:     card.UnlockedByChip,
 	hardware.BackendZymbit:   card.UnlockedByZymbit,
 	hardware.BackendCombined: card.UnlockedByCombined,
+}
+
+// moduleWorked says that the Zymbit module has given its secret in this boot.
+func (b *Boot) moduleWorked() bool {
+	switch b.hand.UnlockedBy {
+	case card.UnlockedByZymbit, card.UnlockedByCombined:
+		return true
+	case card.UnlockedByEnrol:
+		return b.hand.Backend != card.RootTPM2
+	}
+	return false
 }
 
 // usesTPM says that the TPM counts the releases of this volume.
@@ -208,9 +234,8 @@ func (b *Boot) dropModule(err error) {
 }
 
 func (b *Boot) withoutChip(err error) {
-	b.hand.Backend = string(b.there())
+	b.use(b.there())
 	if b.hand.Backend == "" {
-		b.hand.Chip = ""
 		b.hand.Posture, b.hand.PostureDetail = string(hardware.PostureNone), "the chip does not work: "+err.Error()
 	}
 }

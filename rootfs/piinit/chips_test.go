@@ -285,7 +285,7 @@ func TestBrokenModuleDoesNotTouchATPMsCard(t *testing.T) {
 	p := withModule(t, card.RootTPM2)
 	p.must()
 	p.zymkey = silent{p.zymkey}
-	if h := p.must().Handover; h.UnlockedBy != card.UnlockedByChip || h.Backend != card.RootTPM2 {
+	if h := p.must().Handover; h.UnlockedBy != card.UnlockedByChip || h.Backend != card.RootTPM2 || h.Chip != "SIM chip" {
 		t.Errorf("%+v", h)
 	}
 }

@@ -77,7 +77,7 @@ func (p *process) run() error {
 		Host: newLinux(info), Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
 		Random: rand.Reader, Times: DefaultTimes, People: luks2.ForPeople(),
 	}
-	p.stage, p.keep = b.Stage, func() error { return keepZymbit(newRoot, zymbitDir, b.conf) }
+	p.stage, p.keep = b.Stage, func() error { return keepZymbit(newRoot, zymbitDir, b.moduleWorked(), b.conf) }
 	r, err := b.Run(ctx)
 	if err != nil {
 		return err

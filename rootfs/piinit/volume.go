@@ -182,7 +182,7 @@ func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, stri
 		case systemdTPM:
 			by = card.UnlockedBySystemd
 			if err = b.noChip; err == nil {
-				b.hand.Backend = string(hardware.BackendTPM2)
+				b.use(hardware.BackendTPM2)
 				pass, err = b.Host.SystemdToken(ctx, t.JSON)
 			}
 		default:

@@ -89,8 +89,10 @@ const zymbitKept = "zymbit"
 // keepZymbit brings the three places of the module's state together, once the volume is
 // open: the copy on the card that this boot began with, what the tools made of it in
 // tools, and what the running system left on the data volume. The latest change
-// counts: the tools' of this boot, else the system's of the one before.
-func keepZymbit(root, tools string, conf interface {
+// counts: the tools' of this boot where the module gave its secret with it (worked), else
+// the system's of the one before. A card's copy that is damaged, or was put back to an
+// older one by somebody, so never takes the place of the one on the volume.
+func keepZymbit(root, tools string, worked bool, conf interface {
 	ZymbitState() (*card.ZymbitState, error)
 	SetZymbitState(*card.ZymbitState) error
 }) error {
@@ -106,10 +108,12 @@ func keepZymbit(root, tools string, conf interface {
 	}
 	latest := began
 	switch {
-	case used != nil && !used.Equal(began):
+	case worked && used != nil && !used.Equal(began):
 		latest = used
 	case kept != nil:
 		latest = kept
+	case used != nil:
+		latest = used
 	}
 	if latest == nil {
 		return problem

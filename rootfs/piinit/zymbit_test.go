@@ -33,15 +33,20 @@ func moduleState(text string) *card.ZymbitState {
 // TestModuleStateIsTheLatest: of the card's copy, what the tools made of it in this boot
 // and what the running system left, the latest change is kept in all places.
 func TestModuleStateIsTheLatest(t *testing.T) {
-	for name, c := range map[string]struct{ card, tools, system, want string }{
-		"no module":            {"", "", "", ""},
-		"as flashed":           {"1", "1", "", "1"},
-		"nothing changed":      {"1", "1", "1", "1"},
-		"the system changed":   {"1", "1", "2", "2"},
-		"the tools changed":    {"1", "2", "1", "2"},
-		"both: the tools last": {"1", "3", "2", "3"},
-		"made by the tools":    {"", "1", "", "1"},
-		"card's copy damaged":  {"damaged", "", "2", "2"},
+	for name, c := range map[string]struct {
+		card, tools, system, want string
+		worked                    bool
+	}{
+		"no module":                    {"", "", "", "", false},
+		"as flashed":                   {"1", "1", "", "1", true},
+		"nothing changed":              {"1", "1", "1", "1", true},
+		"the system changed":           {"1", "1", "2", "2", true},
+		"the tools changed":            {"1", "2", "1", "2", true},
+		"both: the tools last":         {"1", "3", "2", "3", true},
+		"made by the tools":            {"", "1", "", "1", true},
+		"card's copy damaged":          {"damaged", "", "2", "2", false},
+		"card's copy older, no unlock": {"1", "2", "9", "9", false},
+		"no unlock, nothing else":      {"1", "2", "", "2", false},
 	} {
 		root, tools := t.TempDir(), filepath.Join(t.TempDir(), "zymbit")
 		system := filepath.Join(root, dataDir, zymbitKept)
@@ -59,7 +64,7 @@ func TestModuleStateIsTheLatest(t *testing.T) {
 		if c.card == "damaged" {
 			conf.s, conf.err = nil, errors.New("checksum")
 		}
-		if err := keepZymbit(root, tools, conf); err != nil {
+		if err := keepZymbit(root, tools, c.worked, conf); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		now, err := card.ReadZymbitState(system)
@@ -67,7 +72,7 @@ func TestModuleStateIsTheLatest(t *testing.T) {
 			t.Errorf("%s: system %+v, card %+v, %v", name, now, conf.s, err)
 		}
 	}
-	if err := keepZymbit(t.TempDir(), filepath.Join(t.TempDir(), "none"), &kept{err: errors.New("damaged")}); err == nil {
+	if err := keepZymbit(t.TempDir(), filepath.Join(t.TempDir(), "none"), false, &kept{err: errors.New("damaged")}); err == nil {
 		t.Error("a damaged copy and nothing else is no problem")
 	}
 }
