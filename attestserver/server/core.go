@@ -44,6 +44,8 @@ type core struct {
 	// failures is in every record, each of them is not.
 	quarantineLog *rate.Limiter
 
+	rules rules
+
 	failure error // ends the core
 }
 
@@ -64,6 +66,7 @@ func newCore(s *Server) *core {
 
 func (c *core) run(ctx context.Context) error {
 	defer c.end()
+	c.rules = newRules(c.Server)
 	for c.failure == nil {
 		select {
 		case <-ctx.Done():
@@ -72,7 +75,9 @@ func (c *core) run(ctx context.Context) error {
 			f(c)
 		case <-c.o.Clock.After(c.wait(c.o.Clock.Now())):
 		}
-		c.tick(c.o.Clock.Now())
+		now := c.o.Clock.Now()
+		c.tick(now)
+		c.judgePolicy(now)
 		c.status.set(c.view())
 	}
 	return c.failure
@@ -80,7 +85,10 @@ func (c *core) run(ctx context.Context) error {
 
 // wait is the time until something is due.
 func (c *core) wait(now time.Time) time.Duration {
-	d := time.Minute
+	d := c.rules.due.Sub(now)
+	if c.rules.dirty {
+		return 0
+	}
 	if at := c.machine.NotAfter(); !at.IsZero() {
 		d = min(d, at.Sub(now))
 	}
@@ -199,6 +207,7 @@ func (c *core) claimed(g *grant) {
 			Address: g.session.Address, Notes: make(map[string][]byte)}
 	}
 	c.attach(now, g)
+	c.rules.dirty = true
 	c.o.Events.Emit("agent.claimed", event.Fields{"session": g.session.Id, "resumed": g.resumed, "epoch": g.epoch.Number,
 		"image": g.image.Manifest.Image, "version": g.image.Manifest.Version})
 	c.due = now
@@ -236,6 +245,7 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 		c.past = append(c.past[max(0, len(c.past)-maxPast+1):], old)
 	}
 	c.state, c.enrol = nil, nil
+	c.rules.begin(now)
 	c.chooser = new(challenge.Chooser)
 	go c.prepare(now) // the PC is booting meanwhile
 	failed, fatal := c.o.Record.failed == s.Id, c.o.Record.fatal
@@ -262,6 +272,7 @@ func (c *core) disconnect() {
 		c.link.close()
 	}
 	c.link, c.open = nil, nil
+	c.rules.dirty = true
 	c.dropAsks(ReasonAskGone, "the PC's connection has ended")
 }
 

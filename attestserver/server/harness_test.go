@@ -21,8 +21,10 @@ import (
 	"portcullis/agent/run"
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/action"
 	"portcullis/attestserver/continuity"
 	"portcullis/attestserver/identity"
+	"portcullis/attestserver/policy"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/reference"
 	"portcullis/attestserver/schedule"
@@ -56,6 +58,10 @@ type lab struct {
 	mean     time.Duration
 	min      time.Duration
 	deadline time.Duration
+	policy   *policy.Policy
+	webhooks []*action.Target
+	ladder   action.Ladder
+	downs    chan bool // what agents were asked: off?
 
 	address string
 	events  *events
@@ -72,7 +78,8 @@ func newLab(t testing.TB) *lab {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	l := &lab{t: t, dir: dir, pxed: newPxed(), gatewayd: new(gatewayd),
 		machine: &machine{facts: make(map[string]string), once: make(map[string]string), class: "x86.6.6.3"},
-		names:   []string{"boot", "procs", "hw", "ktext", "net"}, mean: 100 * time.Millisecond, min: 20 * time.Millisecond, deadline: 2 * time.Second}
+		names:   []string{"boot", "procs", "hw", "ktext", "net"}, mean: 100 * time.Millisecond, min: 20 * time.Millisecond, deadline: 2 * time.Second,
+		policy: policy.Default(), downs: make(chan bool, 8)}
 	l.image = manifesttest.New(t, func(m *manifest.Manifest) {
 		m.NotBefore, m.NotAfter = time.Now().Add(-time.Hour).UTC().Truncate(time.Second), time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	})
@@ -150,6 +157,7 @@ func (l *lab) start() {
 		Gateway: portcullisv1connect.NewGatewayClient(l.client(rpc.GatewaySocket), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: event.NewJSON(l.events, "attestd", time.Now),
 		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: l.deadline, Posture: "none", Epochs: epochs, Rekey: cmp.Or(l.rekey, time.Hour),
+		Policy: l.policy, Actions: l.actions,
 	})
 	if err != nil {
 		l.t.Fatal(err)
@@ -192,6 +200,20 @@ func (l *lab) log() *translog.Reader {
 	return r
 }
 
+func (l *lab) down(off bool) error {
+	l.downs <- off
+	return nil
+}
+
+// actions opens the real engine; relay and hook are the fake gatewayd's.
+func (l *lab) actions(s *server.Server) (server.Actions, error) {
+	return action.Open(action.Options{
+		Journal: filepath.Join(l.dir, "actions.journal"), PC: s, Webhooks: l.webhooks, Ladder: l.ladder,
+		Gateway: portcullisv1connect.NewGatewayClient(l.client(rpc.GatewaySocket), rpc.BaseURL),
+		Events:  event.NewJSON(l.events, "attestd", time.Now), Clock: clock.Real{}, Random: rand.Reader,
+	})
+}
+
 func (l *lab) facts(session string) claim.Facts {
 	root, err := hex.DecodeString(l.image.Manifest.Verity.RootHash)
 	if err != nil {
@@ -216,7 +238,7 @@ func (l *lab) agent(session string, key *claim.Key) (stop func()) {
 	for _, n := range l.names {
 		probes = append(probes, stubProbe{n, l.machine})
 	}
-	a := &run.Agent{Address: l.address, Facts: l.facts(session), Key: key, Probes: probes, Log: func(s string) { l.t.Log("agent:", s) }}
+	a := &run.Agent{Address: l.address, Facts: l.facts(session), Key: key, Probes: probes, Down: l.down, Log: func(s string) { l.t.Log("agent:", s) }}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { a.Run(ctx); close(done) }()

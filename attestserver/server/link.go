@@ -59,12 +59,14 @@ func newLink(s *Server, g *grant, head [32]byte) *link {
 	return l
 }
 
-// send queues a challenge. There is at most one open, so the queue is never
-// full; if it were, the challenge would be late and count as failed.
-func (l *link) send(m *protocol.Message) {
+// send queues a message. There is at most one challenge open and one Down on its
+// way, so the queue is never full; if it were, the challenge would be late and count as failed.
+func (l *link) send(m *protocol.Message) bool {
 	select {
 	case l.out <- m:
+		return true
 	default:
+		return false
 	}
 }
 

@@ -101,6 +101,7 @@ func (c *core) note(now time.Time, sequence uint64, findings ...protocol.Finding
 }
 
 func (c *core) report(sequence uint64, findings []protocol.Finding) {
+	c.rules.dirty = true
 	for _, f := range findings {
 		c.o.Events.Emit("finding", event.Fields{"session": c.machine.Session(), "sequence": sequence, "probe": f.Probe,
 			"reason": f.Reason, "detail": f.Detail, "class": f.Class.String()})
@@ -116,6 +117,10 @@ func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Chang
 	if change == nil {
 		return
 	}
+	if change.From != change.To {
+		c.rules.stateSince = now
+	}
+	c.rules.dirty = true
 	renewal := change.From == verdict.Trusted && change.To == verdict.Trusted && change.Reason != verdict.ReasonTier
 	// Quarantine is enforced before it is written down, everything else after:
 	// trust that could not be recorded must not open anything.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"google.golang.org/protobuf/proto"
 
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
@@ -113,6 +114,8 @@ type gatewayd struct {
 	portcullisv1connect.UnimplementedGatewayHandler
 	mu     sync.Mutex
 	phases []*portcullisv1.SetPhaseRequest
+	told   chan *portcullisv1.SetPhaseRequest // if set, gets each as well
+	status *portcullisv1.GetGatewayStatusResponse
 	fail   connect.Code // 0: works
 }
 
@@ -123,7 +126,39 @@ func (g *gatewayd) SetPhase(_ context.Context, r *connect.Request[portcullisv1.S
 		return nil, connect.NewError(g.fail, errors.New("as the test wants"))
 	}
 	g.phases = append(g.phases, r.Msg)
+	if g.told != nil {
+		g.told <- r.Msg
+	}
 	return connect.NewResponse(&portcullisv1.SetPhaseResponse{}), nil
+}
+
+// set says what the status is from now on; without it there is no status.
+func (g *gatewayd) set(s *portcullisv1.GetGatewayStatusResponse) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status = s
+}
+
+func (g *gatewayd) GetGatewayStatus(context.Context, *connect.Request[portcullisv1.GetGatewayStatusRequest]) (*connect.Response[portcullisv1.GetGatewayStatusResponse], error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.status == nil {
+		return nil, connect.NewError(connect.CodeUnavailable, errors.New("as the test wants"))
+	}
+	return connect.NewResponse(proto.Clone(g.status).(*portcullisv1.GetGatewayStatusResponse)), nil
+}
+
+func (g *gatewayd) RevokeGrant(_ context.Context, r *connect.Request[portcullisv1.RevokeGrantRequest]) (*connect.Response[portcullisv1.RevokeGrantResponse], error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status.Grants = slices.DeleteFunc(g.status.Grants, func(x *portcullisv1.Grant) bool { return x.Id == r.Msg.Id })
+	return connect.NewResponse(&portcullisv1.RevokeGrantResponse{}), nil
+}
+
+func (g *gatewayd) grants() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.status.Grants)
 }
 
 func (g *gatewayd) breakWith(code connect.Code) {

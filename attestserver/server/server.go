@@ -19,6 +19,7 @@ import (
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/channel"
 	"portcullis/attestserver/continuity"
+	"portcullis/attestserver/policy"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/schedule"
 	"portcullis/internal/clock"
@@ -41,6 +42,10 @@ type Options struct {
 	Rekey    time.Duration // mean time between two key exchanges with the agent
 	Deadline time.Duration // of one answer; a challenge with every probe gets FullFactor of it
 	Posture  string        // of the Pi: "none" where no root of trust is set up
+	Policy   *policy.Policy
+	// Actions opens what carries out the policy. It gets the server itself to see and
+	// reach the PC, and may not call it before Run.
+	Actions func(*Server) (Actions, error)
 }
 
 // References is what Expectations get, and the way to take what they cannot
@@ -66,6 +71,7 @@ type Server struct {
 	done    chan struct{} // closed when core has ended
 	status  status
 	enforce *enforcer
+	actions Actions
 	pace    *rate.Limiter // of accepting: bounds what a hostile PC can have logged
 	refused *rate.Limiter // of events about refused callers
 	askPace *rate.Limiter // of questions that others bring
@@ -74,7 +80,8 @@ type Server struct {
 // New checks the options.
 func New(o Options) (*Server, error) {
 	if o.Boot == nil || o.Gateway == nil || o.Images == nil || o.Refs == nil || o.Record == nil ||
-		o.Clock == nil || o.Random == nil || o.Epochs == nil || o.Rekey <= 0 || o.Deadline <= 0 || o.Plan.Cap() <= 0 || o.Posture == "" {
+		o.Clock == nil || o.Random == nil || o.Epochs == nil || o.Rekey <= 0 || o.Deadline <= 0 || o.Plan.Cap() <= 0 || o.Posture == "" ||
+		o.Policy == nil || o.Actions == nil {
 		return nil, errors.New("attestd: options are incomplete")
 	}
 	g, err := channel.NewGateway(o.Key)
@@ -86,18 +93,27 @@ func New(o Options) (*Server, error) {
 		askPace: rate.NewLimiter(2, 16)}
 	s.status.o, s.status.s = &s.o, s
 	s.status.set(newCore(s).view())
+	if s.actions, err = o.Actions(s); err != nil {
+		return nil, fmt.Errorf("attestd: %w", err)
+	}
 	return s, nil
 }
 
-// Run serves agents on l until ctx ends or the record cannot be kept. It closes l.
+// Run serves agents on l until ctx ends or the record or the actions cannot be
+// kept. It closes l.
 func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
-	var broken error // why no more agents come in; read after group.Wait
+	var broken, stuck error // why no more agents come in, or actions go out; read after group.Wait
 	group.Go(func() { s.enforce.run(ctx) })
 	group.Go(func() { s.watch(ctx) })
 	group.Go(func() { s.publish(ctx) })
+	group.Go(func() { s.watchWire(ctx) })
+	group.Go(func() {
+		stuck = s.actions.Run(ctx)
+		cancel()
+	})
 	group.Go(func() {
 		broken = s.accept(ctx, l)
 		cancel()
@@ -108,7 +124,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 	cancel()
 	close(s.done)
 	group.Wait()
-	return errors.Join(err, broken)
+	return errors.Join(err, broken, stuck, s.actions.Close())
 }
 
 // post hands f to the goroutine that owns the verdict. It returns false when

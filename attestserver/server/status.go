@@ -18,9 +18,10 @@ import (
 type view struct {
 	verdict verdict.Verdict
 	image   *openImage
+	agent   bool // its channel is up
 }
 
-func (c *core) view() *view { return &view{c.machine.Verdict(), c.image} }
+func (c *core) view() *view { return &view{c.machine.Verdict(), c.image, c.link != nil} }
 
 // status answers for the core without waiting for it.
 type status struct {

@@ -54,6 +54,7 @@ const (
 	ReasonBurst    = "burst-clean"
 	ReasonExpired  = "verdict-expired"
 	ReasonRestored = "quarantine-kept"
+	ReasonPolicy   = "policy-rule"  // a rule of the operator's quarantines
 	ReasonTier     = "tier-changed" // trusted as before, on another root of trust
 )
 
