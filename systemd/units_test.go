@@ -68,7 +68,8 @@ func TestUsersAreMade(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for user, id := range map[string]string{"portcullis-pxe": "971", "portcullis-attest": "972", "portcullis-gateway": "973"} {
+	for user, id := range map[string]string{"portcullis-pxe": "971", "portcullis-attest": "972", "portcullis-gateway": "973",
+		"portcullis-relay": "975", "portcullis-hook": "976"} {
 		if !strings.Contains(string(passwd), user+":x:"+id+":"+id+":") {
 			t.Errorf("no user %s with id %s", user, id)
 		}
@@ -81,6 +82,9 @@ func TestCapabilities(t *testing.T) {
 		"gatewayd.service": "CAP_NET_ADMIN CAP_NET_RAW",
 		"pxed.service":     "CAP_NET_BIND_SERVICE CAP_NET_RAW",
 		"attestd.service":  "",
+
+		"portcullis-relay.service": "CAP_DAC_OVERRIDE",
+		"portcullis-hook.service":  "",
 	}
 	for unit, caps := range want {
 		b, err := os.ReadFile(unit)

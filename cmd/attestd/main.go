@@ -102,6 +102,7 @@ func run(ctx context.Context, file string, initKey bool) error {
 		Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: events,
 		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Epochs: epochs, Rekey: c.Attest.Rekey, Posture: string(posture),
+		Policy: policyOf(c.Attest.PolicyFile, events), Actions: actionsOf(c, events),
 	})
 	if err != nil {
 		return err

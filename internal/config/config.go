@@ -19,6 +19,7 @@ type Config struct {
 	Gateway  Gateway
 	PXE      PXE
 	Attest   Attest
+	Power    Power
 }
 
 // Link is the cable between the Pi and the PC.
@@ -60,5 +61,31 @@ type Attest struct {
 	MinGap      time.Duration // floor; 0.2 s
 	Deadline    time.Duration // of one answer; 10 s
 	Rekey       time.Duration // mean time between key exchanges with the agent; 10 min (1 s .. 24 h)
+	PolicyFile  string        // "" = the built-in policy
+	Webhooks    []Webhook
+	Ladder      Ladder
 	AllowedUIDs []int
+}
+
+// Webhook is an address that the action webhook tells.
+type Webhook struct {
+	Name       string // small letters, digits, dashes
+	URL        string // https, or http in the operator's own network
+	SecretFile string // 32 to 4096 bytes, mode 0600
+	CAFile     string // PEM; "" = the system's authorities
+}
+
+// Ladder is how the actions reboot and power_off take the PC down.
+type Ladder struct {
+	Rungs   []string      // agent, relay-reset, relay-power, wake, hook; in this order
+	Within  time.Duration // what a rung has to show; 2 min (5 s .. 30 min)
+	OffTime time.Duration // off before it is switched on again; 10 s (5 s .. 10 min)
+}
+
+// Power configures the services that have attestd's hands: relay and hook.
+type Power struct {
+	HookReset   []string      // absolute path and arguments; none = no such hook
+	HookOff     []string      //
+	HookTimeout time.Duration // 30 s (1 s .. 10 min)
+	AllowedUIDs []int         // beside root: attestd's
 }

@@ -42,6 +42,17 @@ attest:
   min_gap: 200ms
   deadline: 10s
   rekey: 10m                        # a new key exchange with the agent about that often
+  # policy_file: /var/lib/portcullis/attestd/policy.yaml   # without it the built-in one: portcullis policy show
+  webhooks: []                      # {name: ops, url: https://…, secret_file: /…, ca_file: /…}
+  power:
+    ladder: [agent]                 # how reboot and power_off take the PC down: agent, relay-reset, relay-power, wake, hook
+    within: 2m                      # what a rung has to show
+    off_time: 10s                   # before relay-power switches on again
   allowed_uids: []
+
+power:                              # the services behind the rungs relay-… and hook
+  hook:                             # reset and off: [/absolute/path, argument, …]
+    timeout: 30s
+  allowed_uids: [972]
 `, releaseKey)
 }

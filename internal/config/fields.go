@@ -22,7 +22,9 @@ func defaults() *Config {
 		PXE: PXE{ImageDir: "/var/lib/portcullis/images/hpc", Threshold: 1, HTTPPort: 80,
 			ClaimWindow: 2 * time.Minute},
 		Attest: Attest{Port: 7443, KeyFile: "/var/lib/portcullis/attestd/gateway.key", MeanGap: 5 * time.Second,
-			MinGap: 200 * time.Millisecond, Deadline: 10 * time.Second, Rekey: 10 * time.Minute},
+			MinGap: 200 * time.Millisecond, Deadline: 10 * time.Second, Rekey: 10 * time.Minute,
+			Ladder: Ladder{Rungs: []string{"agent"}, Within: 2 * time.Minute, OffTime: 10 * time.Second}},
+		Power: Power{HookTimeout: 30 * time.Second},
 	}
 }
 
@@ -63,7 +65,22 @@ func root(c *Config) []field {
 			{key: "min_gap", set: duration(&c.Attest.MinGap, 50*time.Millisecond, time.Minute)},
 			{key: "deadline", set: duration(&c.Attest.Deadline, 100*time.Millisecond, 5*time.Minute)},
 			{key: "rekey", set: duration(&c.Attest.Rekey, time.Second, 24*time.Hour)},
+			{key: "policy_file", set: absPath(&c.Attest.PolicyFile)},
+			{key: "webhooks", set: webhooks(&c.Attest.Webhooks)},
+			{key: "power", sub: []field{
+				{key: "ladder", set: rungs(&c.Attest.Ladder.Rungs)},
+				{key: "within", set: duration(&c.Attest.Ladder.Within, 5*time.Second, 30*time.Minute)},
+				{key: "off_time", set: duration(&c.Attest.Ladder.OffTime, 5*time.Second, 10*time.Minute)},
+			}},
 			{key: "allowed_uids", set: uids(&c.Attest.AllowedUIDs)},
+		}},
+		{key: "power", sub: []field{
+			{key: "hook", sub: []field{
+				{key: "reset", set: argv(&c.Power.HookReset)},
+				{key: "off", set: argv(&c.Power.HookOff)},
+				{key: "timeout", set: duration(&c.Power.HookTimeout, time.Second, 10*time.Minute)},
+			}},
+			{key: "allowed_uids", set: uids(&c.Power.AllowedUIDs)},
 		}},
 	}
 }

@@ -24,6 +24,8 @@ const (
 	GatewaySocket = "gatewayd/gatewayd.sock"
 	BootSocket    = "pxed/pxed.sock"
 	AttestSocket  = "attestd/attestd.sock"
+	RelaySocket   = "relay/relay.sock"
+	HookSocket    = "hook/hook.sock"
 )
 
 // Listen binds a unix socket at path, replacing one that a dead process left,
