@@ -1,0 +1,196 @@
+package scenario
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"periph.io/x/conn/v3/gpio"
+
+	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/action"
+	"portcullis/hardware/pins"
+	"portcullis/hardware/power"
+	"portcullis/internal/clock"
+	"portcullis/internal/journal"
+	"portcullis/internal/rpc"
+	"portcullis/lab"
+)
+
+// Programs of the image under other names, which the policy of the lab waits for:
+// scenes that share the lab run others.
+const (
+	rebootMe   = "/tmp/reboot-me"
+	stopsAgent = "/tmp/stops-the-agent"
+)
+
+// rebootPolicy lets the two programs, and nothing else, reboot the PC.
+func rebootPolicy(s *lab.Settings) {
+	s.Policy = `rules:
+  - name: reboot-me
+    when: findings.exists(f, f.class == "fatal" && f.detail.contains("` + rebootMe + `"))
+    then: [report, reboot]
+    cooldown: 1s
+  - name: stops-the-agent
+    when: findings.exists(f, f.detail.contains("` + stopsAgent + `")) && findings.exists(f, f.reason == "evidence-late")
+    then: [report, reboot]
+    cooldown: 1s
+`
+	s.Ladder, s.Within = "agent, relay-reset", 10*time.Second
+}
+
+// rebootLadder has a rule reboot the PC twice: by its agent, and, where the agent
+// was stopped, by the reset button behind the relay's line.
+func rebootLadder() Scene {
+	return Scene{
+		Name: "reboot-ladder", Title: "a rule reboots the PC through its agent, and through the relay where the agent is stopped", Trusted: true,
+		Run: func(ctx context.Context, s *Stage) error {
+			pressed, stop, err := s.relay(ctx)
+			if err != nil {
+				return err
+			}
+			defer stop()
+			began := time.Now()
+			if err := s.rebootedBy(ctx, rebootMe, action.RungAgent, nil); err != nil {
+				return fmt.Errorf("by the agent: %w", err)
+			}
+			byAgent := time.Since(began)
+			if n := pressed.Load(); n != 0 {
+				return fmt.Errorf("the relay pressed %d times although the agent obeyed", n)
+			}
+			began = time.Now()
+			err = s.rebootedBy(ctx, stopsAgent, action.RungRelayReset, func() error {
+				out, err := s.shell(ctx, `for p in /proc/[0-9]*; do if [ "$(readlink $p/exe)" = /usr/lib/portcullis/hpc-agent ]; then kill -STOP ${p#/proc/} && echo ${p#/proc/}; fi; done`)
+				if err == nil && strings.TrimSpace(out) == "" {
+					err = errors.New("there is no agent to stop")
+				}
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("by the relay: %w", err)
+			}
+			if n := pressed.Load(); n != 1 {
+				return fmt.Errorf("the relay pressed %d times", n)
+			}
+			s.Note("trusted again %.1f s after the intruder by the agent, %.1f s by the relay", byAgent.Seconds(), time.Since(began).Seconds())
+			return s.journalled(2)
+		},
+	}
+}
+
+// rebootedBy runs a program that the policy waits for and sees the PC come back.
+func (s *Stage) rebootedBy(ctx context.Context, program string, rung action.Rung, found func() error) error {
+	mark := s.Log.Mark()
+	if _, err := s.shell(ctx, "cp /usr/bin/sleep "+program+"; "+program+" 3600 >/dev/null 2>&1 &"); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, BootLimit)
+	defer cancel()
+	_, err := s.Log.Wait(ctx, mark, func(e lab.Event) bool { return e.Name == "finding" && strings.Contains(e.Text("detail"), program) })
+	if err != nil {
+		return fmt.Errorf("not found: %w; %s", err, s.Why(mark))
+	}
+	if found != nil {
+		if err := found(); err != nil {
+			return err
+		}
+	}
+	if _, err := s.Log.Wait(ctx, mark, lab.Is("pc.reset")); err != nil {
+		return fmt.Errorf("QEMU tells of no reset: %w; %s", err, s.Why(mark))
+	}
+	done, err := s.Log.Wait(ctx, mark, lab.Is("action.ended"))
+	for err == nil && done.Text("action") != "reboot" {
+		mark++
+		done, err = s.Log.Wait(ctx, mark, lab.Is("action.ended"))
+	}
+	if err != nil {
+		return fmt.Errorf("the action does not end: %w", err)
+	}
+	if done.Text("result") != action.ResultDone || !strings.HasPrefix(done.Text("detail"), string(rung)+":") {
+		return fmt.Errorf("the action ended %s: %s", done.Text("result"), done.Text("detail"))
+	}
+	if _, err := s.Log.Wait(ctx, mark, func(e lab.Event) bool {
+		return e.Name == "verdict" && e.Text("state") == "trusted" && e.Text("session") != done.Text("session")
+	}); err != nil {
+		return fmt.Errorf("not trusted again: %w; %s", err, s.Why(mark))
+	}
+	return s.booted(ctx)
+}
+
+// journalled holds the journal of actions to its promise: what ended had begun, each
+// rung stands there before and after.
+func (s *Stage) journalled(reboots int) error {
+	begun, ended, steps := map[string]bool{}, 0, 0
+	_, err := journal.ReadFile(s.StateFile("attestd/actions.journal"), func(rec journal.Record) error {
+		r, err := action.ParseRecord(rec.Payload)
+		if err != nil || r.Action != "reboot" {
+			return err
+		}
+		switch {
+		case r.State == "begun":
+			begun[r.ID] = true
+		case !begun[r.ID]:
+			b, err := json.Marshal(r)
+			return errors.Join(err, fmt.Errorf("before it began: %s", b))
+		case r.State == "ended":
+			ended++
+		default:
+			steps++
+		}
+		return nil
+	})
+	if err == nil && (len(begun) != reboots || ended != reboots || steps != 2*(reboots+1)) {
+		err = fmt.Errorf("the journal holds %d reboots, %d ends and %d steps", len(begun), ended, steps)
+	}
+	return err
+}
+
+// relay is the service behind the rung relay-reset, with the real package pins on a line that
+// is wired to QEMU's reset.
+func (s *Stage) relay(ctx context.Context) (pressed *atomic.Int32, stop func(), err error) {
+	line := &resetLine{stage: s, ctx: ctx}
+	board, err := pins.Open(pins.Config{Reset: "GPIO27"}, func(string) gpio.PinIO { return line }, clock.Real{})
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := rpc.Listen(filepath.Join(s.RunDir(), rpc.RelaySocket), nil)
+	if err != nil {
+		return nil, nil, errors.Join(err, board.Close())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	mux := http.NewServeMux()
+	mux.Handle(portcullisv1connect.NewPowerHandler(power.NewRelay(board, nil)))
+	ended := make(chan error, 1)
+	go func() { ended <- rpc.Serve(ctx, l, mux) }()
+	return &line.pressed, func() { cancel(); <-ended; board.Close() }, nil
+}
+
+// resetLine is a GPIO line that resets the PC when it goes high.
+type resetLine struct {
+	gpio.PinIO // nothing else of it is used
+	stage      *Stage
+	ctx        context.Context
+	high       atomic.Bool
+	pressed    atomic.Int32
+}
+
+func (l *resetLine) Name() string     { return "GPIO27" }
+func (l *resetLine) Read() gpio.Level { return gpio.Level(l.high.Load()) }
+
+func (l *resetLine) Out(level gpio.Level) error {
+	if was := l.high.Swap(bool(level)); was || level == gpio.Low {
+		return nil
+	}
+	pc := l.stage.PC()
+	if pc == nil {
+		return nil // a button of a PC without power
+	}
+	l.pressed.Add(1)
+	return pc.Reset(l.ctx)
+}
