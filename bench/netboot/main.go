@@ -5,16 +5,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"flag"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
-	"syscall"
 	"time"
 
+	"portcullis/bench/internal/bench"
 	"portcullis/lab"
 	"portcullis/lab/qemu"
 )
@@ -23,16 +21,7 @@ import (
 const runLimit = 4 * time.Minute
 
 func main() {
-	n := flag.Int("n", 3, "boots of each kind, after one that is not counted")
-	asJSON := flag.Bool("json", false, "one JSON object")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := bench(ctx, *n, *asJSON)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "netboot:", err)
-		os.Exit(1)
-	}
+	bench.Main(bench.Spec{Name: "netboot", Runs: 3, Usage: "boots of each kind, after one that is not counted", Run: run})
 }
 
 // report is what is printed.
@@ -49,28 +38,25 @@ type report struct {
 	AllPeer []float64          `json:"peer_seconds_each"`
 }
 
-func bench(ctx context.Context, n int, asJSON bool) error {
-	if n < 1 {
-		return fmt.Errorf("-n %d: at least 1", n)
-	}
+func run(ctx context.Context, n int) (bench.Report, error) {
 	builder := &lab.Builder{}
 	built, err := builder.Build(ctx, func(what string) { fmt.Fprintln(os.Stderr, "build:", what) })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l, err := lab.Start(ctx, lab.Options{Name: "bench", Firmware: qemu.UEFIHTTP, Builder: builder})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer l.Close()
 	dir, err := os.MkdirTemp("", "portcullis-bench-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	other, err := newPeer(dir, built.Image)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer other.Close()
 
@@ -81,12 +67,12 @@ func bench(ctx context.Context, n int, asJSON bool) error {
 		fmt.Fprintf(os.Stderr, "boot %d of %d: dnsmasq + nginx\n", i, n)
 		peer, err := other.boot(ctx)
 		if err != nil {
-			return fmt.Errorf("dnsmasq + nginx: %w", err)
+			return nil, fmt.Errorf("dnsmasq + nginx: %w", err)
 		}
 		fmt.Fprintf(os.Stderr, "boot %d of %d: portcullis (dnsmasq + nginx took %.1f s)\n", i, n, peer)
 		mark, began := l.Log.Mark(), time.Now()
 		if _, err := l.Boot(ctx, runLimit); err != nil {
-			return err
+			return nil, err
 		}
 		ours := time.Since(began).Seconds()
 		l.PowerCut()
@@ -103,16 +89,12 @@ func bench(ctx context.Context, n int, asJSON bool) error {
 			}
 		}
 	}
-	r.Ours, r.Peer, r.Init = median(r.AllOurs), median(r.AllPeer), median(inits)
+	r.Ours, r.Peer, r.Init = bench.Median(r.AllOurs), bench.Median(r.AllPeer), bench.Median(inits)
 	r.Ratio = r.Ours / r.Peer
 	for name, all := range stages {
-		r.Stages[name] = median(all)
+		r.Stages[name] = bench.Median(all)
 	}
-	if asJSON {
-		return json.NewEncoder(os.Stdout).Encode(r)
-	}
-	r.print()
-	return nil
+	return r, nil
 }
 
 // stagesOf returns when each stage was reached, in seconds since power-on.
@@ -143,7 +125,8 @@ func stagesOf(events []lab.Event, began time.Time, bytes map[string]int64) map[s
 	return out
 }
 
-func (r report) print() {
+// Print writes the stages, the sizes and the medians.
+func (r report) Print(w io.Writer) {
 	names := make([]string, 0, len(r.Stages))
 	for name := range r.Stages {
 		names = append(names, name)
@@ -157,26 +140,26 @@ func (r report) print() {
 		}
 		return 0
 	})
-	fmt.Printf("%-34s %8s %8s\n", "stage (portcullis, medians)", "at s", "took s")
+	fmt.Fprintf(w, "%-34s %8s %8s\n", "stage (portcullis, medians)", "at s", "took s")
 	last := 0.0
 	for _, name := range names {
-		fmt.Printf("%-34s %8.2f %8.2f\n", name, r.Stages[name], r.Stages[name]-last)
+		fmt.Fprintf(w, "%-34s %8.2f %8.2f\n", name, r.Stages[name], r.Stages[name]-last)
 		last = r.Stages[name]
 	}
-	fmt.Println()
+	fmt.Fprintln(w)
 	var files []string
 	for f := range r.Bytes {
 		files = append(files, f)
 	}
 	slices.Sort(files)
 	for _, f := range files {
-		fmt.Printf("%-34s %8.1f MB\n", f, float64(r.Bytes[f])/1e6)
+		fmt.Fprintf(w, "%-34s %8.1f MB\n", f, float64(r.Bytes[f])/1e6)
 	}
-	fmt.Printf("\npower-on → trusted, portcullis             median %6.2f s of %v\n", r.Ours, rounded(r.AllOurs))
-	fmt.Printf("power-on → first userspace line, portcullis median %6.2f s\n", r.Init)
-	fmt.Printf("power-on → first userspace line, dnsmasq+nginx median %3.2f s of %v\n", r.Peer, rounded(r.AllPeer))
-	fmt.Printf("first boot of the image (takes references) %6.2f s\n", r.Enrol)
-	fmt.Printf("ratio trusted / dnsmasq+nginx              %6.2f   (target 1.25)\n", r.Ratio)
+	fmt.Fprintf(w, "\npower-on → trusted, portcullis             median %6.2f s of %v\n", r.Ours, rounded(r.AllOurs))
+	fmt.Fprintf(w, "power-on → first userspace line, portcullis median %6.2f s\n", r.Init)
+	fmt.Fprintf(w, "power-on → first userspace line, dnsmasq+nginx median %3.2f s of %v\n", r.Peer, rounded(r.AllPeer))
+	fmt.Fprintf(w, "first boot of the image (takes references) %6.2f s\n", r.Enrol)
+	fmt.Fprintf(w, "ratio trusted / dnsmasq+nginx              %6.2f   (target 1.25)\n", r.Ratio)
 }
 
 func rounded(all []float64) []string {
@@ -185,17 +168,6 @@ func rounded(all []float64) []string {
 		out = append(out, fmt.Sprintf("%.1f", x))
 	}
 	return out
-}
-
-func median(all []float64) float64 {
-	if len(all) == 0 {
-		return 0
-	}
-	s := slices.Sorted(slices.Values(all))
-	if len(s)%2 == 1 {
-		return s[len(s)/2]
-	}
-	return (s[len(s)/2-1] + s[len(s)/2]) / 2
 }
 
 func lookPath(names ...string) (string, error) {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"portcullis/images/card"
@@ -33,9 +32,9 @@ type made struct {
 
 // buildInitramfs runs Debian's own mkinitramfs, as its packages are, in an
 // emulated arm64 machine whose root is the unpacked packages. The volume that the
-// initramfs will look for has the given UUID and opens with key. kernelPackage is
-// the kernel for which it is made.
-func buildInitramfs(ctx context.Context, cache, kernelPackage, uuid, key string, say func(string)) (*made, error) {
+// initramfs will look for has the given UUID. kernelPackage is the kernel for which
+// it is made, tpm the module that drives its chip.
+func buildInitramfs(ctx context.Context, cache, kernelPackage, tpm, uuid string, say func(string)) (*made, error) {
 	store := &deb.Store{Dir: filepath.Join(cache, "deb")}
 	lock, err := resolve(ctx, store, kernelPackage)
 	if err != nil {
@@ -45,7 +44,7 @@ func buildInitramfs(ctx context.Context, cache, kernelPackage, uuid, key string,
 	if m.release, m.kernel, err = kernel(ctx, store, lock); err != nil {
 		return nil, err
 	}
-	extra := extraFiles(m.release, uuid, key)
+	extra := extraFiles(m.release, tpm, uuid)
 	name := filepath.Join(cache, "piboot", "initramfs-"+digest(lock, extra))
 	if m.initramfs, err = os.ReadFile(name); err == nil {
 		return m, nil
@@ -67,7 +66,7 @@ func buildInitramfs(ctx context.Context, cache, kernelPackage, uuid, key string,
 		return nil, err
 	}
 	// The hooks look for the volume that they are told of.
-	if err := writeVolume(filepath.Join(dir, "volume"), uuid, key); err != nil {
+	if err := writeVolume(filepath.Join(dir, "volume"), uuid); err != nil {
 		return nil, err
 	}
 	if m.initramfs, err = runBuild(ctx, dir); err != nil {
@@ -118,8 +117,11 @@ func runBuild(ctx context.Context, dir string) ([]byte, error) {
 	return out, nil
 }
 
-// writeVolume makes an empty volume with the peer's header.
-func writeVolume(path, uuid, key string) error {
+// buildKey opens the empty volume of the machine that builds, and nothing else.
+const buildKey = "the key of an empty volume"
+
+// writeVolume makes an empty volume that looks like the peer's.
+func writeVolume(path, uuid string) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -129,14 +131,14 @@ func writeVolume(path, uuid, key string) error {
 	if err := f.Truncate(size); err != nil {
 		return err
 	}
-	volumeKey, err := format(f, size, uuid, key)
+	volumeKey, err := format(f, size, uuid, []byte(buildKey), nil)
 	clear(volumeKey)
 	return errors.Join(err, f.Sync())
 }
 
-// format writes the header as first boot writes ours: same cipher, sector size
-// and key derivation; the key file stands for the chip's secret.
-func format(d luks2.Device, size int64, uuid, key string) (volumeKey []byte, err error) {
+// format writes the header as first boot writes ours: same cipher, sector size and
+// key derivation. token, where given, returns the token of the keyslot with this number.
+func format(d luks2.Device, size int64, uuid string, pass []byte, token func(slot int) ([]byte, error)) (volumeKey []byte, err error) {
 	volumeKey = make([]byte, luks2.VolumeKeySize)
 	if _, err := rand.Read(volumeKey); err != nil {
 		return nil, err
@@ -145,42 +147,18 @@ func format(d luks2.Device, size int64, uuid, key string) (volumeKey []byte, err
 	if err != nil {
 		return nil, err
 	}
-	if _, err := h.AddSlot(d, volumeKey, []byte(key), luks2.ForChip()); err != nil {
+	slot, err := h.AddSlot(d, volumeKey, pass, luks2.ForChip())
+	if err != nil {
 		return nil, err
 	}
-	return volumeKey, h.Write(d)
-}
-
-// extraFiles are the configuration of an encrypted root, what maintainer scripts
-// would have made, and the script that builds.
-func extraFiles(release, uuid, key string) map[string]file {
-	script := func(lines ...string) file { return file{mode: 0o755, text: strings.Join(lines, "\n") + "\n"} }
-	text := func(mode int64, s string) file { return file{mode: mode, text: s} }
-	return map[string]file{
-		"etc/passwd":                         text(0o644, "root:x:0:0:root:/root:/bin/sh\n"),
-		"etc/group":                          text(0o644, "root:x:0:\n"),
-		"usr/bin/awk":                        {link: "gawk"},
-		"usr/bin/which":                      {link: "which.debianutils"},
-		"etc/mtab":                           {link: "../proc/self/mounts"},
-		"etc/fstab":                          text(0o644, "/dev/mapper/root / squashfs ro 0 1\n"),
-		"etc/crypttab":                       text(0o644, "root UUID="+uuid+" /etc/keys/root.key luks,initramfs\n"),
-		"etc/keys/root.key":                  text(0o600, key),
-		"var/tmp/.keep":                      text(0o644, ""),
-		"tmp/.keep":                          text(0o644, ""),
-		"proc/.keep":                         text(0o644, ""),
-		"sys/.keep":                          text(0o644, ""),
-		"var/lib/dpkg/status":                text(0o644, ""),
-		"etc/cryptsetup-initramfs/conf-hook": text(0o644, "KEYFILE_PATTERN=\"/etc/keys/*.key\"\n"),
-		"etc/initramfs-tools/conf.d/umask":   text(0o644, "UMASK=0077\n"),
-		"etc/initramfs-tools/modules":        text(0o644, "squashfs\n"),
-		// Runs once the root is mounted: the kernel's last word before /init, and now.
-		"etc/initramfs-tools/scripts/init-bottom/piboot": script("#!/bin/sh", `[ "$1" = prereqs ] && exit 0`,
-			"read -r now rest < /proc/uptime", `echo "PIBOOT $(dmesg | grep 'Run /init as init process') mounted=$now" > /dev/console`),
-		"piboot/build": script("#!/bin/sh", "export PATH=/usr/sbin:/usr/bin",
-			"mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev",
-			"exec > /dev/ttyAMA0 2>&1", "depmod "+release, "modprobe virtio_blk; modprobe dm_crypt",
-			// No udev here: cryptsetup makes the device nodes by itself.
-			"DM_DISABLE_UDEV=1 cryptsetup open --key-file /etc/keys/root.key /dev/vda root", "mkinitramfs -o /initramfs "+release+" && port=$(echo /dev/vport*p1) && cat /initramfs > \"$port\"",
-			"set -- $(sha256sum /initramfs)", `echo "PIBOOT built $1"`, "sync; echo o > /proc/sysrq-trigger; sleep 60"),
+	if token != nil {
+		text, err := token(slot)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := h.SetToken(-1, text); err != nil {
+			return nil, err
+		}
 	}
+	return volumeKey, h.Write(d)
 }

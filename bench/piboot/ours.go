@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
 
 	"portcullis/images/card"
 	"portcullis/lab/pi"
@@ -51,50 +50,60 @@ func pi4Bytes(ctx context.Context, b *pi.Builder) (int, error) {
 
 func (o *ours) remove() error { return os.RemoveAll(o.dir) }
 
-// runInit is the kernel's last word before PID 1 of the initramfs.
-var runInit = regexp.MustCompile(`\[ *([0-9.]+)\] Run /init as init process`)
+// twoClocks has the guest write its uptime into the kernel's log. pi-init's stages
+// are told by the one, the kernel's lines and the peer's by the other, and the two are
+// half a second apart on an emulated machine: ticks that were lost early in the boot.
+const twoClocks = "read -r up rest </proc/uptime; echo PIBOOT uptime=$up >/dev/kmsg; dmesg"
 
-// boot returns the seconds from the start of the initramfs to the mounted root
-// and to switch_root, by the guest's clock.
-func (o *ours) boot(ctx context.Context) (mounted, switched float64, err error) {
+var (
+	uptimeAt = regexp.MustCompile(`\[ *([0-9.]+)\] PIBOOT uptime=`)
+	uptime   = regexp.MustCompile(`PIBOOT uptime=([0-9.]+)`)
+)
+
+// boot returns the times from the start of the initramfs to the mounted root and to
+// switch_root.
+func (o *ours) boot(ctx context.Context) (times, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	run, err := os.MkdirTemp("", "piboot-")
 	if err != nil {
-		return 0, 0, err
+		return times{}, err
 	}
 	defer os.RemoveAll(run)
 	m, err := pi.Start(ctx, pi.Config{Name: "piboot", Dir: run, Card: o.card.Image, TPM: o.card.TPM})
 	if err != nil {
-		return 0, 0, err
+		return times{}, err
 	}
 	defer m.Kill()
 	if err := m.Running(ctx); err != nil {
-		return 0, 0, err
+		return times{}, err
 	}
-	log, err := m.Output(ctx, "dmesg")
+	log, err := m.Output(ctx, "sh", "-c", twoClocks)
 	if err != nil {
-		return 0, 0, err
+		return times{}, err
 	}
-	begin, err := seconds(runInit, log)
+	// What has to be added to a time of pi-init's.
+	logged, err := seconds(uptimeAt, log)
 	if err != nil {
-		return 0, 0, err
+		return times{}, err
 	}
+	up, err := seconds(uptime, log)
+	if err != nil {
+		return times{}, err
+	}
+	ahead := logged - up
 	at := map[string]float64{}
 	for _, s := range pi.Stages(m.Console().Text()) {
 		at[s.Name] = s.Seconds
 	}
 	// Stage verity is told once the root is mounted.
 	if at["verity"] == 0 || at["switch-root"] == 0 {
-		return 0, 0, fmt.Errorf("the console has no stage verity or switch-root: %v", at)
+		return times{}, fmt.Errorf("the console has no stage verity or switch-root: %v", at)
 	}
-	return at["verity"] - begin, at["switch-root"] - begin, m.PowerOff(ctx)
-}
-
-func seconds(re *regexp.Regexp, text string) (float64, error) {
-	m := re.FindStringSubmatch(text)
-	if m == nil {
-		return 0, fmt.Errorf("%s is not in %q", re, text[max(0, len(text)-2000):])
+	t, err := since(log, at["verity"]+ahead)
+	if err != nil {
+		return times{}, err
 	}
-	return strconv.ParseFloat(m[1], 64)
+	t.HandOver = at["switch-root"] + ahead - (t.Kernel - t.Mounted)
+	return t, m.PowerOff(ctx)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -18,27 +17,24 @@ import (
 	"portcullis/lab/pi"
 )
 
-// volumeUUID and keyFile are the peer's: both are in its initramfs, which is
-// cached, and open a volume that holds a public file system only.
-const (
-	volumeUUID = "5d3f9a52-6c1e-4b7e-9a40-c2a1f0b7e611"
-	keyFile    = "the key file of a benchmark, which protects nothing"
-)
+// volumeUUID is the peer's: it is in its initramfs, which is cached.
+const volumeUUID = "5d3f9a52-6c1e-4b7e-9a40-c2a1f0b7e611"
 
 // peer boots a card with Debian's initramfs and the root image of ours, in a
-// volume of the same LUKS parameters as ours.
+// volume of the same LUKS parameters as ours, whose key its chip keeps.
 type peer struct {
 	dir     string
 	card    string
-	bytes   int // of the initramfs that boots
-	piBytes int // of the one for the Pi 4's kernel
+	chip    string // the chip's state
+	bytes   int    // of the initramfs that boots
+	piBytes int    // of the one for the Pi 4's kernel
 	release string
 	built   time.Duration
 }
 
 func newPeer(ctx context.Context, repo string, p *pi.Provisioned, say func(string)) (*peer, error) {
 	cache := filepath.Join(repo, "build", "cache")
-	m, err := buildInitramfs(ctx, cache, guestKernel, volumeUUID, keyFile, say)
+	m, err := buildInitramfs(ctx, cache, guestKernel, guestChip, volumeUUID, say)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +42,7 @@ func newPeer(ctx context.Context, repo string, p *pi.Provisioned, say func(strin
 	if err != nil {
 		return nil, err
 	}
-	onPi, err := buildInitramfs(ctx, cache, piKernel, volumeUUID, keyFile, say)
+	onPi, err := buildInitramfs(ctx, cache, piKernel, piChip, volumeUUID, say)
 	if err != nil {
 		return nil, err
 	}
@@ -54,13 +50,13 @@ func newPeer(ctx context.Context, repo string, p *pi.Provisioned, say func(strin
 	if out.dir, err = os.MkdirTemp(filepath.Dir(filepath.Dir(p.Card.Image)), ".bench-"); err != nil {
 		return nil, err
 	}
-	out.card = filepath.Join(out.dir, "card.img")
+	out.card, out.chip = filepath.Join(out.dir, "card.img"), filepath.Join(out.dir, "tpm")
 	files := map[string][]byte{
 		// The very kernel of ours, with the same words but those of our own program.
 		card.KernelFile: own[card.KernelFile], card.InitramfsFile: m.initramfs,
 		card.CmdlineFile: []byte("root=/dev/mapper/root rootfstype=squashfs ro init_on_free=1 panic=10 net.ifnames=0 loglevel=4 console=ttyAMA0\n"),
 	}
-	if err := out.lay(files, p.Card.Image); err != nil {
+	if err := out.lay(ctx, files, p.Card.Image); err != nil {
 		return nil, errors.Join(err, out.remove())
 	}
 	return out, nil
@@ -69,7 +65,7 @@ func newPeer(ctx context.Context, repo string, p *pi.Provisioned, say func(strin
 func (p *peer) remove() error { return os.RemoveAll(p.dir) }
 
 // lay writes the card: settings of the firmware, boot files, encrypted root.
-func (p *peer) lay(boot map[string][]byte, ours string) (err error) {
+func (p *peer) lay(ctx context.Context, boot map[string][]byte, ours string) (err error) {
 	from, err := os.Open(ours)
 	if err != nil {
 		return err
@@ -105,13 +101,18 @@ func (p *peer) lay(boot map[string][]byte, ours string) (err error) {
 			return err
 		}
 	}
-	return encrypt(f, table.Partitions[2], root)
+	pass, token, err := enrol(ctx, p.chip)
+	if err != nil {
+		return err
+	}
+	defer clear(pass)
+	return encrypt(f, table.Partitions[2], root, pass, token)
 }
 
 // encrypt fills the volume with the root file system.
-func encrypt(f *os.File, p gpt.Partition, root *io.SectionReader) error {
+func encrypt(f *os.File, p gpt.Partition, root *io.SectionReader, pass []byte, token func(int) ([]byte, error)) error {
 	d := &part{f, p.Offset()}
-	key, err := format(d, p.Size(), volumeUUID, keyFile)
+	key, err := format(d, p.Size(), volumeUUID, pass, token)
 	if err != nil {
 		return err
 	}
@@ -138,34 +139,30 @@ func (p *part) ReadAt(b []byte, off int64) (int, error)  { return p.f.ReadAt(b, 
 func (p *part) WriteAt(b []byte, off int64) (int, error) { return p.f.WriteAt(b, p.offset+off) }
 func (p *part) Sync() error                              { return p.f.Sync() }
 
-var mountedAt = regexp.MustCompile(`PIBOOT [^\n]*mounted=([0-9.]+)`)
+// mountedAt is the line that the peer's last script writes to the kernel's log.
+var mountedAt = regexp.MustCompile(`\[ *([0-9.]+)\] PIBOOT mounted`)
 
-// boot returns the seconds from the start of the initramfs to the mounted root.
-func (p *peer) boot(ctx context.Context) (float64, error) {
+// boot returns the times from the start of the initramfs to the mounted root.
+func (p *peer) boot(ctx context.Context) (times, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
 	run, err := os.MkdirTemp("", "piboot-")
 	if err != nil {
-		return 0, err
+		return times{}, err
 	}
 	defer os.RemoveAll(run)
-	// The TPM is there as for ours; nothing of the peer uses it.
-	m, err := pi.Start(ctx, pi.Config{Name: "piboot-peer", Dir: run, Card: p.card, TPM: filepath.Join(run, "tpm")})
+	m, err := pi.Start(ctx, pi.Config{Name: "piboot-peer", Dir: run, Card: p.card, TPM: p.chip})
 	if err != nil {
-		return 0, err
+		return times{}, err
 	}
 	defer m.Kill()
-	said, err := m.Expect(ctx, mountedAt.String())
-	if err != nil {
-		return 0, err
+	if _, err := m.Expect(ctx, "PIBOOT end"); err != nil {
+		return times{}, err
 	}
-	begin, err := seconds(runInit, said[0])
+	log := m.Console().Text()
+	mounted, err := seconds(mountedAt, log)
 	if err != nil {
-		return 0, err
+		return times{}, err
 	}
-	end, err := strconv.ParseFloat(said[1], 64)
-	if err != nil {
-		return 0, fmt.Errorf("%q: %w", said[0], err)
-	}
-	return end - begin, nil
+	return since(log, mounted)
 }

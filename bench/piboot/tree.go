@@ -21,7 +21,8 @@ import (
 var peerPackages = []string{
 	"base-files", "base-passwd", "bash", "busybox", "coreutils", "cryptsetup", "cryptsetup-bin", "cryptsetup-initramfs", "dash", "debianutils",
 	"diffutils", "dpkg", "findutils", "gawk", "grep", "gzip", "initramfs-tools", "kmod", "libc-bin", "mount",
-	"sed", "tar", "udev", "util-linux", "zstd",
+	"sed", "systemd-cryptsetup", "tar", "udev", "util-linux", "zstd",
+	"libtss2-esys-3.0.2-0t64", "libtss2-mu-4.0.1-0t64", "libtss2-rc0t64", "libtss2-tcti-device0t64",
 }
 
 var (
@@ -29,10 +30,12 @@ var (
 	kernelOwner = regexp.MustCompile(`^linux-image-[0-9]`)
 )
 
-// Kernels of the two comparisons, as packages.
+// Kernels of the two comparisons, as packages, with the driver of the chip.
 const (
 	guestKernel = "linux-image-cloud-arm64" // drives QEMU's machine and its TPM
-	piKernel    = "linux-image-arm64"       // of the Pi 4
+	guestChip   = "tpm_tis"
+	piKernel    = "linux-image-arm64" // of the Pi 4
+	piChip      = "tpm_tis_spi"
 )
 
 // resolve asks for the packages and brings them here.

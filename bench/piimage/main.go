@@ -5,16 +5,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"flag"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"slices"
-	"syscall"
 	"time"
 
+	"portcullis/bench/internal/bench"
 	"portcullis/images/card"
 	"portcullis/images/debroot"
 	"portcullis/images/pi"
@@ -24,16 +21,7 @@ import (
 const runLimit = 20 * time.Minute
 
 func main() {
-	n := flag.Int("n", 1, "builds of each kind")
-	asJSON := flag.Bool("json", false, "one JSON object")
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := bench(ctx, *n, *asJSON)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "piimage:", err)
-		os.Exit(1)
-	}
+	bench.Main(bench.Spec{Name: "piimage", Runs: 1, Usage: "builds of each kind", Run: run})
 }
 
 // report is what is printed; times are medians in seconds, sizes bytes.
@@ -51,18 +39,18 @@ type report struct {
 	Bytes     float64 `json:"card_ratio"` // OurCard / PeerCard
 }
 
-func bench(ctx context.Context, n int, asJSON bool) error {
-	if n < 1 {
-		return fmt.Errorf("-n %d: at least 1", n)
+func run(ctx context.Context, n int) (bench.Report, error) {
+	if err := needPeer(); err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "portcullis-bench-")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	keys, err := pi.GenerateKeys(filepath.Join(dir, "release"))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r := report{Runs: n}
 	var ours, warm, again, theirs []float64
@@ -74,44 +62,45 @@ func bench(ctx context.Context, n int, asJSON bool) error {
 		}
 		cold, err := timed(ctx, o, &ours)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		// The packages and what was asked of the archive stay; all that was made of them goes.
 		for _, stage := range []string{"base", "kernel", "pi-kernel", "pi-root", "pi-image"} {
 			if err := os.RemoveAll(filepath.Join(o.CacheDir, stage)); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		if _, err := timed(ctx, o, &warm); err != nil {
-			return err
+			return nil, err
 		}
 		if err := os.RemoveAll(filepath.Join(o.CacheDir, "pi-root")); err != nil {
-			return err
+			return nil, err
 		}
 		o.Sequence = 2
 		if _, err := timed(ctx, o, &again); err != nil {
-			return err
+			return nil, err
 		}
 		p, err := peer(ctx, filepath.Join(work, "peer"))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		theirs = append(theirs, p.seconds)
 		r.OurCard, r.OurRoot, r.PeerCard, r.PeerRoot = cold.Sizes[pi.CardFile], cold.Sizes["root.img"], p.card, p.root
 		if err := os.RemoveAll(work); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	r.Ours, r.OursWarm, r.OursAgain, r.Peer = median(ours), median(warm), median(again), median(theirs)
+	r.Ours, r.OursWarm, r.OursAgain, r.Peer = bench.Median(ours), bench.Median(warm), bench.Median(again), bench.Median(theirs)
 	r.Ratio, r.Bytes = r.Ours/r.Peer, float64(r.OurCard)/float64(r.PeerCard)
-	if asJSON {
-		return json.NewEncoder(os.Stdout).Encode(r)
-	}
-	fmt.Printf("from nothing   ours %6.1f s   peer %6.1f s   ratio %.2f\n", r.Ours, r.Peer, r.Ratio)
-	fmt.Printf("packages there ours %6.1f s   our programs changed %.1f s\n", r.OursWarm, r.OursAgain)
-	fmt.Printf("card           ours %6.1f MB  peer %6.1f MB  ratio %.2f\n", float64(r.OurCard)/1e6, float64(r.PeerCard)/1e6, r.Bytes)
-	fmt.Printf("root image     ours %6.1f MB  peer %6.1f MB\n", float64(r.OurRoot)/1e6, float64(r.PeerRoot)/1e6)
-	return nil
+	return r, nil
+}
+
+// Print writes times, sizes and ratios.
+func (r report) Print(w io.Writer) {
+	fmt.Fprintf(w, "from nothing   ours %6.1f s   peer %6.1f s   ratio %.2f\n", r.Ours, r.Peer, r.Ratio)
+	fmt.Fprintf(w, "packages there ours %6.1f s   our programs changed %.1f s\n", r.OursWarm, r.OursAgain)
+	fmt.Fprintf(w, "card           ours %6.1f MB  peer %6.1f MB  ratio %.2f\n", float64(r.OurCard)/1e6, float64(r.PeerCard)/1e6, r.Bytes)
+	fmt.Fprintf(w, "root image     ours %6.1f MB  peer %6.1f MB\n", float64(r.OurRoot)/1e6, float64(r.PeerRoot)/1e6)
 }
 
 func timed(ctx context.Context, o pi.Options, times *[]float64) (*pi.Result, error) {
@@ -121,9 +110,4 @@ func timed(ctx context.Context, o pi.Options, times *[]float64) (*pi.Result, err
 	r, err := pi.Build(ctx, o)
 	*times = append(*times, time.Since(begin).Seconds())
 	return r, err
-}
-
-func median(v []float64) float64 {
-	slices.Sort(v)
-	return v[len(v)/2]
 }

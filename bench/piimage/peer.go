@@ -58,13 +58,18 @@ put conf.fat 1; put a.fat 33; put b.fat 97; put root.img 161
 zstd -q -T2 -3 -f pi.img -o pi.img.zst
 `
 
-func peer(ctx context.Context, dir string) (peerResult, error) {
-	var r peerResult
+// needPeer refuses to begin where one of the peer's tools is missing.
+func needPeer() error {
 	for tool, pkg := range peerTools {
 		if _, err := deb.NeedTool(tool, pkg); err != nil {
-			return r, err
+			return err
 		}
 	}
+	return nil
+}
+
+func peer(ctx context.Context, dir string) (peerResult, error) {
+	var r peerResult
 	rec, err := recipe.Load(recipe.Builtin{Name: pi.RecipeName, FS: rootfs.FS, Entry: "qemu.yaml"}, "")
 	if err != nil {
 		return r, err
