@@ -52,6 +52,20 @@ func onThisPi() (update.Options, error) {
 	return update.Options{Card: c, Running: h}, err
 }
 
+// alone runs f on this Pi's card while no other update command does.
+func alone(f func(update.Options) error) error {
+	o, err := onThisPi()
+	if err != nil {
+		return err
+	}
+	unlock, err := update.Lock(updateLock)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return f(o)
+}
+
 func updateApply(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) error {
 	flags := cli.NewFlags(c, stdio)
 	asJSON := flags.Bool("json", false, "one JSON object")
@@ -68,31 +82,24 @@ func updateApply(ctx context.Context, c *cli.Command, stdio *cli.IO, args []stri
 		return err
 	}
 	defer f.Close()
-	o, err := onThisPi()
-	if err != nil {
-		return err
-	}
-	unlock, err := update.Lock(updateLock)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	meter := update.NewMeter(stdio.Err, stdio.Colour, time.Now)
-	o.Progress = meter.Show
-	r, err := update.Apply(ctx, f, o)
-	meter.End()
-	if err != nil {
-		return err
-	}
-	if *asJSON {
-		err = json.NewEncoder(stdio.Out).Encode(r)
-	} else {
-		_, err = fmt.Fprintln(stdio.Out, describeUpdate(r))
-	}
-	if err != nil || !r.Restart || *noReboot {
-		return err
-	}
-	return restart(ctx)
+	return alone(func(o update.Options) error {
+		meter := update.NewMeter(stdio.Err, stdio.Colour, time.Now)
+		o.Progress = meter.Show
+		r, err := update.Apply(ctx, f, o)
+		meter.End()
+		if err != nil {
+			return err
+		}
+		if *asJSON {
+			err = json.NewEncoder(stdio.Out).Encode(r)
+		} else {
+			_, err = fmt.Fprintln(stdio.Out, describeUpdate(r))
+		}
+		if err != nil || !r.Restart || *noReboot {
+			return err
+		}
+		return restart(ctx)
+	})
 }
 
 func describeUpdate(r update.Result) string {
@@ -119,10 +126,8 @@ func updateStatusCommand() *cli.Command {
 	c.Run = func(_ context.Context, stdio *cli.IO, args []string) error {
 		flags := cli.NewFlags(c, stdio)
 		asJSON := flags.Bool("json", false, "one JSON object")
-		if words, err := cli.Parse(c, stdio, flags, args); err != nil {
+		if err := noWords(c, stdio, flags, args); err != nil {
 			return err
-		} else if len(words) != 0 {
-			return cli.Usagef("update status takes no words")
 		}
 		o, err := onThisPi()
 		if err != nil {

@@ -35,35 +35,29 @@ func updateCommitCommand() *cli.Command {
 		file := flags.String("config", config.DefaultPath, "configuration file; without one only the watchdog is checked")
 		timeout := flags.Duration("timeout", 4*time.Minute, "how long the release may take to work")
 		stable := flags.Duration("stable", 20*time.Second, "how long everything has to work without a gap")
-		if words, err := cli.Parse(c, stdio, flags, args); err != nil {
-			return err
-		} else if len(words) != 0 || *timeout <= 0 || *stable < 0 {
-			return cli.Usagef("update commit takes no words, and times above 0")
-		}
-		o, err := onThisPi()
-		if err != nil {
+		if err := noWords(c, stdio, flags, args); err != nil {
 			return err
 		}
-		unlock, err := update.Lock(updateLock)
-		if err != nil {
-			return err
+		if *timeout <= 0 || *stable < 0 {
+			return cli.Usagef("update commit takes times above 0")
 		}
-		defer unlock()
-		r, err := update.Commit(ctx, update.CommitOptions{
-			Card: o.Card, Running: o.Running, Checks: healthOf(*file), Counter: counterOf(o.Running),
-			Timeout: *timeout, Stable: *stable, Every: commitLook, Clock: clock.Real{},
-			Waiting: func(missing []string) { fmt.Fprintln(stdio.Err, waitingLine(missing, *stable)) },
+		return alone(func(o update.Options) error {
+			r, err := update.Commit(ctx, update.CommitOptions{
+				Card: o.Card, Running: o.Running, Checks: healthOf(*file), Counter: counterOf(o.Running),
+				Timeout: *timeout, Stable: *stable, Every: commitLook, Clock: clock.Real{},
+				Waiting: func(missing []string) { fmt.Fprintln(stdio.Err, waitingLine(missing, *stable)) },
+			})
+			if err == nil && *asJSON {
+				return json.NewEncoder(stdio.Out).Encode(r)
+			}
+			if r.Committed {
+				fmt.Fprintln(stdio.Out, committedLine(r))
+			}
+			if r.Restart && !*noReboot {
+				err = errors.Join(err, restart(ctx))
+			}
+			return err
 		})
-		if err == nil && *asJSON {
-			return json.NewEncoder(stdio.Out).Encode(r)
-		}
-		if r.Committed {
-			fmt.Fprintln(stdio.Out, committedLine(r))
-		}
-		if r.Restart && !*noReboot {
-			err = errors.Join(err, restart(ctx))
-		}
-		return err
 	}
 	return c
 }
@@ -113,29 +107,20 @@ func updateAbortCommand() *cli.Command {
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		flags := cli.NewFlags(c, stdio)
 		noReboot := flags.Bool("no-reboot", false, "leave the restart to the operator")
-		if words, err := cli.Parse(c, stdio, flags, args); err != nil {
-			return err
-		} else if len(words) != 0 {
-			return cli.Usagef("update abort takes no words")
-		}
-		o, err := onThisPi()
-		if err != nil {
+		if err := noWords(c, stdio, flags, args); err != nil {
 			return err
 		}
-		unlock, err := update.Lock(updateLock)
-		if err != nil {
-			return err
-		}
-		defer unlock()
-		running, err := update.Abort(o)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintln(stdio.Out, "the release on trial is taken back")
-		if !running || *noReboot {
-			return nil
-		}
-		return restart(ctx)
+		return alone(func(o update.Options) error {
+			running, err := update.Abort(o)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(stdio.Out, "the release on trial is taken back")
+			if !running || *noReboot {
+				return nil
+			}
+			return restart(ctx)
+		})
 	}
 	return c
 }

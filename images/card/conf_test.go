@@ -16,31 +16,11 @@ func release(n byte) card.Release { return card.Release{Sequence: uint64(n), Roo
 // confDisk is the configuration partition of a fresh card.
 func confDisk(t testing.TB) *cardtest.Disk {
 	t.Helper()
-	files, err := card.ConfFiles(release(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := cardtest.New(&cardtest.Power{CutAt: -1}, card.ConfSize)
-	if err := fat.Build(d, fat.Options{Size: card.ConfSize, Label: card.LabelConf, ID: 1}, files); err != nil {
-		t.Fatal(err)
-	}
-	if err := d.Sync(); err != nil {
-		t.Fatal(err)
-	}
-	return d
-}
-
-func open(t testing.TB, d *cardtest.Disk) *card.Conf {
-	t.Helper()
-	c, err := card.OpenConf(d, d.Size())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
+	return cardtest.Conf(t, &cardtest.Power{CutAt: -1}, release(1))
 }
 
 func TestFreshConf(t *testing.T) {
-	c := open(t, confDisk(t))
+	c := cardtest.OpenConf(t, confDisk(t))
 	s, err := c.State()
 	if err != nil || s.Active != (card.Installed{Slot: card.SlotA, Release: release(1)}) || s.Trial != nil {
 		t.Errorf("%s %v", s, err)
@@ -157,20 +137,20 @@ func TestPowerCutsOfTheSlotState(t *testing.T) {
 	} {
 		whole := &cardtest.Power{CutAt: -1}
 		d := fresh.Clone(whole)
-		if err := life.steps(open(t, d)); err != nil {
+		if err := life.steps(cardtest.OpenConf(t, d)); err != nil {
 			t.Fatal(err)
 		}
-		if got := bootable(t, open(t, d)); got.Release != life.ends[0] {
+		if got := bootable(t, cardtest.OpenConf(t, d)); got.Release != life.ends[0] {
 			t.Errorf("%s: ends with %+v", name, got)
 		}
 		for cut := range whole.Ops {
 			for seed := range uint64(40) {
 				d := fresh.Clone(&cardtest.Power{CutAt: cut})
-				if err := life.steps(open(t, d)); !errors.Is(err, cardtest.ErrPower) {
+				if err := life.steps(cardtest.OpenConf(t, d)); !errors.Is(err, cardtest.ErrPower) {
 					t.Fatalf("%s, cut %d: %v", name, cut, err)
 				}
 				d.Restart(&cardtest.Power{CutAt: -1}, rand.New(rand.NewPCG(uint64(cut), seed)))
-				bootable(t, open(t, d))
+				bootable(t, cardtest.OpenConf(t, d))
 			}
 		}
 		t.Logf("%s: %d places", name, whole.Ops)
@@ -202,7 +182,7 @@ func TestOnlyTheFilesSectorsAreWritten(t *testing.T) {
 	if _, err := d.ReadAt(before, 0); err != nil {
 		t.Fatal(err)
 	}
-	c := open(t, d)
+	c := cardtest.OpenConf(t, d)
 	if err := errors.Join(c.Try(card.Installed{Slot: card.SlotB, Release: release(2)}), c.Drop(card.ReasonTrialAborted),
 		c.WriteEscrow(bytes.Repeat([]byte("e"), card.EscrowSize)), c.WriteEnrol(bytes.Repeat([]byte("r"), card.EnrolSize))); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"portcullis/images/debroot"
 )
 
 // Summary is a build's result for machines.
@@ -38,19 +40,6 @@ func (r *Result) Summary() Summary {
 	return s
 }
 
-const (
-	red   = "\x1b[31;1m"
-	green = "\x1b[32m"
-	plain = "\x1b[0m"
-)
-
-func paint(colour bool, code, s string) string {
-	if !colour {
-		return s
-	}
-	return code + s + plain
-}
-
 // Print writes the result for people.
 func (r *Result) Print(w io.Writer, colour bool) {
 	m := r.Manifest
@@ -61,28 +50,15 @@ func (r *Result) Print(w io.Writer, colour bool) {
 	fmt.Fprintf(w, "  %-10s kernel %s, %d packages, valid until %s\n", "contents", m.UKI.KernelVersion, len(m.Packages), m.NotAfter.Format("2006-01-02"))
 	fmt.Fprintf(w, "  %-10s %s\n", "root hash", m.Verity.RootHash)
 	if m.LabChannel {
-		fmt.Fprintln(w, paint(colour, red, "  LAB IMAGE  it has a root command channel: never boot a real PC with it"))
+		fmt.Fprintln(w, debroot.Paint(colour, debroot.Red, "  LAB IMAGE  it has a root command channel: never boot a real PC with it"))
 	}
 }
 
 // Print writes the report for people.
 func (r *Report) Print(w io.Writer, colour bool) {
-	for _, c := range r.Checks {
-		mark := paint(colour, green, "ok  ")
-		if !c.OK {
-			mark = paint(colour, red, "FAIL")
-		}
-		fmt.Fprintf(w, "%s  %-26s %s\n", mark, c.Name, c.Detail)
+	o := debroot.Outcome{OK: r.OK, Checks: r.Checks, Reason: r.Reason, Lab: r.LabChannel}
+	if r.OwnTrust {
+		o.Own = "whole, by the trust file that came with it; --trust says who made it"
 	}
-	switch {
-	case !r.OK:
-		fmt.Fprintf(w, "%s: %s\n", paint(colour, red, "not the signed image"), r.Reason)
-	case r.OwnTrust:
-		fmt.Fprintln(w, "whole, by the trust file that came with it; --trust says who made it")
-	default:
-		fmt.Fprintln(w, paint(colour, green, "whole and signed"))
-	}
-	if r.LabChannel {
-		fmt.Fprintln(w, paint(colour, red, "LAB IMAGE: it has a root command channel"))
-	}
+	o.Print(w, colour)
 }

@@ -41,27 +41,19 @@ type VerifyOptions struct {
 	Floor     uint64 // lowest version accepted
 }
 
-// Check is one thing that was recomputed.
-type Check struct {
-	Name    string  `json:"check"`
-	OK      bool    `json:"ok"`
-	Detail  string  `json:"detail,omitempty"`
-	Seconds float64 `json:"seconds"`
-}
-
 // Report is the outcome of Verify: checks in order up to the first that failed.
 type Report struct {
-	OK         bool    `json:"ok"`
-	Dir        string  `json:"dir"`
-	Image      string  `json:"image,omitempty"`
-	Version    uint64  `json:"version,omitempty"`
-	Profile    string  `json:"profile,omitempty"`
-	LabChannel bool    `json:"lab_channel"`
-	Digest     string  `json:"manifest_sha256,omitempty"`
-	OwnTrust   bool    `json:"own_trust"` // the trust file came with the image
-	Checks     []Check `json:"checks"`
-	Reason     string  `json:"reason,omitempty"` // of the first difference
-	Detail     string  `json:"detail,omitempty"`
+	OK         bool            `json:"ok"`
+	Dir        string          `json:"dir"`
+	Image      string          `json:"image,omitempty"`
+	Version    uint64          `json:"version,omitempty"`
+	Profile    string          `json:"profile,omitempty"`
+	LabChannel bool            `json:"lab_channel"`
+	Digest     string          `json:"manifest_sha256,omitempty"`
+	OwnTrust   bool            `json:"own_trust"` // the trust file came with the image
+	Checks     []debroot.Check `json:"checks"`
+	Reason     string          `json:"reason,omitempty"` // of the first difference
+	Detail     string          `json:"detail,omitempty"`
 }
 
 type verifier struct {
@@ -83,35 +75,25 @@ func Verify(ctx context.Context, o VerifyOptions) *Report {
 func verifyWith(ctx context.Context, o VerifyOptions, open *manifest.Trust, inside manifest.Trust) *Report {
 	v := &verifier{VerifyOptions: o, open: open, trust: inside, artefacts: map[string][]byte{}}
 	r := &Report{Dir: o.Dir, OwnTrust: o.TrustFile == ""}
-	for _, c := range []struct {
-		name string
-		run  func(context.Context) (string, error)
-	}{
-		{"signature, dates, version", v.manifest},
-		{"artefacts", v.artefactsMatch},
-		{"verity tree", v.verityMatches},
-		{"command line", v.cmdlineMatches},
-		{"UKI sections", v.ukiMatches},
-		{"PCR 9, 11, 12", v.pcrMatches},
-		{"trust in the initrd", v.trustMatches},
-		{"agent, mask, lab channel", v.rootMatches},
-	} {
-		begin := time.Now()
-		detail, err := c.run(ctx)
+	var err error
+	r.Checks, err = debroot.RunChecks(ctx, []debroot.Step{
+		{Name: "signature, dates, version", Run: v.manifest},
+		{Name: "artefacts", Run: v.artefactsMatch},
+		{Name: "verity tree", Run: v.verityMatches},
+		{Name: "command line", Run: v.cmdlineMatches},
+		{Name: "UKI sections", Run: v.ukiMatches},
+		{Name: "PCR 9, 11, 12", Run: v.pcrMatches},
+		{Name: "trust in the initrd", Run: v.trustMatches},
+		{Name: "agent, mask, lab channel", Run: v.rootMatches},
+	}, func() {
 		if v.m != nil && r.Image == "" {
 			r.Image, r.Version, r.Profile, r.LabChannel, r.Digest = v.m.Image, v.m.Version, v.m.Profile, v.m.LabChannel, v.m.Fingerprint()
 		}
-		check := Check{Name: c.name, OK: err == nil, Detail: detail, Seconds: time.Since(begin).Seconds()}
-		if err != nil {
-			r.Reason, r.Detail = reasonOf(err), err.Error()
-			check.Detail = r.Detail
-		}
-		r.Checks = append(r.Checks, check)
-		if err != nil {
-			return r
-		}
+	})
+	if err != nil {
+		r.Reason, r.Detail = reasonOf(err), err.Error()
 	}
-	r.OK = true
+	r.OK = err == nil
 	return r
 }
 

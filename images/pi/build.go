@@ -2,12 +2,10 @@ package pi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"portcullis/images/card"
-	"portcullis/images/deb"
 	"portcullis/images/debroot"
 	"portcullis/images/recipe"
 	rootfs "portcullis/rootfs/pi"
@@ -36,12 +34,10 @@ func Build(ctx context.Context, o Options) (*Result, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	r, err := buildOnce(ctx, o)
-	if errors.Is(err, deb.ErrFetch) && !o.Refresh {
-		// The archive has moved on since it was asked: what was resolved then is no longer there.
-		o.Refresh = true
-		r, err = buildOnce(ctx, o)
-	}
+	r, err := debroot.Retry(o.Refresh, func(refresh bool) (*Result, error) {
+		o.Refresh = refresh
+		return buildOnce(ctx, o)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -79,10 +79,6 @@ func (r *Result) Print(w io.Writer, colour bool) {
 	fmt.Fprintf(w, "  %-12s %s\n", "root hash", r.RootHash)
 	fmt.Fprintf(w, "  %-12s %s\n", "enrols", r.Root)
 	if r.LabChannel {
-		text := "  LAB IMAGE  it has a root command channel: never start a real Pi with it"
-		if colour {
-			text = "\x1b[31;1m" + text + "\x1b[0m"
-		}
-		fmt.Fprintln(w, text)
+		fmt.Fprintln(w, debroot.Paint(colour, debroot.Red, "  LAB IMAGE  it has a root command channel: never start a real Pi with it"))
 	}
 }

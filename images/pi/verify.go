@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"time"
 
 	"portcullis/hardware/tpmpolicy"
 	"portcullis/images/blockmap"
@@ -45,26 +44,18 @@ type VerifyOptions struct {
 	Scratch string
 }
 
-// Check is one thing that was recomputed.
-type Check struct {
-	Name    string  `json:"check"`
-	OK      bool    `json:"ok"`
-	Detail  string  `json:"detail,omitempty"`
-	Seconds float64 `json:"seconds"`
-}
-
 // Report is the outcome of Verify: checks in order up to the first that failed.
 type Report struct {
-	OK         bool    `json:"ok"`
-	Dir        string  `json:"dir"`
-	Model      string  `json:"model,omitempty"`
-	Profile    string  `json:"profile,omitempty"`
-	Sequence   uint64  `json:"sequence,omitempty"`
-	LabChannel bool    `json:"lab_channel"`
-	OwnTrust   bool    `json:"own_trust"` // the keys came with the image
-	Checks     []Check `json:"checks"`
-	Reason     string  `json:"reason,omitempty"` // of the first difference
-	Detail     string  `json:"detail,omitempty"`
+	OK         bool            `json:"ok"`
+	Dir        string          `json:"dir"`
+	Model      string          `json:"model,omitempty"`
+	Profile    string          `json:"profile,omitempty"`
+	Sequence   uint64          `json:"sequence,omitempty"`
+	LabChannel bool            `json:"lab_channel"`
+	OwnTrust   bool            `json:"own_trust"` // the keys came with the image
+	Checks     []debroot.Check `json:"checks"`
+	Reason     string          `json:"reason,omitempty"` // of the first difference
+	Detail     string          `json:"detail,omitempty"`
 }
 
 // IsImage tells whether dir holds an image of this package.
@@ -93,25 +84,15 @@ func Verify(ctx context.Context, o VerifyOptions) *Report {
 	}
 	defer os.RemoveAll(scratch)
 	v.Scratch = scratch
-	for _, c := range []struct {
-		name string
-		run  func(context.Context) (string, error)
-	}{
-		{"keys", v.keys}, {"update, signature", v.update}, {"boot files", v.bootFiles}, {"policies of the chip", v.policies},
-		{"verity tree", v.verity}, {"card, block map", v.blockMap}, {"card holds the release", v.cardHolds},
-	} {
-		begin := time.Now()
-		detail, err := c.run(ctx)
-		check := Check{Name: c.name, OK: err == nil, Detail: detail, Seconds: time.Since(begin).Seconds()}
+	r.Checks, err = debroot.RunChecks(ctx, []debroot.Step{
+		{Name: "keys", Run: v.keys}, {Name: "update, signature", Run: v.update}, {Name: "boot files", Run: v.bootFiles},
+		{Name: "policies of the chip", Run: v.policies}, {Name: "verity tree", Run: v.verity}, {Name: "card, block map", Run: v.blockMap},
+		{Name: "card holds the release", Run: v.cardHolds},
+	}, func() {
 		r.Model, r.Profile, r.Sequence, r.LabChannel = v.m.Model, v.m.Profile, v.m.Sequence, v.m.LabChannel
-		if err != nil {
-			r.Reason, r.Detail = reasonOf(err), err.Error()
-			check.Detail = r.Detail
-		}
-		r.Checks = append(r.Checks, check)
-		if err != nil {
-			break
-		}
+	})
+	if err != nil {
+		r.Reason, r.Detail = reasonOf(err), err.Error()
 	}
 	for _, f := range []*os.File{v.card, v.root} {
 		if f != nil {

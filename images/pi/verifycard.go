@@ -130,37 +130,11 @@ func looseFiles(dir string) (map[string][]byte, error) {
 	return out, err
 }
 
-const (
-	red   = "\x1b[31;1m"
-	green = "\x1b[32m"
-	plain = "\x1b[0m"
-)
-
-func paint(colour bool, code, s string) string {
-	if !colour {
-		return s
-	}
-	return code + s + plain
-}
-
 // Print writes the report for people.
 func (r *Report) Print(w io.Writer, colour bool) {
-	for _, c := range r.Checks {
-		mark := paint(colour, green, "ok  ")
-		if !c.OK {
-			mark = paint(colour, red, "FAIL")
-		}
-		fmt.Fprintf(w, "%s  %-26s %s\n", mark, c.Name, c.Detail)
+	o := debroot.Outcome{OK: r.OK, Checks: r.Checks, Reason: r.Reason, Lab: r.LabChannel}
+	if r.OwnTrust {
+		o.Own = "whole, by the keys that came with it; --release-key says who made it"
 	}
-	switch {
-	case !r.OK:
-		fmt.Fprintf(w, "%s: %s\n", paint(colour, red, "not the signed image"), r.Reason)
-	case r.OwnTrust:
-		fmt.Fprintln(w, "whole, by the keys that came with it; --release-key says who made it")
-	default:
-		fmt.Fprintln(w, paint(colour, green, "whole and signed"))
-	}
-	if r.LabChannel {
-		fmt.Fprintln(w, paint(colour, red, "LAB IMAGE: it has a root command channel"))
-	}
+	o.Print(w, colour)
 }

@@ -55,7 +55,7 @@ func TestPowerCutsOfAnUpdate(t *testing.T) {
 				t.Fatalf("cut %d: %v", cut, err)
 			}
 			c.restart(r)
-			state, err := openSim(t, c).State()
+			state, err := cardtest.OpenConf(t, c.conf).State()
 			if err != nil {
 				t.Fatalf("cut %d: %v", cut, err)
 			}

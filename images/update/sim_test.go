@@ -11,7 +11,6 @@ import (
 	"portcullis/images/bundle/bundletest"
 	"portcullis/images/card"
 	"portcullis/images/card/cardtest"
-	"portcullis/images/fat"
 )
 
 // simDisk is a simulated partition.
@@ -56,17 +55,7 @@ func (c *simCard) disks() []*cardtest.Disk {
 func newCard(t testing.TB) *simCard {
 	t.Helper()
 	p := &cardtest.Power{CutAt: -1}
-	c := &simCard{conf: cardtest.New(p, card.ConfSize), boot: map[card.Slot]*cardtest.Disk{}, system: map[card.Slot]*cardtest.Disk{}}
-	files, err := card.ConfFiles(bundletest.Release(1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := fat.Build(c.conf, fat.Options{Size: card.ConfSize, Label: card.LabelConf}, files); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.conf.Sync(); err != nil {
-		t.Fatal(err)
-	}
+	c := &simCard{conf: cardtest.Conf(t, p, bundletest.Release(1)), boot: map[card.Slot]*cardtest.Disk{}, system: map[card.Slot]*cardtest.Disk{}}
 	for _, s := range []card.Slot{card.SlotA, card.SlotB} {
 		c.boot[s], c.system[s] = cardtest.New(p, card.BootSize), cardtest.New(p, simSystem)
 	}
@@ -96,20 +85,11 @@ func (c *simCard) restart(r *rand.Rand) {
 	}
 }
 
-func openSim(t testing.TB, c *simCard) *card.Conf {
-	t.Helper()
-	conf, err := card.OpenConf(c.conf, card.ConfSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return conf
-}
-
 // boots says which release the firmware starts, and fails where that release is
 // not complete in its slot or where pi-init would not go on.
 func boots(t testing.TB, c *simCard) card.Installed {
 	t.Helper()
-	conf := openSim(t, c)
+	conf := cardtest.OpenConf(t, c.conf)
 	s, err := conf.State()
 	if err != nil {
 		t.Fatal(err)
@@ -177,7 +157,7 @@ func started(t testing.TB, k bundletest.Key, c *simCard) *card.Handover {
 	t.Helper()
 	for range card.MaxAttempts + 2 {
 		i := boots(t, c)
-		conf := openSim(t, c)
+		conf := cardtest.OpenConf(t, c.conf)
 		s, err := conf.State()
 		if err != nil {
 			t.Fatal(err)

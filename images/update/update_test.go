@@ -64,13 +64,13 @@ func TestSameBundleTwiceChangesNothing(t *testing.T) {
 	if _, err := apply(c, h, b); err != nil {
 		t.Fatal(err)
 	}
-	before := openSim(t, c)
+	before := cardtest.OpenConf(t, c.conf)
 	was, _ := before.State()
 	r, err := apply(c, h, b)
 	if err != nil || r.Changed || !r.Restart {
 		t.Errorf("staged: %+v %v", r, err)
 	}
-	if is, _ := openSim(t, c).State(); is.Generation != was.Generation {
+	if is, _ := cardtest.OpenConf(t, c.conf).State(); is.Generation != was.Generation {
 		t.Error("staged: the state was written")
 	}
 	h = started(t, k, c)
@@ -124,13 +124,13 @@ func TestUpdateRefusals(t *testing.T) {
 		if c.pi != nil {
 			c.pi(h)
 		}
-		was := openSim(t, sim)
+		was := cardtest.OpenConf(t, sim.conf)
 		before, _ := was.State()
 		_, err := apply(sim, h, c.bundle())
 		if err == nil || reasonOf(err) != c.want {
 			t.Errorf("%s: %v, want %s", name, err, c.want)
 		}
-		if after, _ := openSim(t, sim).State(); after.String() != before.String() {
+		if after, _ := cardtest.OpenConf(t, sim.conf).State(); after.String() != before.String() {
 			t.Errorf("%s: the state changed to %s", name, after)
 		}
 		if got := boots(t, sim); got.Sequence != 3 {
@@ -242,7 +242,7 @@ func TestUnhealthyReleaseFallsBack(t *testing.T) {
 		})
 	}
 	h := started(t, k, c)
-	s, _ := openSim(t, c).State()
+	s, _ := cardtest.OpenConf(t, c.conf).State()
 	if h.Sequence != 1 || h.Trial || s.LastFailure != card.ReasonTrialUnhealthy {
 		t.Errorf("%+v, %s, %q", h, s, s.LastFailure)
 	}
@@ -262,7 +262,7 @@ func TestReleaseThatHangsFallsBack(t *testing.T) {
 	if h := started(t, k, c); h.Sequence != 1 {
 		t.Errorf("%+v", h)
 	}
-	if s, _ := openSim(t, c).State(); s.LastFailure != card.ReasonTrialAttempts {
+	if s, _ := cardtest.OpenConf(t, c.conf).State(); s.LastFailure != card.ReasonTrialAttempts {
 		t.Errorf("%q", s.LastFailure)
 	}
 }
