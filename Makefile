@@ -13,7 +13,7 @@ FUZZCOUNT ?= 200000x
 # Nothing of the machine or of the commit is in a program: the same code gives the same bytes.
 BUILDFLAGS := -trimpath -buildvcs=false -ldflags='-s -w -buildid='
 
-.PHONY: all setup lab test test-go fuzz fuzz-ci soak soak-go lint bench clean
+.PHONY: all setup lab test test-go fuzz fuzz-ci soak soak-go lint bench bench-go clean
 
 all:
 	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
@@ -63,8 +63,18 @@ lint:
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 
-bench: setup all
-	$(AS_ROOT) $(GO) run ./bench/netboot
+# One after the other on a machine that does nothing else, for the ratios to mean
+# something; RUNS of each kind.
+RUNS ?= 3
+bench:
+	@deploy/setup.sh bench
+	$(AS_ROOT) $(MAKE) --no-print-directory bench-go RUNS=$(RUNS)
+
+bench-go:
+	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
+	$(GO) run ./bench/netboot -n $(RUNS)
+	$(GO) run ./bench/piboot -n $(RUNS)
+	$(GO) run ./bench/piimage -n $(RUNS)
 
 clean:
 	rm -rf bin build

@@ -1,5 +1,6 @@
 #!/bin/sh
-# setup.sh installs what building, testing and the lab need, by Debian package name.
+# setup.sh installs what building, testing and the lab need, by Debian package name;
+# `setup.sh bench` also what the benchmarks compare with.
 # It runs as root or through sudo on Debian 12 or 13 and does nothing where all is present.
 # The mirror is the one the machine already uses: no host is named here.
 set -eu
@@ -8,6 +9,11 @@ packages="make git ca-certificates curl xz-utils zstd squashfs-tools kmod cpio
   qemu-system-x86 ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
   qemu-system-arm qemu-utils qemu-efi-aarch64 dosfstools mtools fdisk gdisk e2fsprogs device-tree-compiler
   tpm2-tools swtpm-tools softhsm2 gcc libc6-dev systemd cryptsetup-bin debian-archive-keyring"
+case "${1:-}" in
+"") ;;
+bench) packages="$packages mmdebstrap" ;;
+*) echo "setup: only the argument bench is known" >&2; exit 2 ;;
+esac
 
 . /etc/os-release
 case "${VERSION_CODENAME:-}" in
