@@ -5,9 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"os"
 	"syscall"
 	"time"
@@ -150,37 +148,3 @@ func dial(path string, timeout time.Duration) (transport.TPMCloser, error) {
 	}
 	return c, nil
 }
-
-// emulator connects for every command, so that others may use the emulator in
-// between and a restart of it is not noticed.
-type emulator struct {
-	path    string
-	timeout time.Duration
-}
-
-func (e *emulator) Send(command []byte) ([]byte, error) {
-	c, err := net.DialTimeout("unix", e.path, e.timeout)
-	if err != nil {
-		return nil, &hardware.Error{Reason: hardware.ReasonAbsent, Err: err}
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(e.timeout)); err != nil {
-		return nil, err
-	}
-	if _, err := c.Write(command); err != nil {
-		return nil, err
-	}
-	answer := make([]byte, headerSize, 512)
-	if _, err := io.ReadFull(c, answer); err != nil {
-		return nil, err
-	}
-	n := binary.BigEndian.Uint32(answer[2:])
-	if n < headerSize || n > maxAnswer {
-		return nil, fmt.Errorf("the emulator's answer says %d bytes", n)
-	}
-	answer = append(answer, make([]byte, n-headerSize)...)
-	_, err = io.ReadFull(c, answer[headerSize:])
-	return answer, err
-}
-
-func (e *emulator) Close() error { return nil }

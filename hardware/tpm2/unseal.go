@@ -40,10 +40,11 @@ func (t *TPM) Unseal(ctx context.Context, label string, blob json.RawMessage) ([
 			return err
 		}
 		defer t.release(srk)
-		if err := t.explain(branch, b); err != nil {
-			return err
+		if secret, err = t.unseal(srk, object, b, branch, label); err != nil {
+			if why := t.explain(branch, b); why != nil {
+				return why
+			}
 		}
-		secret, err = t.unseal(srk, object, b, branch, label)
 		return err
 	})
 	if err != nil {
@@ -73,8 +74,8 @@ func (t *TPM) expected(b *sealed) (*tpm2.TPMTPublic, error) {
 	return object, nil
 }
 
-// explain finds out in the clear what the chip will refuse, because a chip does
-// not say which register it is. It decides nothing that the chip would not.
+// explain finds out in the clear what the chip has refused, because a chip does not
+// say which register it is. It is asked then only: each question costs milliseconds.
 func (t *TPM) explain(branch *tpmpolicy.Signed, b *sealed) error {
 	now, err := t.readPCRs(tpmpolicy.Numbers(branch.PCRs))
 	if err != nil {

@@ -60,7 +60,7 @@ const (
 // Files of a boot partition.
 const (
 	KernelFile    = "kernel8.img"   // gzip'd arm64 Image
-	InitramfsFile = "initramfs.img" // zstd cpio
+	InitramfsFile = "initramfs.img" // xz cpio
 	CmdlineFile   = "cmdline.txt"   // one line
 	ConfigFile    = "config.txt"    // Pi models
 	BootImgFile   = "boot.img"      // release profile of Pi models

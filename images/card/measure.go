@@ -4,9 +4,9 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"strings"
-	"sync"
 )
 
 // TPM registers of platform "self", where no firmware measures and pi-init does it
@@ -25,30 +25,42 @@ const (
 	PhaseLeave = "leave-initrd"
 )
 
+// BootFile is a file of a boot partition by its digest.
+type BootFile struct {
+	Path   string
+	Size   int64
+	SHA256 [32]byte
+}
+
+// Measured picks the files of a boot partition, by their paths, that BootDigest
+// depends on.
+func Measured(paths []string) []string {
+	if slices.Contains(paths, BootImgFile) {
+		return []string{BootImgFile}
+	}
+	return slices.DeleteFunc(slices.Clone(paths), func(p string) bool { return p == PolicyFile })
+}
+
 // BootDigest is what pi-init extends into PCRBoot. Where there is a boot.img it is
 // the SHA-256 of that file, which is also what a Pi 5's bootloader reports as
 // boot_img_sha256; otherwise the SHA-256 of a listing of every file but the policy,
 // sorted by path: "<sha256 hex> <size> <path>\n".
 func BootDigest(files map[string][]byte) [32]byte {
-	if img, ok := files[BootImgFile]; ok {
-		return sha256.Sum256(img)
+	var list []BootFile
+	for _, n := range Measured(slices.Collect(maps.Keys(files))) {
+		list = append(list, BootFile{n, int64(len(files[n])), sha256.Sum256(files[n])})
 	}
-	names := make([]string, 0, len(files))
-	for n := range files {
-		if n != PolicyFile {
-			names = append(names, n)
-		}
+	return BootDigestOf(list)
+}
+
+// BootDigestOf is BootDigest of the Measured files, in any order.
+func BootDigestOf(list []BootFile) [32]byte {
+	if len(list) == 1 && list[0].Path == BootImgFile {
+		return list[0].SHA256
 	}
-	sort.Strings(names)
-	sums := make([][32]byte, len(names))
-	var wg sync.WaitGroup
-	for i, n := range names { // side by side: pi-init waits for it in every boot
-		wg.Go(func() { sums[i] = sha256.Sum256(files[n]) })
-	}
-	wg.Wait()
 	h := sha256.New()
-	for i, n := range names {
-		fmt.Fprintf(h, "%x %d %s\n", sums[i], len(files[n]), n)
+	for _, f := range slices.SortedFunc(slices.Values(list), func(a, b BootFile) int { return strings.Compare(a.Path, b.Path) }) {
+		fmt.Fprintf(h, "%x %d %s\n", f.SHA256, f.Size, f.Path)
 	}
 	return [32]byte(h.Sum(nil))
 }

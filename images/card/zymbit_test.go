@@ -23,7 +23,7 @@ func vendorState(n byte) *card.ZymbitState {
 
 func TestZymbitStateIsKept(t *testing.T) {
 	d := confDisk(t)
-	c := open(t, d)
+	c := cardtest.OpenConf(t, d)
 	if s, err := c.ZymbitState(); s != nil || err != nil {
 		t.Fatalf("%+v %v", s, err)
 	}
@@ -31,7 +31,7 @@ func TestZymbitStateIsKept(t *testing.T) {
 		if err := c.SetZymbitState(vendorState(n)); err != nil {
 			t.Fatal(err)
 		}
-		if s, err := open(t, d).ZymbitState(); err != nil || !s.Equal(vendorState(n)) {
+		if s, err := cardtest.OpenConf(t, d).ZymbitState(); err != nil || !s.Equal(vendorState(n)) {
 			t.Fatalf("%d: %+v %v", n, s, err)
 		}
 	}
@@ -78,7 +78,7 @@ func reasonOf(err error) string {
 func TestPowerCutKeepsAZymbitState(t *testing.T) {
 	whole := confDisk(t)
 	for _, n := range []byte{1, 2} {
-		if err := open(t, whole).SetZymbitState(vendorState(n)); err != nil {
+		if err := cardtest.OpenConf(t, whole).SetZymbitState(vendorState(n)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -87,9 +87,9 @@ func TestPowerCutKeepsAZymbitState(t *testing.T) {
 		for cut := range 3 { // in the write, in the sync, behind it
 			p := &cardtest.Power{CutAt: cut}
 			d := whole.Clone(p)
-			err := open(t, d).SetZymbitState(vendorState(3))
+			err := cardtest.OpenConf(t, d).SetZymbitState(vendorState(3))
 			d.Restart(&cardtest.Power{CutAt: -1}, rand.New(rand.NewPCG(round, uint64(cut))))
-			s, rerr := open(t, d).ZymbitState()
+			s, rerr := cardtest.OpenConf(t, d).ZymbitState()
 			switch {
 			case rerr == nil && s.Equal(vendorState(3)):
 				news++
@@ -99,7 +99,7 @@ func TestPowerCutKeepsAZymbitState(t *testing.T) {
 				t.Fatalf("cut %d: %+v %v (%v)", cut, s, rerr, err)
 			}
 			// The next boot can still write.
-			if err := open(t, d).SetZymbitState(vendorState(4)); err != nil {
+			if err := cardtest.OpenConf(t, d).SetZymbitState(vendorState(4)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -136,7 +136,7 @@ func TestZymbitStateRefusals(t *testing.T) {
 	if err := fat.Build(d, fat.Options{Size: card.ConfSize}, files); err != nil {
 		t.Fatal(err)
 	}
-	c := open(t, d)
+	c := cardtest.OpenConf(t, d)
 	if s, err := c.ZymbitState(); s != nil || err != nil {
 		t.Errorf("%+v %v", s, err)
 	}

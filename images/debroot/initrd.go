@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 
@@ -15,6 +16,26 @@ import (
 // InitrdModules is the file of an initrd that lists its modules: absolute paths
 // in load order, one a line.
 const InitrdModules = "etc/portcullis/modules"
+
+// LateModules is the file of an initrd that lists the modules to load from the
+// mounted root, in the same form; there they are compressed.
+const LateModules = "etc/portcullis/late-modules"
+
+// lateModules returns that list: what the recipe names, with what it needs, but not
+// what the initrd has loaded by then.
+func (k *Kernel) lateModules(r *recipe.Recipe, loaded []string) ([]byte, error) {
+	order, err := k.Modules.Order(r.Kernel.Late)
+	if err != nil {
+		return nil, err
+	}
+	var list bytes.Buffer
+	for _, p := range order {
+		if !slices.Contains(loaded, p) {
+			fmt.Fprintf(&list, "/%s\n", path.Join("usr/lib/modules", k.Release, p))
+		}
+	}
+	return list.Bytes(), nil
+}
 
 // InitrdFiles returns the modules of the recipe's initrd, uncompressed, their
 // list, and the firmware that they ask for, by path.
@@ -35,6 +56,11 @@ func (k *Kernel) InitrdFiles(ctx context.Context, r *recipe.Recipe) (map[string]
 		fmt.Fprintf(&list, "/%s\n", name)
 	}
 	files[InitrdModules] = []byte(list.String())
+	if len(r.Kernel.Late) > 0 {
+		if files[LateModules], err = k.lateModules(r, order); err != nil {
+			return nil, err
+		}
+	}
 	firmware, err := k.PickFirmware(ctx, r, order)
 	if err != nil {
 		return nil, err

@@ -19,18 +19,59 @@ import (
 // maxInitrd bounds the unpacked initrd in bytes.
 const maxInitrd = 512 << 20
 
-// ReadInitrd returns a file of a compressed initrd.
+// ReadInitrd returns a file of an initrd that is compressed with zstd or xz.
 func ReadInitrd(compressed []byte, name string) ([]byte, error) {
+	unpack := unzstd
+	if bytes.HasPrefix(compressed, []byte("\xFD7zXZ\x00")) {
+		unpack = unxz
+	}
+	archive, err := unpack(compressed)
+	if err != nil {
+		return nil, fmt.Errorf("initrd: %w", err)
+	}
+	return findInArchive(archive, name)
+}
+
+func unzstd(compressed []byte) ([]byte, error) {
 	d, err := zstd.NewReader(bytes.NewReader(compressed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxInitrd))
 	if err != nil {
 		return nil, err
 	}
 	defer d.Close()
-	archive, err := io.ReadAll(io.LimitReader(d, maxInitrd))
+	return io.ReadAll(io.LimitReader(d, maxInitrd))
+}
+
+// unxz runs xz(1): no library in Go knows the filter for arm64 code.
+func unxz(compressed []byte) ([]byte, error) {
+	tool, err := deb.NeedTool("xz", "xz-utils")
 	if err != nil {
-		return nil, fmt.Errorf("initrd: %w", err)
+		return nil, err
 	}
-	return findInArchive(archive, name)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel() // ends it where the archive is larger than it may be
+	cmd := exec.CommandContext(ctx, tool, "--decompress", "--stdout", "--no-sparse", "--memlimit-decompress=64MiB")
+	var errs bytes.Buffer
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(compressed), &errs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	archive, err := io.ReadAll(io.LimitReader(out, maxInitrd))
+	if err == nil && len(archive) == maxInitrd {
+		err = fmt.Errorf("more than %d MiB", maxInitrd>>20)
+	}
+	if err != nil {
+		cancel()
+		cmd.Wait()
+		return nil, err
+	}
+	if err := cmd.Wait(); err != nil {
+		return nil, fmt.Errorf("xz: %w: %s", err, bytes.TrimSpace(errs.Bytes()))
+	}
+	return archive, nil
 }
 
 // errArchive is an initrd that is not a newc archive.

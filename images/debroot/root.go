@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
 
 	"portcullis/images/recipe"
@@ -77,7 +78,7 @@ func dropSetID(t *squash.Tree) {
 
 // rootModules puts the chosen kernel modules, their index and firmware in place.
 func rootModules(ctx context.Context, k *Kernel, r *recipe.Recipe, t *squash.Tree, scratch string) error {
-	paths, err := k.Modules.Choose(r.Kernel.Root)
+	paths, err := k.Modules.Choose(slices.Concat(r.Kernel.Root, r.Kernel.Late))
 	if err != nil {
 		return err
 	}

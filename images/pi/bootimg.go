@@ -14,10 +14,10 @@ import (
 	"portcullis/images/debroot"
 )
 
-// maxBootImg is the target for boot.img in bytes: smaller starts sooner. The Pi 5's
-// kernel alone takes 18 MB; its bootloader is known to fail with a signed image
-// whose initramfs has more than 30 MB.
-var maxBootImg = map[string]int64{card.ModelPi4: 20 << 20, card.ModelPi5: 24 << 20}
+// maxBootImg is the most that boot.img may have, in bytes: smaller starts sooner. The
+// Pi 5's kernel alone takes 18 MB of it; its bootloader is known to fail with a signed
+// image whose initramfs has more than 30 MB.
+const maxBootImg = 20 << 20
 
 // outerConfig is the config.txt beside boot.img: the firmware is to take
 // everything else out of the image.
@@ -31,8 +31,8 @@ func (b *builder) seal(p *bootPartition, epoch int64) error {
 	}
 	// Room for the tables; the firmware reads the whole image into memory.
 	size := (total + total/128 + 256<<10) &^ (64<<10 - 1)
-	if limit := maxBootImg[b.o.Model]; size > limit {
-		return refuse(debroot.ReasonTooLarge, "boot.img would have %d MiB, more than %d MiB: take modules out", size>>20, limit>>20)
+	if size > maxBootImg {
+		return refuse(debroot.ReasonTooLarge, "boot.img would have %d bytes, more than %d MiB: take modules out", size, maxBootImg>>20)
 	}
 	dir, err := os.MkdirTemp(b.m.CacheDir, ".boot-")
 	if err != nil {

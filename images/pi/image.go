@@ -34,7 +34,7 @@ var publicFiles = []string{CardFile, BlockMapFile, BundleFile, SBOMFile, Summary
 func (b *builder) image(ctx context.Context, k *debroot.Kernel, root *rootInfo) (dir string, cached bool, err error) {
 	ik := debroot.NewKey("pi image", "blockmap", "bundle", "card", "cpio", "debroot", "fat", "gpt", "manifest", "pcr", "pi", "uki").
 		Add("root", filepath.Base(root.dir)).Add("kernel", filepath.Base(k.Dir)).
-		Add("init", b.program(initProgram).digest).Add("cmdline", b.cmdline(root)).Add("modules", b.recipe.Kernel.Initrd).
+		Add("init", b.program(initProgram).digest).Add("cmdline", b.cmdline(root)).Add("modules", b.recipe.Kernel.Initrd).Add("late modules", b.recipe.Kernel.Late).
 		Add("trees", b.recipe.Kernel.DeviceTrees).Add("overlay", string(b.recipe.Kernel.Overlay)).
 		Add("boot", strings.Join(b.recipe.Boot.Files, "\n")).Add("config", string(b.recipe.Boot.Config)).
 		Add("model", b.o.Model).Add("profile", b.o.Profile)

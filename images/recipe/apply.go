@@ -86,6 +86,8 @@ func (d *document) kernel(n *yaml.Node, src Source, dir string, r *Recipe) error
 			r.Kernel.Stub, err = d.word(v, "a package name", deb.ValidName)
 		case "initrd_modules":
 			err = d.strings(v, &r.Kernel.Initrd, "a module name", validModule)
+		case "late_modules":
+			err = d.strings(v, &r.Kernel.Late, "a module name", validModule)
 		case "root_modules":
 			err = d.strings(v, &r.Kernel.Root, "a module name or a path glob", func(s string) bool { return validModule(s) || validModuleGlob(s) })
 		case "unlisted_modules":
@@ -97,7 +99,7 @@ func (d *document) kernel(n *yaml.Node, src Source, dir string, r *Recipe) error
 		case "overlay":
 			r.Kernel.Overlay, err = d.source(v, at, src, dir)
 		default:
-			return unknown(at, "kernel."+key, "kernel.package", "kernel.stub", "kernel.initrd_modules", "kernel.root_modules", "kernel.unlisted_modules", "kernel.firmware", "kernel.device_trees", "kernel.overlay")
+			return unknown(at, "kernel."+key, "kernel.package", "kernel.stub", "kernel.initrd_modules", "kernel.late_modules", "kernel.root_modules", "kernel.unlisted_modules", "kernel.firmware", "kernel.device_trees", "kernel.overlay")
 		}
 		return err
 	})

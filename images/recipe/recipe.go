@@ -34,6 +34,7 @@ type Kernel struct {
 	Stub    string   // package with the UEFI stub; "" where no UEFI starts the kernel
 	Initrd  []string // module names for the initrd, in load order
 	Root    []string // module names or path globs for the root image
+	Late    []string // module names that the initrd's program loads out of the mounted root, in load order
 	// Unlisted modules are in the root image but not on the list of those that a
 	// trusted PC may have loaded: tests load one and must be found out.
 	Unlisted []string

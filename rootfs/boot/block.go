@@ -132,8 +132,8 @@ type Card struct {
 }
 
 // pollEvery is how often the list of block devices is looked at: an SD card or a USB
-// reader may need seconds after its driver was loaded.
-const pollEvery = 50 * time.Millisecond
+// reader may need seconds after its driver was loaded, and is wanted at once then.
+const pollEvery = 10 * time.Millisecond
 
 // FindCard waits until exactly one disk below sys has partitions of all the labels,
 // with the numbers given, in a readable GPT. It never goes by a device's name.

@@ -19,8 +19,11 @@ type ModuleResult struct {
 	Err  error // nil: loaded, or there already, or its hardware is absent
 }
 
-// ParseModules reads a list of module files, one absolute path a line, in the
-// order in which they are to be loaded. Empty lines and lines from # are skipped.
+const xzSuffix = ".xz"
+
+// ParseModules reads a list of module files, plain or compressed by xz, one absolute
+// path a line, in the order in which they are to be loaded. Empty lines and lines from
+// # are skipped.
 func ParseModules(list string) ([]string, error) {
 	var out []string
 	for i, l := range strings.Split(list, "\n") {
@@ -28,8 +31,8 @@ func ParseModules(list string) ([]string, error) {
 		if l == "" || l[0] == '#' {
 			continue
 		}
-		if !path.IsAbs(l) || path.Clean(l) != l || !strings.HasSuffix(l, ".ko") {
-			return nil, Failf(ReasonModules, "line %d: %q is not a clean absolute path of an uncompressed .ko", i+1, l)
+		if !path.IsAbs(l) || path.Clean(l) != l || !strings.HasSuffix(strings.TrimSuffix(l, xzSuffix), ".ko") {
+			return nil, Failf(ReasonModules, "line %d: %q is not a clean absolute path of a .ko or .ko.xz", i+1, l)
 		}
 		out = append(out, l)
 	}
@@ -47,13 +50,49 @@ func LoadModules(paths []string) []ModuleResult {
 	return out
 }
 
+// ModuleLoading is the loading of modules beside the rest of a boot.
+type ModuleLoading struct {
+	first, done chan struct{}
+	results     []ModuleResult
+}
+
+// StartModules loads the files as LoadModules does, in order, and returns at once.
+// ended, where given, is called with the results before Wait returns.
+func StartModules(paths []string, ended func([]ModuleResult)) *ModuleLoading {
+	l := &ModuleLoading{first: make(chan struct{}), done: make(chan struct{})}
+	first := min(1, len(paths))
+	go func() {
+		defer close(l.done)
+		l.results = LoadModules(paths[:first])
+		close(l.first)
+		l.results = append(l.results, LoadModules(paths[first:])...)
+		if ended != nil {
+			ended(l.results)
+		}
+	}()
+	return l
+}
+
+// First waits until the first module is loaded.
+func (l *ModuleLoading) First() { <-l.first }
+
+// Wait waits until all are loaded and returns what became of each.
+func (l *ModuleLoading) Wait() []ModuleResult {
+	<-l.done
+	return l.results
+}
+
 func loadModule(p string) error {
 	f, err := os.Open(p)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return judgeModule(p, unix.FinitModule(int(f.Fd()), "", 0))
+	flags := 0
+	if strings.HasSuffix(p, xzSuffix) {
+		flags = unix.MODULE_INIT_COMPRESSED_FILE // Linux 5.17, CONFIG_MODULE_DECOMPRESS
+	}
+	return judgeModule(p, unix.FinitModule(int(f.Fd()), "", flags))
 }
 
 // judgeModule forgives a module that is loaded already (EEXIST) and a driver

@@ -65,14 +65,15 @@ func FuzzVerityFromCommandLine(f *testing.F) {
 }
 
 func TestModuleList(t *testing.T) {
-	got, err := ParseModules("# network\n/lib/a.ko\n\n  /lib/b-c.ko \n")
-	if err != nil || strings.Join(got, " ") != "/lib/a.ko /lib/b-c.ko" {
+	got, err := ParseModules("# network\n/lib/a.ko\n\n  /lib/b-c.ko.xz \n")
+	if err != nil || strings.Join(got, " ") != "/lib/a.ko /lib/b-c.ko.xz" {
 		t.Fatalf("%q, %v", got, err)
 	}
 	for name, list := range map[string]string{
 		"relative":   "lib/a.ko",
 		"climbing":   "/lib/../tmp/a.ko",
-		"compressed": "/lib/a.ko.xz",
+		"zstd":       "/lib/a.ko.zst",
+		"xz alone":   "/lib/a.xz",
 		"parameters": "/lib/a.ko debug=1",
 	} {
 		if got, err := ParseModules(list); ReasonOf(err) != ReasonModules {
@@ -89,6 +90,23 @@ func TestAbsentHardwareIsNoModuleError(t *testing.T) {
 	}
 	if r := LoadModules([]string{"/nowhere/a.ko"}); len(r) != 1 || r[0].Err == nil {
 		t.Errorf("a missing module file: %+v", r)
+	}
+}
+
+func TestModulesBesideTheBoot(t *testing.T) {
+	for _, paths := range [][]string{nil, {"/nowhere/a.ko"}, {"/nowhere/a.ko", "/nowhere/b.ko"}} {
+		var told []ModuleResult
+		l := StartModules(paths, func(r []ModuleResult) { told = r })
+		l.First()
+		r := l.Wait()
+		if len(r) != len(paths) || len(told) != len(paths) {
+			t.Fatalf("%v: %+v, told %+v", paths, r, told)
+		}
+		for i, p := range paths {
+			if r[i].Path != p || r[i].Err == nil {
+				t.Errorf("%v: %+v", paths, r[i])
+			}
+		}
 	}
 }
 

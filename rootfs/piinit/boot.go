@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"portcullis/hardware"
+	"portcullis/hardware/detect"
 	"portcullis/hardware/escrow"
 	"portcullis/hardware/tpmpolicy"
 	"portcullis/images/card"
@@ -44,6 +45,7 @@ type Boot struct {
 	stage    string
 	verity   boot.Verity
 	own      card.Release
+	digest   *bootDigest // of the boot partition, being computed; nil: not needed
 	card     Card
 	conf     *card.Conf
 	crypt    Disk
@@ -90,6 +92,7 @@ func (b *Boot) Run(ctx context.Context) (*Result, error) {
 	b.hand = card.Handover{Schema: card.HandoverSchema, Model: b.Info.Model, Profile: b.Info.Profile, Sequence: b.Info.Sequence,
 		ReleaseKeys: b.Info.ReleaseKeys, Threshold: b.Info.Threshold, PolicyKey: b.Info.PolicyKey, NVIndex: b.Info.NVIndex, LabChannel: b.Info.LabChannel,
 		Root: b.Info.Root}
+	defer b.dropDigest()
 	for _, step := range []func(context.Context) error{b.openCard, b.findPosture, b.measure} {
 		if err := step(ctx); err != nil {
 			return nil, reasoned(err)
@@ -130,9 +133,6 @@ func (b *Boot) openCard(ctx context.Context) error {
 	if b.card, err = b.Host.Card(wait); err != nil {
 		return err
 	}
-	if err := b.repairTable(ctx); err != nil {
-		return err
-	}
 	part, err := b.card.Partition(card.PartConf)
 	if err != nil {
 		return err
@@ -143,7 +143,27 @@ func (b *Boot) openCard(ctx context.Context) error {
 	if b.crypt, err = b.card.Partition(card.PartCrypt); err != nil {
 		return err
 	}
-	if err := b.decide(); err != nil {
+	state, err := b.conf.State()
+	if err != nil {
+		return err
+	}
+	next, d, err := state.Boot(b.own)
+	if err != nil {
+		return err
+	}
+	b.decision = d
+	// Neither UEFI's registers nor the bootloader's own word need it.
+	if _, said := detect.BootImage(b.Firmware); !said && !b.EFI && !d.Back {
+		b.startDigest(ctx)
+	}
+	// Until here nothing was written: another card may still appear.
+	if err := b.Host.Settled(wait); err != nil {
+		return err
+	}
+	if err := b.repairTable(ctx); err != nil {
+		return err
+	}
+	if err := b.keep(next); err != nil {
 		return err
 	}
 	b.Log.Stage(b.stage, "model", b.Info.Model, "release", b.Info.Sequence, "slot", b.decision.Slot)
@@ -166,15 +186,9 @@ func (b *Boot) repairTable(ctx context.Context) error {
 	return b.card.WriteTable(ctx, t)
 }
 
-func (b *Boot) decide() error {
-	state, err := b.conf.State()
-	if err != nil {
-		return err
-	}
-	next, d, err := state.Boot(b.own)
-	if err != nil {
-		return err
-	}
+// keep puts on the card what this boot is, with the slot state next.
+func (b *Boot) keep(next card.State) error {
+	d := b.decision
 	if d.Back {
 		b.Log.Note("trial", "dropped", d.Reason, "release", b.own.Sequence)
 		if err := b.conf.Drop(d.Reason); err != nil {
@@ -190,7 +204,6 @@ func (b *Boot) decide() error {
 			return err
 		}
 	}
-	b.decision = d
 	b.hand.Slot, b.hand.Trial, b.hand.Attempt, b.hand.Dropped = d.Slot, d.Trial, d.Attempt, d.Reason
 	if d.Reason != "" {
 		b.Log.Note("trial", "dropped", d.Reason)
@@ -209,32 +222,6 @@ func (b *Boot) bootVolume() (*fat.FS, error) {
 		return nil, boot.Failf(ReasonBootFiles, "%w", err)
 	}
 	return v, nil
-}
-
-// bootFiles reads every file of it.
-func (b *Boot) bootFiles() (map[string][]byte, error) {
-	v, err := b.bootVolume()
-	if err != nil {
-		return nil, err
-	}
-	list, err := v.List()
-	if err != nil {
-		return nil, boot.Failf(ReasonBootFiles, "%w", err)
-	}
-	files := map[string][]byte{}
-	room := int64(card.BootSize)
-	for _, e := range list {
-		if e.Dir {
-			continue
-		}
-		f, err := v.ReadFile(e.Path, room)
-		if err != nil {
-			return nil, boot.Failf(ReasonBootFiles, "%s: %w", e.Path, err)
-		}
-		files[e.Path] = f
-		room -= int64(len(f))
-	}
-	return files, nil
 }
 
 // reasoned gives the errors of other packages the reason that they carry.

@@ -5,8 +5,8 @@
 // What it does in every boot:
 //
 //	init          API filesystems, consoles, memory locked, no core dumps
-//	modules       drivers, in the order of the image
-//	watchdog      armed; fed only while a step is within its time
+//	watchdog      armed with the first driver; fed only while a step is within its time
+//	modules       all drivers, in the order of the image
 //	card          found by its partitions' labels; which release is this, is it on trial
 //	posture       what this Pi's boot protects against
 //	measure       boot partition and command line into the chip's registers
@@ -18,6 +18,10 @@
 //	data          checked and mounted
 //	settings      what the operator put on the card
 //	switch-root   systemd
+//
+// The card is found and the boot partition read for its digest while drivers are still
+// being loaded; nothing is written before all of them are there. Modules that are needed
+// only once the system is mounted are loaded out of it (stage data).
 //
 // A card without a finished volume is enrolled first (stages enrol-…): a key is
 // born from the chip's and the kernel's random bytes, the system is copied from the

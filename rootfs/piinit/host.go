@@ -70,8 +70,12 @@ var ErrPassphrase = errors.New("the passphrase does not open this keyslot")
 
 // Host is what needs a kernel.
 type Host interface {
-	// Card waits for the card.
+	// Card waits for the card. It may come while drivers are still being loaded:
+	// nothing is written before Settled.
 	Card(context.Context) (Card, error)
+	// Settled waits until all drivers are loaded, and fails where more than this one
+	// card is there then.
+	Settled(context.Context) error
 	// TPM opens the chip; hardware.ReasonAbsent says that there is none.
 	TPM(context.Context, tpm2.Config) (TPM, error)
 	// Zymbit opens the Zymbit module; hardware.ReasonAbsent says that this image cannot

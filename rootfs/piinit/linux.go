@@ -25,15 +25,16 @@ var labels = map[string]int{
 // linux is the Host of a real machine.
 type linux struct {
 	tpmPath string
-	waited  bool // for the chip
+	drivers func() // waits until all are loaded
+	waited  bool   // for the chip
 	tpm     *tpm2.TPM
 	// zymbitWait is zymbitWait, or 0 where no network card comes before the system does.
 	zymbitWait time.Duration
 	card       *linuxCard
 }
 
-func newLinux(info *card.Info) *linux {
-	l := &linux{tpmPath: tpm2.DefaultPath, zymbitWait: zymbitWait}
+func newLinux(info *card.Info, drivers func()) *linux {
+	l := &linux{tpmPath: tpm2.DefaultPath, drivers: drivers, zymbitWait: zymbitWait}
 	if info.Model == card.ModelQEMU {
 		l.zymbitWait = 0 // the driver is in the system, not here; and no module is bound to it
 	}
@@ -51,7 +52,11 @@ func (l *linux) Card(ctx context.Context) (Card, error) {
 		return nil, boot.Failf(boot.ReasonBlock, "%w", err)
 	}
 	c := &linuxCard{file: f, disk: found.Disk, parts: map[int]*blockFile{}}
+	l.card = c
 	if found.Health.PrimaryFault != "" {
+		if err := l.Settled(ctx); err != nil {
+			return nil, err
+		}
 		// The kernel shows no partitions where only the backup is whole.
 		if err := c.WriteTable(ctx, found.Table); err != nil {
 			return nil, err
@@ -60,8 +65,17 @@ func (l *linux) Card(ctx context.Context) (Card, error) {
 	if err := c.waitPartitions(ctx); err != nil {
 		return nil, err
 	}
-	l.card = c
 	return c, nil
+}
+
+// Settled looks for the card again once all drivers are loaded.
+func (l *linux) Settled(ctx context.Context) error {
+	l.drivers()
+	again, err := boot.FindCard(ctx, boot.SysBlock, labels)
+	if err == nil && again.Name != l.card.disk.Name {
+		err = boot.Failf(boot.ReasonCardMissing, "%s has gone, %s has come", l.card.disk.Name, again.Name)
+	}
+	return err
 }
 
 // linuxCard is a block device with its partitions, each opened once.
@@ -153,6 +167,7 @@ const tpmWait = 5 * time.Second
 
 // TPM opens the chip, and waits for it the first time.
 func (l *linux) TPM(ctx context.Context, config tpm2.Config) (TPM, error) {
+	l.drivers()
 	deadline := time.Now().Add(tpmWait)
 	for {
 		t, err := tpm2.Open(l.tpmPath, config)
@@ -188,13 +203,17 @@ func (l *linux) Unlock(slot int, passphrase []byte) (Volume, error) {
 	if err != nil {
 		return nil, boot.Failf(ReasonHost, "keyslot %d: %w", slot, err)
 	}
-	return &linuxVolume{v}, nil
+	return &linuxVolume{v, l.drivers}, nil
 }
 
-type linuxVolume struct{ *luks.Volume }
+type linuxVolume struct {
+	*luks.Volume
+	drivers func()
+}
 
 // Map makes the dm-crypt device and, on it, the linear devices of its inside.
 func (v *linuxVolume) Map() (Space, error) {
+	v.drivers()
 	if err := v.SetupMapper(card.MapperCrypt); err != nil {
 		return nil, boot.Failf(boot.ReasonMapper, "%s: %w", card.MapperCrypt, err)
 	}

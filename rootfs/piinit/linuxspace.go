@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -129,9 +130,43 @@ func lastLine(s string) string {
 	return lines[len(lines)-1]
 }
 
+// LateModulesPath lists the modules to load out of the verified system, where the
+// initramfs is better off without them; absent where there are none.
+const LateModulesPath = "/etc/portcullis/late-modules"
+
+// lateModules loads them. dm-verity has checked what is read, and the kernel checks
+// their signatures as it does all others'.
+func lateModules() error {
+	list, err := os.ReadFile(LateModulesPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return boot.Failf(boot.ReasonModules, "%w", err)
+	}
+	paths, err := boot.ParseModules(string(list))
+	if err != nil {
+		return err
+	}
+	for i := range paths {
+		paths[i] = filepath.Join(newRoot, paths[i])
+	}
+	var errs []error
+	for _, r := range boot.LoadModules(paths) {
+		errs = append(errs, r.Err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return boot.Failf(boot.ReasonModules, "%w", err)
+	}
+	return nil
+}
+
 // MountData makes /etc and /var writable in memory and mounts the data volume in
 // /var, with Docker's directory bound out of it.
 func (s *linuxSpace) MountData() error {
+	if err := lateModules(); err != nil {
+		return err
+	}
 	if err := boot.OverlayDirs(newRoot, scratchDir, upperSize, "etc", "var"); err != nil {
 		return err
 	}

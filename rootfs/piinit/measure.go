@@ -100,6 +100,7 @@ func (b *Boot) measure(ctx context.Context) error {
 			return err
 		}
 	}
+	b.dropDigest()
 	if b.there() == "" {
 		return nil
 	}
@@ -109,7 +110,7 @@ func (b *Boot) measure(ctx context.Context) error {
 }
 
 func (b *Boot) extend(ctx context.Context) error {
-	events, err := b.events()
+	events, err := b.events(ctx)
 	if err != nil {
 		return err
 	}
@@ -151,7 +152,7 @@ func (b *Boot) freshRegisters(ctx context.Context, events []tpmpolicy.Event) err
 }
 
 // events are what is measured; on platform self the first is what was booted.
-func (b *Boot) events() ([]tpmpolicy.Event, error) {
+func (b *Boot) events(ctx context.Context) ([]tpmpolicy.Event, error) {
 	if b.platform == tpmpolicy.PlatformEFI {
 		return []tpmpolicy.Event{{PCR: card.PCRPhase, Data: []byte(card.PhaseEnter)}}, nil
 	}
@@ -162,11 +163,12 @@ func (b *Boot) events() ([]tpmpolicy.Event, error) {
 	// What the bootloader says that it verified is worth more than what we read again.
 	digest, said := detect.BootImage(b.Firmware)
 	if !said {
-		files, err := b.bootFiles()
-		if err != nil {
+		if b.digest == nil { // UEFI started us but did not measure
+			b.startDigest(ctx)
+		}
+		if digest, err = b.digest.wait(); err != nil {
 			return nil, err
 		}
-		digest = card.BootDigest(files)
 	}
 	return tpmpolicy.SelfEvents(digest, own), nil
 }

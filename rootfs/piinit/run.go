@@ -54,6 +54,7 @@ type process struct {
 	log       *boot.StageLog
 	stage     func() string
 	terminals *boot.Terminals
+	modules   *boot.ModuleLoading
 	watchdog  *boot.Watchdog
 	keep      func() error // the Zymbit module's state
 }
@@ -74,7 +75,7 @@ func (p *process) run() error {
 	}
 	b := &Boot{
 		Info: info, Cmdline: cmdline, Firmware: os.DirFS(detect.DeviceTree), EFI: isDir(efiDir),
-		Host: newLinux(info), Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
+		Host: newLinux(info, func() { p.modules.Wait() }), Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
 		Random: rand.Reader, Times: DefaultTimes, People: luks2.ForPeople(),
 	}
 	p.stage, p.keep = b.Stage, func() error { return keepZymbit(newRoot, zymbitDir, b.moduleWorked(), b.conf) }
@@ -123,23 +124,16 @@ func (p *process) prepare() (*card.Info, error) {
 	}
 
 	p.at(StageModules)
-	if err := p.loadModules(); err != nil {
+	if err := p.startModules(); err != nil {
 		return nil, err
 	}
 	p.at(StageWatchdog)
-	p.watchdog, err = boot.ArmWatchdog(boot.WatchdogDevice, stepLimit)
-	switch {
-	case err == nil:
-		p.log.Stage(StageWatchdog, "seconds", int(p.watchdog.Timeout.Seconds()))
-	case errors.Is(err, fs.ErrNotExist):
-		p.log.Stage(StageWatchdog, "device", "none")
-	default:
-		p.log.Note(StageWatchdog, "problem", err)
-	}
+	p.armWatchdog()
 	return info, nil
 }
 
-func (p *process) loadModules() error {
+// startModules begins to load the drivers; the card is looked for meanwhile.
+func (p *process) startModules() error {
 	list, err := os.ReadFile(ModulesPath)
 	if err != nil {
 		return boot.Failf(boot.ReasonModules, "%w", err)
@@ -148,15 +142,37 @@ func (p *process) loadModules() error {
 	if err != nil {
 		return err
 	}
-	failed := 0
-	for _, r := range boot.LoadModules(paths) {
-		if r.Err != nil {
-			failed++
-			p.log.Note("module", "detail", r.Err)
+	p.modules = boot.StartModules(paths, func(results []boot.ModuleResult) {
+		failed := 0
+		for _, r := range results {
+			if r.Err != nil {
+				failed++
+				p.log.Note("module", "detail", r.Err)
+			}
 		}
-	}
-	p.log.Stage(StageModules, "loaded", len(paths)-failed, "failed", failed)
+		p.log.Stage(StageModules, "loaded", len(results)-failed, "failed", failed)
+	})
 	return nil
+}
+
+// armWatchdog arms it before anything else is done. The image's list of modules begins
+// with its driver; a machine whose watchdog needs more than that waits for all of them.
+func (p *process) armWatchdog() {
+	p.modules.First()
+	var err error
+	p.watchdog, err = boot.ArmWatchdog(boot.WatchdogDevice, stepLimit)
+	if errors.Is(err, fs.ErrNotExist) {
+		p.modules.Wait()
+		p.watchdog, err = boot.ArmWatchdog(boot.WatchdogDevice, stepLimit)
+	}
+	switch {
+	case err == nil:
+		p.log.Stage(StageWatchdog, "seconds", int(p.watchdog.Timeout.Seconds()))
+	case errors.Is(err, fs.ErrNotExist):
+		p.log.Stage(StageWatchdog, "device", "none")
+	default:
+		p.log.Note(StageWatchdog, "problem", err)
+	}
 }
 
 func isDir(path string) bool {

@@ -31,11 +31,18 @@ const simBlock = 4096
 type medium struct {
 	size   int64
 	blocks map[int64][]byte // never changed, only replaced
+	mu     sync.RWMutex
 }
 
-func (m *medium) clone() *medium { return &medium{m.size, maps.Clone(m.blocks)} }
+func (m *medium) clone() *medium {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return &medium{size: m.size, blocks: maps.Clone(m.blocks)}
+}
 
 func (m *medium) ReadAt(p []byte, off int64) (int, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
 	if off < 0 || off+int64(len(p)) > m.size {
 		return 0, io.ErrUnexpectedEOF
 	}
@@ -56,6 +63,8 @@ func (m *medium) ReadAt(p []byte, off int64) (int, error) {
 var zeroBlock [simBlock]byte
 
 func (m *medium) WriteAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if off < 0 || off+int64(len(p)) > m.size {
 		return 0, fmt.Errorf("write of %d bytes at %d behind the end", len(p), off)
 	}
@@ -178,6 +187,7 @@ type pi struct {
 	answers []string
 	zymkey  hardware.Root
 	systemd []byte
+	twice   bool
 
 	// Of the last boot.
 	rec    *recorder
@@ -211,7 +221,7 @@ func (p *pi) boot() (*Result, error) {
 	}
 	p.rec = &recorder{medium: p.m, chip: recorded}
 	p.people = &people{answers: p.answers}
-	p.host = &host{r: p.rec, chip: p.chip, zymkey: p.zymkey, systemd: bytes.Clone(p.systemd)}
+	p.host = &host{r: p.rec, chip: p.chip, zymkey: p.zymkey, systemd: bytes.Clone(p.systemd), twice: p.twice}
 	dt := p.dt
 	if dt == nil {
 		dt = fstest.MapFS{}
@@ -224,6 +234,9 @@ func (p *pi) boot() (*Result, error) {
 		r, err = p.b.Run(context.Background())
 		return err
 	})
+	if p.host.early {
+		p.t.Error("something was written before all drivers were loaded")
+	}
 	return r, err
 }
 

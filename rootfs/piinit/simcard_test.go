@@ -101,7 +101,7 @@ const simCardSize = 1600 << 20
 // with the operator's settings when seed is not empty.
 func flashed(t testing.TB, b *built, seed string) *medium {
 	t.Helper()
-	m := &medium{simCardSize, map[int64][]byte{}}
+	m := &medium{size: simCardSize, blocks: map[int64][]byte{}}
 	conf, err := card.ConfFiles(b.release)
 	if err != nil {
 		t.Fatal(err)

@@ -26,6 +26,16 @@ type host struct {
 	zymkey  hardware.Root
 	systemd []byte // passphrase of a systemd-tpm2 token
 	space   *space
+	twice   bool // another card appears with the last driver
+	early   bool // something was written before all drivers were loaded
+}
+
+func (h *host) Settled(context.Context) error {
+	h.early = len(h.r.events) > 0
+	if h.twice {
+		return boot.Failf(boot.ReasonCardTwice, "two cards")
+	}
+	return nil
 }
 
 func (h *host) Card(context.Context) (Card, error) { return &simCard{h.r}, nil }

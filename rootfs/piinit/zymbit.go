@@ -33,6 +33,7 @@ func (l *linux) Zymbit(ctx context.Context, state *card.ZymbitState) (hardware.R
 		return nil, err // an image without the tools, which is most of them
 	}
 	z.Close()
+	l.drivers()
 	if state != nil {
 		// It lies on the card in the clear: whoever wrote it may not have a program run.
 		err := boot.MountAll([]boot.Mount{{Source: "tmpfs", Target: filepath.Dir(zymbitDir), FSType: "tmpfs",
