@@ -79,7 +79,6 @@ func run(ctx context.Context, n int) (bench.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer o.remove()
 	p, err := newPeer(ctx, repo, card, say)
 	if err != nil {
 		return nil, fmt.Errorf("the peer: %w", err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,27 +11,18 @@ import (
 	"portcullis/lab/pi"
 )
 
-// ours boots a provisioned card of the built image.
+// ours boots copies of a provisioned card of the built image.
 type ours struct {
-	dir   string
 	card  pi.Card
 	bytes int
 }
 
-func newOurs(p *pi.Provisioned) (o *ours, err error) {
-	o = &ours{}
-	if o.dir, err = os.MkdirTemp(filepath.Dir(filepath.Dir(p.Card.Image)), ".bench-"); err != nil {
+func newOurs(p *pi.Provisioned) (*ours, error) {
+	files, err := pi.BootFiles(p.Card.Image, card.PartBootA)
+	if err != nil {
 		return nil, err
 	}
-	if o.card, err = p.Card.Copy(o.dir); err != nil {
-		return nil, errors.Join(err, o.remove())
-	}
-	files, err := pi.BootFiles(o.card.Image, card.PartBootA)
-	if err != nil {
-		return nil, errors.Join(err, o.remove())
-	}
-	o.bytes = len(files[card.InitramfsFile])
-	return o, nil
+	return &ours{p.Card, len(files[card.InitramfsFile])}, nil
 }
 
 // pi4Bytes is the size of the initramfs in the Pi 4's image.
@@ -47,8 +37,6 @@ func pi4Bytes(ctx context.Context, b *pi.Builder) (int, error) {
 	}
 	return int(st.Size()), nil
 }
-
-func (o *ours) remove() error { return os.RemoveAll(o.dir) }
 
 // twoClocks has the guest write its uptime into the kernel's log. pi-init's stages
 // are told by the one, the kernel's lines and the peer's by the other, and the two are
@@ -70,14 +58,16 @@ func (o *ours) boot(ctx context.Context) (times, error) {
 		return times{}, err
 	}
 	defer os.RemoveAll(run)
-	m, err := pi.Start(ctx, pi.Config{Name: "piboot", Dir: run, Card: o.card.Image, TPM: o.card.TPM})
+	// Every boot begins with the card as it was shut down.
+	c, err := o.card.Copy(run)
+	if err != nil {
+		return times{}, err
+	}
+	m, err := pi.Start(ctx, pi.Config{Name: "piboot", Dir: run, Card: c.Image, TPM: c.TPM})
 	if err != nil {
 		return times{}, err
 	}
 	defer m.Kill()
-	if err := m.Running(ctx); err != nil {
-		return times{}, err
-	}
 	log, err := m.Output(ctx, "sh", "-c", twoClocks)
 	if err != nil {
 		return times{}, err
@@ -105,5 +95,5 @@ func (o *ours) boot(ctx context.Context) (times, error) {
 		return times{}, err
 	}
 	t.HandOver = at["switch-root"] + ahead - (t.Kernel - t.Mounted)
-	return t, m.PowerOff(ctx)
+	return t, nil
 }
