@@ -26,15 +26,17 @@ type Settings struct {
 	Policy      string // text of the policy; "" = the built-in one. For a Pi in a namespace only
 	Ladder      string // rungs of the power ladder, with commas
 	Within      time.Duration
+	Rekey       time.Duration
 }
 
 // defaultSettings keeps the product's defaults where a lab can live with them.
-// Asking is quicker than the default 5 s so that a lab shows something.
+// Asking and changing keys are quicker than by default so that a lab shows something.
 func defaultSettings() Settings {
 	return Settings{
 		ClaimWindow: 2 * time.Minute, AllowBIOS: true, AllowLab: true,
 		BanAfter: 5, BanFor: 20 * time.Second, MeanGap: 2 * time.Second, Deadline: 10 * time.Second,
 		Ladder: "agent", Within: 2 * time.Minute,
+		Rekey: 45 * time.Second,
 	}
 }
 
@@ -69,6 +71,7 @@ attest:
   mean_gap: {{.MeanGap}}
   min_gap: 200ms
   deadline: {{.Deadline}}
+  rekey: {{.Rekey}}
 {{- if .PolicyFile}}
   policy_file: {{.PolicyFile}}
 {{- end}}

@@ -42,10 +42,10 @@ func (s *server) serve(ctx context.Context, conn *channel.Conn) error {
 		go func() { ended <- s.answer(ctx, conn, renewed) }()
 		select {
 		case err := <-ended:
-			// One that is being made takes its place all the same: a second claim
-			// beside it would end it.
+			// One that is being made takes its place all the same, since a second claim
+			// beside it would end it: renew holds the lock.
 			s.dialing.Lock()
-			s.dialing.Unlock() //nolint:staticcheck // waits for renew, which holds it
+			s.dialing.Unlock()
 			select {
 			case conn = <-renewed:
 			default:

@@ -46,7 +46,8 @@ const patience = 20 * time.Second
 // lab is a Pi and a PC in one process.
 type lab struct {
 	t        testing.TB
-	rekey    time.Duration // 0: longer than any test
+	listen   func() (net.Listener, error) // nil: on loopback
+	rekey    time.Duration                // 0: longer than any test
 	dir      string
 	image    *manifesttest.Image
 	digest   [32]byte
@@ -162,7 +163,11 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	listen := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+	if l.listen != nil {
+		listen = l.listen
+	}
+	ln, err := listen()
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -114,15 +114,20 @@ func (a *Agent) Challenge(ctx context.Context) (*protocol.Challenge, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		a.conn.SetReadDeadline(deadline)
 	}
-	m, err := a.Receive(protocol.MaxFrame)
-	if err != nil {
-		return nil, fmt.Errorf("attack: challenge: %w", err)
+	for {
+		m, err := a.Receive(protocol.MaxFrame)
+		if err != nil {
+			return nil, fmt.Errorf("attack: challenge: %w", err)
+		}
+		switch body := m.Body.(type) {
+		case *protocol.Message_Challenge:
+			return body.Challenge, nil
+		case *protocol.Message_Rekey:
+			// A played agent keeps its connection.
+		default:
+			return nil, errors.New("attack: another message than a challenge")
+		}
 	}
-	c := m.GetChallenge()
-	if c == nil {
-		return nil, errors.New("attack: another message than a challenge")
-	}
-	return c, nil
 }
 
 // Evidence makes well-formed, rightly signed evidence in which every probe says

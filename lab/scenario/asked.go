@@ -2,6 +2,7 @@ package scenario
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 
@@ -14,8 +15,8 @@ func askedScene() Scene {
 	return Scene{
 		Name: "asked", Title: "who asks gets a signed answer to his own nonce, and a log that holds it", Trusted: true,
 		Run: func(ctx context.Context, s *Stage) error {
-			key := s.StateFile("attestd/gateway.key")
-			out, err := s.Run(ctx, "portcullis", "attest", "--run-dir", s.RunDir(), "--key-file", key, "--context", "before:lab", "--probe", "ktext", "--json")
+			key := base64.StdEncoding.EncodeToString(s.Built.Gateway)
+			out, err := s.Run(ctx, "portcullis", "attest", "--run-dir", s.RunDir(), "--key", key, "--context", "before:lab", "--probe", "ktext", "--json")
 			if err != nil {
 				return fmt.Errorf("attest: %w", err)
 			}
@@ -27,7 +28,7 @@ func askedScene() Scene {
 			if pc.PC == nil || pc.PC.State != "trusted" || pc.PC.Context != "before:lab" || pc.Status != result.StatusWarning {
 				return fmt.Errorf("attest says %s", out)
 			}
-			if _, err := s.Run(ctx, "portcullis", "log", "audit", "--log", s.StateFile("attestd/verdicts")); err != nil {
+			if _, err := s.Run(ctx, "portcullis", "log", "audit", "--log", s.StateFile("attestd/verdicts"), "--key", key); err != nil {
 				return fmt.Errorf("log audit: %w", err)
 			}
 			s.Note("%d challenges, log entry %d", pc.PC.Challenges, pc.PC.LogIndex)
