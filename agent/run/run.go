@@ -72,6 +72,7 @@ func (a *Agent) down(conn *channel.Conn, d *protocol.Down) error {
 		return err
 	}
 	a.Log(fmt.Sprintf("state=going-down off=%t action=%x", d.Off, d.Id))
+	conn.Close() // the gateway sees that it is heard: a kernel that goes down says nothing
 	return a.Down(d.Off)
 }
 

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,18 +39,20 @@ func TestMain(m *testing.M) {
 // slowPC and slowGatewayd take their time, so that a kill meets them at work; what
 // they did stands in a file that outlives the process.
 type slowPC struct {
-	rig *rig
-	log string
+	rig  *rig
+	log  string
+	hung *atomic.Bool // the agent hangs up after each Down, and comes back
 }
 
 func (p slowPC) Session() string { return p.rig.Session() }
-func (p slowPC) Agent() bool     { return true }
+func (p slowPC) Agent() bool     { return !p.hung.Swap(false) }
 func (p slowPC) Down(_ context.Context, id [16]byte, _ string, _ bool) error {
 	time.Sleep(5 * time.Millisecond)
 	if err := appendLine(p.log, "down "+ID(id).String()); err != nil {
 		return err
 	}
 	time.Sleep(5 * time.Millisecond)
+	p.hung.Store(true)
 	return nil
 }
 
@@ -70,7 +73,7 @@ func service(dir, webhook string) error {
 		return err
 	}
 	r := newRig()
-	e, err := Open(Options{Journal: filepath.Join(dir, "actions.journal"), PC: slowPC{r, filepath.Join(dir, "did")}, Gateway: r, Webhooks: []*Target{t},
+	e, err := Open(Options{Journal: filepath.Join(dir, "actions.journal"), PC: slowPC{r, filepath.Join(dir, "did"), new(atomic.Bool)}, Gateway: r, Webhooks: []*Target{t},
 		Ladder: Ladder{Rungs: []Rung{RungAgent}, Within: 20 * time.Millisecond}, Events: event.NewJSON(io.Discard, "attestd", time.Now), Clock: clock.Real{}, Random: rand.Reader})
 	if err != nil {
 		return err

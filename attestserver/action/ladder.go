@@ -58,6 +58,9 @@ const (
 	// quietTime is how long there must be neither an agent nor a boot request, where the
 	// network card keeps the cable up on standby power.
 	quietTime = 15 * time.Second
+	// obeyTime is what an agent has to hang up, the first thing it does when it obeys. It may be
+	// at an answer when the message comes.
+	obeyTime = 10 * time.Second
 	// sessionTime is what pxed has to tell the session after a start of attestd.
 	sessionTime = 30 * time.Second
 )
@@ -116,6 +119,9 @@ func (e *Engine) climb(ctx context.Context, j *job, r Rung) (how string, err err
 	w := e.watch(ctx)
 	if err := e.push(ctx, j, r); err != nil {
 		return "", err
+	}
+	if r == RungAgent && !w.obeyed(ctx) {
+		return "", fmt.Errorf("the agent has not hung up within %s", obeyTime)
 	}
 	if j.action == policy.Reboot {
 		return w.rebooted(ctx, j.session)
@@ -180,6 +186,17 @@ func (e *Engine) watch(ctx context.Context) *watcher {
 	w := &watcher{e: e, session: e.o.PC.Session()}
 	_, w.losses, w.known = e.cable(ctx)
 	return w
+}
+
+// obeyed waits until the agent hangs up. One that is stopped, or does not want to, does not: the
+// kernel below it keeps the connection.
+func (w *watcher) obeyed(ctx context.Context) bool {
+	for waited := time.Duration(0); w.e.o.PC.Agent() && w.e.o.PC.Session() == w.session; waited += lookEvery {
+		if waited >= obeyTime || !w.e.pause(ctx, lookEvery) {
+			return false
+		}
+	}
+	return true
 }
 
 // cable asks gatewayd.

@@ -36,7 +36,10 @@ func TestRebootLadder(t *testing.T) {
 		{"only the hook", func(r *rig) { r.on["hook_verb_reset"] = booted(r) },
 			[]string{"agent-reboot", "button_reset", "button_force_off", "button_power", "wake", "hook_verb_reset"}, ResultDone, "hook"},
 		{"nothing helps", func(r *rig) {}, []string{"agent-reboot", "button_reset", "button_force_off", "button_power", "wake", "hook_verb_reset"}, ResultFailed, "hook: no boot request within"},
-		{"a flicker of the cable is no reboot", func(r *rig) { r.on["agent-reboot"] = func() { r.losses++ }; r.on["button_reset"] = booted(r) },
+		{"a flicker of the cable is no reboot", func(r *rig) {
+			r.on["agent-reboot"] = func() { r.agent = false; r.losses++ }
+			r.on["button_reset"] = booted(r)
+		},
 			[]string{"agent-reboot", "button_reset"}, ResultDone, "relay-reset"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -75,7 +78,7 @@ func TestPowerOffLadder(t *testing.T) {
 		result string
 		detail string
 	}{
-		{"the cable goes dark", func(r *rig) { r.on["agent-off"] = func() { r.carrier = false } }, []string{"agent-off"}, ResultDone, "the cable is dark"},
+		{"the cable goes dark", func(r *rig) { r.on["agent-off"] = func() { r.agent, r.carrier = false, false } }, []string{"agent-off"}, ResultDone, "the cable is dark"},
 		{"the card keeps the cable up", func(r *rig) { r.on["agent-off"] = func() { r.agent = false } }, []string{"agent-off"}, ResultDone, "neither agent nor boot request"},
 		{"it boots instead", func(r *rig) {
 			r.on["agent-off"] = func() { r.agent, r.session = false, two }

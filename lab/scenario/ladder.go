@@ -23,26 +23,25 @@ import (
 	"portcullis/lab"
 )
 
-// Programs of the image under other names, which the policy of the lab waits for:
-// scenes that share the lab run others.
+// What the policy of the lab waits for. Scenes that share the lab do other things.
 const (
-	rebootMe   = "/tmp/reboot-me"
-	stopsAgent = "/tmp/stops-the-agent"
+	rebootMe   = "/tmp/reboot-me" // a program of the image from a place that it has not
+	rebootTask = "reboot-me"      // a task
 )
 
-// rebootPolicy lets the two programs, and nothing else, reboot the PC.
+// rebootPolicy lets that program, and that task, reboot the PC.
 func rebootPolicy(s *lab.Settings) {
 	s.Policy = `rules:
-  - name: reboot-me
+  - name: fatal
     when: findings.exists(f, f.class == "fatal" && f.detail.contains("` + rebootMe + `"))
     then: [report, reboot]
     cooldown: 1s
-  - name: stops-the-agent
-    when: findings.exists(f, f.detail.contains("` + stopsAgent + `")) && findings.exists(f, f.reason == "evidence-late")
+  - name: task
+    when: '"` + rebootTask + `" in tasks'
     then: [report, reboot]
     cooldown: 1s
 `
-	s.Ladder, s.Within = "agent, relay-reset", 10*time.Second
+	s.Ladder, s.Within = "agent, relay-reset", time.Minute
 }
 
 // rebootLadder has a rule reboot the PC twice: by its agent, and, where the agent
@@ -57,7 +56,11 @@ func rebootLadder() Scene {
 			}
 			defer stop()
 			began := time.Now()
-			if err := s.rebootedBy(ctx, rebootMe, action.RungAgent, nil); err != nil {
+			err = s.rebootedBy(ctx, action.RungAgent, func() error {
+				_, err := s.shell(ctx, "cp /usr/bin/sleep "+rebootMe+"; "+rebootMe+" 3600 >/dev/null 2>&1 &")
+				return err
+			})
+			if err != nil {
 				return fmt.Errorf("by the agent: %w", err)
 			}
 			byAgent := time.Since(began)
@@ -65,11 +68,12 @@ func rebootLadder() Scene {
 				return fmt.Errorf("the relay pressed %d times although the agent obeyed", n)
 			}
 			began = time.Now()
-			err = s.rebootedBy(ctx, stopsAgent, action.RungRelayReset, func() error {
-				out, err := s.shell(ctx, `for p in /proc/[0-9]*; do if [ "$(readlink $p/exe)" = /usr/lib/portcullis/hpc-agent ]; then kill -STOP ${p#/proc/} && echo ${p#/proc/}; fi; done`)
-				if err == nil && strings.TrimSpace(out) == "" {
-					err = errors.New("there is no agent to stop")
+			err = s.rebootedBy(ctx, action.RungRelayReset, func() error {
+				if err := s.stopAgent(ctx); err != nil {
+					return err
 				}
+				_, err := s.Run(ctx, "portcullis", "grant", "add", "--run-dir", s.RunDir(), "--json",
+					"--to", "203.0.113.10:80/tcp", "--for", "10m", "--task", rebootTask)
 				return err
 			})
 			if err != nil {
@@ -78,28 +82,28 @@ func rebootLadder() Scene {
 			if n := pressed.Load(); n != 1 {
 				return fmt.Errorf("the relay pressed %d times", n)
 			}
-			s.Note("trusted again %.1f s after the intruder by the agent, %.1f s by the relay", byAgent.Seconds(), time.Since(began).Seconds())
+			s.Note("trusted again %.1f s by the agent after an intruder began, %.1f s by the relay after its agent was stopped", byAgent.Seconds(), time.Since(began).Seconds())
 			return s.journalled(2)
 		},
 	}
 }
 
-// rebootedBy runs a program that the policy waits for and sees the PC come back.
-func (s *Stage) rebootedBy(ctx context.Context, program string, rung action.Rung, found func() error) error {
-	mark := s.Log.Mark()
-	if _, err := s.shell(ctx, "cp /usr/bin/sleep "+program+"; "+program+" 3600 >/dev/null 2>&1 &"); err != nil {
-		return err
+// stopAgent stops it as a debugger does: its connection stays open.
+func (s *Stage) stopAgent(ctx context.Context) error {
+	out, err := s.shell(ctx, `for p in /proc/[0-9]*; do if [ "$(readlink $p/exe)" = /usr/lib/portcullis/hpc-agent ]; then kill -STOP ${p#/proc/} && echo ${p#/proc/}; fi; done`)
+	if err == nil && strings.TrimSpace(out) == "" {
+		err = errors.New("there is no agent to stop")
 	}
+	return err
+}
+
+// rebootedBy does what a rule waits for and sees the PC go down by the rung, and come back.
+func (s *Stage) rebootedBy(ctx context.Context, rung action.Rung, cause func() error) error {
+	mark := s.Log.Mark()
 	ctx, cancel := context.WithTimeout(ctx, BootLimit)
 	defer cancel()
-	_, err := s.Log.Wait(ctx, mark, func(e lab.Event) bool { return e.Name == "finding" && strings.Contains(e.Text("detail"), program) })
-	if err != nil {
-		return fmt.Errorf("not found: %w; %s", err, s.Why(mark))
-	}
-	if found != nil {
-		if err := found(); err != nil {
-			return err
-		}
+	if err := cause(); err != nil {
+		return err
 	}
 	if _, err := s.Log.Wait(ctx, mark, lab.Is("pc.reset")); err != nil {
 		return fmt.Errorf("QEMU tells of no reset: %w; %s", err, s.Why(mark))
