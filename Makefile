@@ -48,8 +48,8 @@ fuzz:
 	@sh deploy/fuzz.sh $(FUZZCOUNT)
 
 # The long runs: the power of a Pi is cut SOAK times in its first boot and SOAK times
-# in an update, at moments drawn from PORTCULLIS_POWERCUT_SEED (1); then the scenarios
-# of `lab check` through the built card. Hours; a summary at the end.
+# in an update, at moments drawn from PORTCULLIS_POWERCUT_SEED (1); then a card whose
+# key a Zymbit module keeps alone, and the scenarios of `lab check` through the built card. Hours; a summary at the end.
 SOAK ?= 100
 soak: setup
 	$(AS_ROOT) $(MAKE) --no-print-directory SOAK=$(SOAK) soak-go
@@ -61,6 +61,7 @@ soak-go:
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "lint: gofmt the files above"; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags soak ./lab/piscenario
 	$(GO) run $(STATICCHECK) ./...
 
 # One after the other on a machine that does nothing else, for the ratios to mean

@@ -164,6 +164,15 @@ func (c Card) Seed(text string) error {
 	return c.overwrite(card.SeedFile, []byte(text+strings.Repeat("\n", card.SeedSize-len(text))))
 }
 
+// Zymbit puts a module's state on the card, as `portcullis flash --zymbit-state` does.
+func (c Card) Zymbit(s *card.ZymbitState) error {
+	b, err := card.ZymbitImage(s)
+	if err != nil {
+		return err
+	}
+	return c.overwrite(card.ZymbitFile, b)
+}
+
 // Conf reads a file of the first partition, for instance card.EnrolFile.
 func (c Card) Conf(name string) ([]byte, error) {
 	f, err := os.Open(c.Image)

@@ -17,18 +17,32 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/images/card"
 	"portcullis/lab/pi"
 )
 
 // module plays a Zymbit module outside of the machine: its key never enters the guest.
 // It sleeps until its first call, as the real one does, and refuses what another
-// module has locked.
+// module has locked, a machine that it does not know, and one that knows less than it did
+// before, whose directory was lost.
 type module struct {
 	seal cipher.AEAD
 	path string
 
 	mu    sync.Mutex
 	calls map[string]int // answered, by operation
+	count int            // highest that it was told
+}
+
+// machine is the name under which modules and machine know each other.
+const machine = "this-pi"
+
+// bound is the directory of a machine that was bound in the vendor's way.
+func bound(count string) *card.ZymbitState {
+	return &card.ZymbitState{Files: []card.ZymbitFileEntry{
+		{Name: "id", Mode: 0o600, Data: []byte(machine)},
+		{Name: "state/count", Mode: 0o600, Data: []byte(count)},
+	}}
 }
 
 func newModule(t *testing.T) *module {
@@ -79,8 +93,12 @@ func (m *module) power(c net.Conn) {
 	defer c.Close()
 	asleep := true
 	for s := bufio.NewScanner(c); s.Scan(); {
-		op, text, _ := strings.Cut(s.Text(), " ")
-		arg, err := base64.StdEncoding.DecodeString(text)
+		words := append(strings.Fields(s.Text()), "", "", "", "")
+		op := words[0]
+		arg, err := base64.StdEncoding.DecodeString(words[1])
+		if err == nil {
+			err = m.knows(words[2], words[3])
+		}
 		var out []byte
 		switch {
 		case asleep:
@@ -94,6 +112,20 @@ func (m *module) power(c net.Conn) {
 		}
 		fmt.Fprintf(c, "ok %s\n", base64.StdEncoding.EncodeToString(out))
 	}
+}
+
+func (m *module) knows(name, text string) error {
+	count, err := strconv.Atoi(text)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case err != nil || name != machine:
+		return fmt.Errorf("not-bound")
+	case count <= m.count:
+		return fmt.Errorf("state-lost")
+	}
+	m.count = count
+	return nil
 }
 
 func (m *module) do(op string, arg []byte) (out []byte, err error) {

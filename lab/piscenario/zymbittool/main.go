@@ -2,6 +2,9 @@
 // is called with. It has no secret: it asks the machine's virtio-serial port, behind
 // which the test plays the module, as the real tools ask their bus.
 //
+// Like them it needs its directory: the name under which module and machine know each
+// other, and a count that both raise with each call.
+//
 //	zkunlockifs FILE    prints what was locked
 //	zklockifs FILE      prints the locked file
 //	zkgrifs N           prints N random bytes
@@ -14,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -47,15 +51,43 @@ func run(tool string, args []string) ([]byte, error) {
 	return nil, fmt.Errorf("%s is no tool", tool)
 }
 
-// ask sends a line and reads one: an operation and its argument in base64 there, "ok"
-// and the result, or a reason, back.
+// Files of the directory.
+const (
+	dir   = "/var/lib/zymbit/"
+	id    = dir + "id"
+	count = dir + "state/count"
+)
+
+// known returns the name, and the count after it was raised.
+func known() (name string, calls int, err error) {
+	b, err := os.ReadFile(id)
+	if err != nil {
+		return "", 0, err
+	}
+	c, err := os.ReadFile(count)
+	if err != nil {
+		return "", 0, err
+	}
+	if calls, err = strconv.Atoi(string(c)); err != nil {
+		return "", 0, err
+	}
+	calls++
+	return string(b), calls, os.WriteFile(count, []byte(strconv.Itoa(calls)), 0o600)
+}
+
+// ask sends a line and reads one: an operation, its argument in base64, name and count
+// there; "ok" and the result, or a reason, back.
 func ask(op string, argument []byte) ([]byte, error) {
+	name, calls, err := known()
+	if err != nil {
+		return nil, err
+	}
 	f, err := open()
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if _, err := fmt.Fprintf(f, "%s %s\n", op, base64.StdEncoding.EncodeToString(argument)); err != nil {
+	if _, err := fmt.Fprintf(f, "%s %s %s %d\n", op, base64.StdEncoding.EncodeToString(argument), name, calls); err != nil {
 		return nil, err
 	}
 	line, err := bufio.NewReader(f).ReadString('\n')
