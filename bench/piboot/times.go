@@ -9,7 +9,7 @@ import (
 // times are one boot's, in seconds by the clock of the kernel's log.
 type times struct {
 	Mounted  float64 `json:"mounted_seconds"`        // from the first program of the initramfs to the mounted root
-	Kernel   float64 `json:"kernel_to_root_seconds"` // from the start of the kernel
+	Kernel   float64 `json:"kernel_to_root_seconds"` // from the start of the kernel, unpacking included
 	HandOver float64 `json:"switch_root_seconds,omitempty"`
 }
 
