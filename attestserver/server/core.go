@@ -32,9 +32,11 @@ type core struct {
 	judging bool      // an Expectation is at work: nothing is asked meanwhile
 	due     time.Time // of the next challenge
 
-	coming  *grant    // takes over when nothing is open on the link
-	rekeyAt time.Time // when the agent is asked for a new connection
-	rekeyBy time.Time // when it must have come; zero where none was asked for
+	losses   *uint64   // of the carrier by gatewayd's count, first heard after the session's claim
+	attached bool      // the session has been claimed
+	coming   *grant    // takes over when nothing is open on the link
+	rekeyAt  time.Time // when the agent is asked for a new connection
+	rekeyBy  time.Time // when it must have come; zero where none was asked for
 
 	asks     []*asking // wait for the next challenge
 	asking   []*asking // in the open one, or in the one that is being judged
@@ -245,6 +247,7 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 		c.past = append(c.past[max(0, len(c.past)-maxPast+1):], old)
 	}
 	c.state, c.enrol = nil, nil
+	c.losses, c.attached = nil, false
 	c.rules.begin(now)
 	c.chooser = new(challenge.Chooser)
 	go c.prepare(now) // the PC is booting meanwhile

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -116,6 +117,7 @@ type gatewayd struct {
 	phases []*portcullisv1.SetPhaseRequest
 	told   chan *portcullisv1.SetPhaseRequest // if set, gets each as well
 	status *portcullisv1.GetGatewayStatusResponse
+	asked  atomic.Int64 // for it
 	fail   connect.Code // 0: works
 }
 
@@ -140,6 +142,7 @@ func (g *gatewayd) set(s *portcullisv1.GetGatewayStatusResponse) {
 }
 
 func (g *gatewayd) GetGatewayStatus(context.Context, *connect.Request[portcullisv1.GetGatewayStatusRequest]) (*connect.Response[portcullisv1.GetGatewayStatusResponse], error) {
+	g.asked.Add(1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.status == nil {

@@ -172,6 +172,7 @@ func (c *core) wired(w wire) {
 	c.rules.dirty = c.rules.dirty || w.known != was.known || w.carrier != was.carrier || w.losses != was.losses || w.banned != was.banned ||
 		w.violations != was.violations || !slices.Equal(w.tasks, was.tasks)
 	c.rules.wire = w
+	c.continuous(w)
 }
 
 // Session is the newest boot session that attestd knows, "" before the first.

@@ -42,7 +42,7 @@ func (c *core) follows(now time.Time, g *grant) bool {
 // attach makes g the link.
 func (c *core) attach(now time.Time, g *grant) {
 	c.link = newLink(c.Server, g, c.machine.Verdict().Evidence)
-	c.rekeyBy = time.Time{}
+	c.rekeyBy, c.attached = time.Time{}, true
 	after, err := schedule.Jitter(c.o.Random, c.o.Rekey)
 	if err != nil {
 		c.failure = err

@@ -48,6 +48,7 @@ const (
 	ReasonStart    = "attestd-started"
 	ReasonSession  = "session-new"
 	ReasonEnded    = "session-ended"
+	ReasonLink     = "link-lost" // the cable lost its carrier: nobody knows what is behind it now
 	ReasonVoid     = "session-void"
 	ReasonEnrol    = "reference-missing"
 	ReasonPassed   = "evidence-accepted"
