@@ -252,7 +252,10 @@ func (l *Lab) note(p process) {
 }
 
 // PowerOn starts the PC.
-func (l *Lab) PowerOn(ctx context.Context) error {
+func (l *Lab) PowerOn(ctx context.Context) error { return l.PowerOnWith(ctx) }
+
+// PowerOnWith is PowerOn of a machine whose owner has put strings into its SMBIOS table.
+func (l *Lab) PowerOnWith(ctx context.Context, strings ...string) error {
 	if l.opts.Played {
 		return errors.New("lab: this lab's PC is played, there is nothing to power on")
 	}
@@ -265,7 +268,7 @@ func (l *Lab) PowerOn(ctx context.Context) error {
 	}
 	m, err := qemu.Start(ctx, qemu.Config{
 		Name: l.Name, Dir: l.place.file("pc"), Firmware: l.opts.Firmware, MAC: l.MAC, Tap: wire.PCPort,
-		MemoryMB: 2048, CPUs: 2, TPM: l.opts.TPM, Start: l.Wire.Gateway.Start,
+		MemoryMB: 2048, CPUs: 2, TPM: l.opts.TPM, Strings: strings, Start: l.Wire.Gateway.Start,
 	})
 	if err != nil {
 		return err

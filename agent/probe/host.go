@@ -14,6 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-tpm/tpm2/transport"
+
 	"portcullis/attestserver/protocol"
 )
 
@@ -34,6 +36,8 @@ type Host struct {
 	Special func(fstype, name string) ([]byte, error)
 	// Stat describes the file that a link below /proc leads to; nil asks the kernel.
 	Stat func(link string) (FileStat, error)
+	// TPM opens the TPM 2.0; nil opens tpmrm0 in Dev. fs.ErrNotExist where there is none.
+	TPM func() (transport.TPMCloser, error)
 	// Uptime is the time since the kernel started; nil asks the kernel.
 	Uptime func() time.Duration
 }
@@ -60,6 +64,9 @@ func (h Host) withDefaults() Host {
 	if h.Stat == nil {
 		h.Stat = statFile
 	}
+	if h.TPM == nil {
+		h.TPM = h.openTPM
+	}
 	if h.Uptime == nil {
 		h.Uptime = bootTime
 	}
@@ -77,7 +84,7 @@ type FileStat struct {
 func All(h Host) []protocol.Probe {
 	h = h.withDefaults()
 	return []protocol.Probe{
-		&Boot{h}, &Block{h}, &Procs{h}, &Pmem{h}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h},
+		&Boot{h}, &Block{h}, &Procs{h}, &Pmem{h}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h}, &Tpm{Host: h},
 	}
 }
 

@@ -54,6 +54,21 @@ const (
 	ReasonHwMemory  = "hw-memory"  // another size of memory
 	ReasonHwLearned = "hw-learned" // found late in the enrolling boot and added
 
+	ReasonTpmMissing    = "tpm-missing"    // enrolled with a TPM, and none answers
+	ReasonTpmFault      = "tpm-fault"      // the enrolled TPM answers and gives no quote
+	ReasonTpmUnusable   = "tpm-unusable"   // there is a TPM that gives no quote; never enrolled
+	ReasonTpmUnmeasured = "tpm-unmeasured" // not booted in a way that measures the image; never enrolled
+	ReasonTpmIdentity   = "tpm-identity"   // another TPM than the enrolled one, or no keys of a TPM
+	ReasonTpmQuote      = "tpm-quote"      // not signed by that TPM for this question
+	ReasonTpmCredential = "tpm-credential" // its attestation key is not in the TPM of its endorsement key
+	ReasonTpmRegister   = "tpm-register"   // a register is not what the image predicts
+	ReasonTpmProgram    = "tpm-program"    // firmware loaded something beside the image
+	ReasonTpmLog        = "tpm-log"        // the event log does not lead to the registers
+	ReasonTpmFirmware   = "tpm-firmware"   // other firmware, option ROMs or Secure Boot state than enrolled
+	ReasonTpmClock      = "tpm-clock"      // started anew within the session, or its clock went back
+	ReasonTpmNotReset   = "tpm-not-reset"  // not started anew with this boot
+	ReasonTpmIMA        = "tpm-ima"        // IMA's list does not lead to register 10
+
 	ReasonKtext      = "ktext-changed"   // kernel text differs from the reference
 	ReasonKtextImage = "ktext-not-image" // at enrolment: kernel text differs from the signed kernel
 	ReasonKtextPlace = "ktext-place"     // not at the address or of the size of the signed kernel

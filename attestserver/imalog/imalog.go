@@ -22,9 +22,6 @@ const register = 10
 // ErrMalformed is a list that cannot be read.
 var ErrMalformed = errors.New("malformed IMA list")
 
-// ErrReplay is a list of which no beginning leads to the register.
-var ErrReplay = errors.New("IMA list does not lead to the quoted register")
-
 // Entry is one measurement.
 type Entry struct {
 	Template string // name of the form of Data
@@ -44,67 +41,59 @@ func (e *Entry) Extended() (d [sha256.Size]byte) {
 	return sha256.Sum256(e.Data)
 }
 
+// errShort is an entry of which the end is missing.
+var errShort = fmt.Errorf("%w: cut off", ErrMalformed)
+
 // Next reads the first entry of list. It shares list's memory.
 func Next(list []byte) (e Entry, err error) {
 	// Register, SHA-1 of the template, name, and but for the oldest template the data with its length.
 	const head = 4 + 20 + 4
 	if len(list) < head {
-		return e, fmt.Errorf("%w: cut off", ErrMalformed)
+		return e, errShort
 	}
 	pcr, name := binary.LittleEndian.Uint32(list), binary.LittleEndian.Uint32(list[24:])
-	if pcr != register || name == 0 || name > maxName || len(list) < head+int(name)+4 {
+	if pcr != register || name == 0 || name > maxName {
 		return e, fmt.Errorf("%w: an entry of register %d with a name of %d bytes", ErrMalformed, pcr, name)
 	}
-	e.Template = string(list[head : head+int(name)])
-	if e.Template == "ima" {
+	at := head + int(name)
+	if len(list) < at+4 {
+		return e, errShort
+	}
+	if e.Template = string(list[head:at]); e.Template == "ima" {
 		return e, fmt.Errorf("%w: an entry of the old form", ErrMalformed)
 	}
-	at := head + int(name)
 	size := binary.LittleEndian.Uint32(list[at:])
-	at += 4
-	if size > maxData || int(size) > len(list)-at {
+	if at += 4; size > maxData {
 		return e, fmt.Errorf("%w: an entry of %d bytes", ErrMalformed, size)
+	}
+	if len(list) < at+int(size) {
+		return e, errShort
 	}
 	e.Violated = [20]byte(list[4:24]) == [20]byte{}
 	e.Data, e.Size = list[at:at+int(size)], at+int(size)
 	return e, nil
 }
 
-// Replay follows list from the value start and returns how many of its bytes lead
-// to want: the shortest beginning that does, which can be none. The kernel goes on
-// measuring between a quote and the reading of the list, so more may follow; what
-// follows is not proven, and not read.
-func Replay(start [sha256.Size]byte, list []byte, want [sha256.Size]byte) (size int, err error) {
+// Replay follows list from the value start until it leads to want, which can be at
+// once: the kernel goes on measuring between a quote and the reading of the list, so
+// more may follow; what follows is not proven, and not read. It returns the bytes
+// that it followed and the value they lead to. Where want is not reached before the
+// last whole entry it follows to there, and reached is false.
+func Replay(start [sha256.Size]byte, list []byte, want [sha256.Size]byte) (size int, value [sha256.Size]byte, reached bool, err error) {
 	var b [2 * sha256.Size]byte
-	copy(b[:], start[:])
-	for value := start; value != want; {
-		if size == len(list) {
-			return 0, ErrReplay
-		}
+	for value = start; value != want; {
 		e, err := Next(list[size:])
+		if errors.Is(err, errShort) {
+			return size, value, false, nil
+		}
 		if err != nil {
-			return 0, err
+			return 0, start, false, err
 		}
 		d := e.Extended()
+		copy(b[:], value[:])
 		copy(b[sha256.Size:], d[:])
 		value = sha256.Sum256(b[:])
-		copy(b[:], value[:])
 		size += e.Size
 	}
-	return size, nil
-}
-
-// Advance follows all of list, which must end with a whole entry, to the value it leads to.
-func Advance(start [sha256.Size]byte, list []byte) (value [sha256.Size]byte, err error) {
-	value = start
-	for len(list) > 0 {
-		e, err := Next(list)
-		if err != nil {
-			return value, err
-		}
-		d := e.Extended()
-		value = sha256.Sum256(append(value[:], d[:]...))
-		list = list[e.Size:]
-	}
-	return value, nil
+	return size, value, true, nil
 }

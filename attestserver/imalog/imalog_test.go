@@ -37,9 +37,9 @@ func list(n int) (all []byte) {
 
 func value(t testing.TB, list []byte) [32]byte {
 	t.Helper()
-	v, err := Advance([32]byte{}, list)
-	if err != nil {
-		t.Fatal(err)
+	n, v, _, err := Replay([32]byte{}, list, [32]byte{1})
+	if err != nil || n != len(list) {
+		t.Fatalf("%d of %d bytes, %v", n, len(list), err)
 	}
 	return v
 }
@@ -49,17 +49,22 @@ func value(t testing.TB, list []byte) [32]byte {
 func TestBeginningsAreAcceptedAndGoOn(t *testing.T) {
 	first, second, rest := list(20), entry("/a", false), entry("/b", false)
 	at := value(t, first)
-	n, err := Replay([32]byte{}, append(append(bytes.Clone(first), second...), rest...), at)
-	if err != nil || n != len(first) {
+	n, _, ok, err := Replay([32]byte{}, append(append(bytes.Clone(first), second...), rest...), at)
+	if err != nil || !ok || n != len(first) {
 		t.Fatalf("%d of %d bytes, %v", n, len(first), err)
 	}
 	next := value(t, append(bytes.Clone(first), second...))
-	n, err = Replay(at, append(bytes.Clone(second), rest...), next)
-	if err != nil || n != len(second) {
+	n, _, ok, err = Replay(at, append(bytes.Clone(second), rest...), next)
+	if err != nil || !ok || n != len(second) {
 		t.Fatalf("%d of %d bytes, %v", n, len(second), err)
 	}
-	if n, err := Replay(next, nil, next); n != 0 || err != nil {
+	if n, _, ok, err := Replay(next, nil, next); n != 0 || !ok || err != nil {
 		t.Fatalf("nothing new: %d, %v", n, err)
+	}
+	// A piece that ends within an entry is followed to the last whole one.
+	n, v, ok, err := Replay([32]byte{}, append(bytes.Clone(first), second[:len(second)-1]...), next)
+	if err != nil || ok || n != len(first) || v != at {
+		t.Fatalf("cut off: %d of %d bytes, %v", n, len(first), err)
 	}
 }
 
@@ -73,18 +78,18 @@ func TestAttackForgedListIsRefused(t *testing.T) {
 		"path changed":         bytes.Replace(honest, []byte("program-5"), []byte("program-6"), 1),
 		"violation hidden":     append(list(3), append(entry("/usr/bin/program-3", false), honest[len(list(4)):]...)...),
 	} {
-		if _, err := Replay([32]byte{}, forged, want); !errors.Is(err, ErrReplay) {
-			t.Errorf("%s: %v", name, err)
+		if _, _, ok, err := Replay([32]byte{}, forged, want); ok || err != nil {
+			t.Errorf("%s: %v, %v", name, ok, err)
 		}
 	}
 	for i := range honest[:len(list(2))] {
 		forged := bytes.Clone(honest)
 		forged[i] ^= 1
-		_, err := Replay([32]byte{}, forged, want)
+		_, _, ok, err := Replay([32]byte{}, forged, want)
 		// The SHA-1 of the template is not what the SHA-256 bank was extended with.
 		inSHA1 := (i >= 4 && i < 24) || (i-len(list(1)) >= 4 && i-len(list(1)) < 24)
 		name := (i >= 28 && i < 34) || (i-len(list(1)) >= 28 && i-len(list(1)) < 34)
-		if (err == nil) != (inSHA1 || name) {
+		if (ok && err == nil) != (inSHA1 || name) {
 			t.Errorf("bit of byte %d changed: %v", i, err)
 		}
 	}
@@ -108,13 +113,13 @@ func FuzzReplay(f *testing.F) {
 	f.Add(entry("/a", true))
 	f.Add([]byte{10, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		n, err := Replay([32]byte{}, b, sha256.Sum256(b))
-		if err == nil || n != 0 {
+		n, v, ok, err := Replay([32]byte{}, b, sha256.Sum256(b))
+		if ok || n > len(b) {
 			t.Errorf("%d bytes lead to a value that nobody extended", n)
 		}
-		if v, err := Advance([32]byte{}, b); err == nil {
-			if n, err := Replay([32]byte{}, b, v); err != nil || n > len(b) {
-				t.Errorf("%d of %d bytes, %v", n, len(b), err)
+		if err == nil {
+			if again, _, ok, err := Replay([32]byte{}, b, v); err != nil || !ok || again != n {
+				t.Errorf("%d of %d bytes, %v", again, n, err)
 			}
 		}
 	})
@@ -125,8 +130,8 @@ func BenchmarkReplay10000(b *testing.B) {
 	want := value(b, all)
 	b.SetBytes(int64(len(all)))
 	for b.Loop() {
-		if _, err := Replay([32]byte{}, all, want); err != nil {
-			b.Fatal(err)
+		if _, _, ok, err := Replay([32]byte{}, all, want); !ok || err != nil {
+			b.Fatal(ok, err)
 		}
 	}
 }

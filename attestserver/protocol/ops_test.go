@@ -23,6 +23,8 @@ var opTypes = []struct {
 	{"modules", func() checked { return &ModulesData{} }, `{"modules":[{"name":"a","build_id":"00","taint":"","state":"Live"}],"only_sys":["b"],"only_proc":null}`},
 	{"net", func() checked { return &NetData{} }, `{"links":[{"name":"lo","index":1,"loopback":true}]}`},
 	{"hw", func() checked { return &HwData{} }, `{"cpu_class":"intel-6.1","memory_kib":5,"uptime_ms":1,"components":[{"class":"pci","slot":"0","value":"1"}]}`},
+	{"tpm parameters", func() checked { return &TpmParams{} }, `{"session":"aaaaaaaaaaaaaaaaaaaaaaaaaa","nonce":"` + strings.Repeat("A", 43) + `=","identify":true,"log":true,"list_from":5}`},
+	{"tpm", func() checked { return &TpmData{} }, `{"present":true,"ek_kind":"ecc-p256","ek":"AA==","quote":{"message":"AA==","signature":"AA==","pcrs":[{"index":9,"value":"` + strings.Repeat("00", 32) + `"}]}}`},
 	{"ktext parameters", func() checked { return &KtextParams{} }, `{"sites":true}`},
 	{"ktext", func() checked { return &KtextData{} }, `{"base":1,"size":4096,"mask_sha256":"00","macs":"AAAAAAAAAAA=","sites":null}`},
 }
@@ -61,6 +63,12 @@ func TestDecodeOp_Limits(t *testing.T) {
 		{"net", `{"links":` + many("{}", MaxLinks) + `}`}, {"net", `{"links":[{"name":` + long + `}]}`},
 		{"hw", `{"cpu_class":""}`}, {"hw", `{"cpu_class":"A"}`}, {"hw", `{"cpu_class":"a","uptime_ms":-1}`}, {"hw", `{"cpu_class":"a","components":` + many("{}", MaxComponents) + `}`},
 		{"hw", `{"cpu_class":"a","components":[{"value":` + long + `}]}`},
+		{"tpm parameters", `{"session":"a","nonce":""}`}, {"tpm parameters", `{"session":"aaaaaaaaaaaaaaaaaaaaaaaaaa","nonce":"AAAA"}`},
+		{"tpm parameters", `{"session":"aaaaaaaaaaaaaaaaaaaaaaaaaa","nonce":"` + strings.Repeat("A", 43) + `=","list_from":-1}`},
+		{"tpm parameters", `{"session":"aaaaaaaaaaaaaaaaaaaaaaaaaa","nonce":"` + strings.Repeat("A", 43) + `=","secret":"AAAA"}`},
+		{"tpm", `{"fault":` + long + `}`}, {"tpm", `{"ek":"` + strings.Repeat("AAAA", MaxTpmKey) + `"}`}, {"tpm", `{"log":"` + strings.Repeat("AAAA", MaxTpmLog/3+1) + `"}`},
+		{"tpm", `{"quote":{"message":"` + strings.Repeat("AAAA", MaxTpmKey) + `"}}`}, {"tpm", `{"quote":{"pcrs":[{"index":24,"value":"` + strings.Repeat("00", 32) + `"}]}}`},
+		{"tpm", `{"quote":{"pcrs":[{"index":1,"value":"00"}]}}`}, {"tpm", `{"quote":{"pcrs":` + many("{}", 24) + `}}`},
 		{"ktext", `{"size":0}`}, {"ktext", `{"size":268435457}`}, {"ktext", `{"size":4096,"macs":""}`}, {"ktext", `{"size":4096,"macs":"AAAAAAAAAAA=","mask_sha256":` + long + `}`},
 	} {
 		for _, o := range opTypes {

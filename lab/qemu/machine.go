@@ -18,7 +18,7 @@ const ChannelPort = "org.portcullis.lab"
 // HotplugBus is a free PCIe root port: devices can be added there at run time.
 const HotplugBus = "hotplug0"
 
-// Config describes one machine. Every field but TPM and Start is needed.
+// Config describes one machine. Every field but TPM, Strings and Start is needed.
 type Config struct {
 	Name     string // shown in the process list
 	Dir      string // sockets, variables and logs; must exist
@@ -28,6 +28,9 @@ type Config struct {
 	MemoryMB int    // 1024 .. 65536
 	CPUs     int    // 1 .. 64
 	TPM      bool   // a TPM 2.0 by swtpm
+	// Strings are OEM strings of the SMBIOS table (type 11), which the owner of a
+	// machine can set and systemd-stub listens to.
+	Strings []string
 	// Start starts a prepared command where the tap is; nil starts it here.
 	Start func(*exec.Cmd) error
 }
@@ -75,6 +78,9 @@ func Args(cfg Config) ([]string, error) {
 	args = append(args, fw...)
 	if cfg.TPM {
 		args = append(args, tpmArgs(cfg.Dir)...)
+	}
+	for _, s := range cfg.Strings {
+		args = append(args, "-smbios", "type=11,value="+Escape(s))
 	}
 	return args, nil
 }

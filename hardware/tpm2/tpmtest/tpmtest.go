@@ -3,6 +3,9 @@
 package tpmtest
 
 import (
+	"bytes"
+	"encoding/binary"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -10,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-tpm/tpm2/transport"
 )
 
 // Chip is a running TPM emulator.
@@ -52,6 +57,8 @@ func (c *Chip) start(t testing.TB) {
 		"--ctrl", "type=unixio,path="+c.Path+".ctrl", // tpm2-tss's swtpm TCTI wants it there
 		"--flags", "not-need-init,startup-clear")
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	var said bytes.Buffer
+	c.cmd.Stderr = &said
 	if err := c.cmd.Start(); err != nil {
 		t.Fatalf("start swtpm (package swtpm): %v", err)
 	}
@@ -61,8 +68,9 @@ func (c *Chip) start(t testing.TB) {
 			conn.Close()
 			return
 		}
-		if time.Now().After(end) || c.cmd.ProcessState != nil {
-			t.Fatalf("swtpm does not answer: %v", err)
+		if time.Now().After(end) {
+			c.Close() // and with it the last of what it says
+			t.Fatalf("swtpm does not answer: %v; %s", err, said.Bytes())
 		}
 	}
 }
@@ -89,3 +97,34 @@ func (c *Chip) Close() {
 
 // TCTI is how programs on tpm2-tss reach the chip.
 func (c *Chip) TCTI() string { return "swtpm:path=" + c.Path }
+
+// Dial returns a transport that connects for every command, so that others may use
+// the chip in between.
+func (c *Chip) Dial() transport.TPMCloser { return link{c} }
+
+type link struct{ *Chip }
+
+// Close does nothing: no connection is held.
+func (link) Close() error { return nil }
+
+// Send implements transport.TPM.
+func (l link) Send(command []byte) ([]byte, error) {
+	c, err := net.Dial("unix", l.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return nil, err
+	}
+	if _, err := c.Write(command); err != nil {
+		return nil, err
+	}
+	answer := make([]byte, 4096)
+	if _, err := io.ReadFull(c, answer[:10]); err != nil {
+		return nil, err
+	}
+	n := min(int(binary.BigEndian.Uint32(answer[2:])), len(answer))
+	_, err = io.ReadFull(c, answer[10:max(n, 10)])
+	return answer[:n], err
+}

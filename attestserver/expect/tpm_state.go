@@ -1,0 +1,161 @@
+package expect
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"portcullis/attestserver/protocol"
+	"portcullis/hardware/tpmattest"
+)
+
+// tpmNote is what is known of the chip in this boot session.
+type tpmNote struct {
+	Identity  *tpmattest.Enrolment       `json:"identity"`  // as shown, and as enrolled where it is
+	Secret    []byte                     `json:"secret"`    // of the credential that was sent last
+	Activated bool                       `json:"activated"` // a credential was opened
+	Clock     *tpmClock                  `json:"clock"`     // of the last good answer
+	Registers map[int]tpmattest.Register `json:"registers"` // after the log was judged
+	Firmware  map[int][]string           `json:"firmware"`  // events of the pinned registers
+	ListSize  int64                      `json:"list_size"` // bytes of IMA's list that are proven
+	ListValue [32]byte                   `json:"list_value"`
+	Listed    bool                       `json:"listed"` // they lead to register 10 of the last answer
+	Good      bool                       `json:"good"`   // the last answer was
+	Said      map[string]bool            `json:"said"`   // infos, each once
+}
+
+// tpmClock is how often the chip was started and how long it has run.
+type tpmClock struct {
+	Resets       uint32 `json:"resets"`
+	Restarts     uint32 `json:"restarts"` // resumes since the last reset
+	Milliseconds uint64 `json:"milliseconds"`
+}
+
+// startedAfter tells whether the chip was started since (TPM 2.0 Part 1, 36.7).
+func (c tpmClock) startedAfter(old tpmClock) bool {
+	return c.Resets > old.Resets || (c.Resets == old.Resets && c.Restarts > old.Restarts)
+}
+
+func readTpmNote(st *protocol.ImageState) (*tpmNote, error) {
+	s := new(tpmNote)
+	if b := st.Notes[protocol.OpTpm]; b != nil {
+		if err := json.Unmarshal(b, s); err != nil {
+			return nil, fmt.Errorf("TPM note: %w", err)
+		}
+	}
+	return s, nil
+}
+
+func (s *tpmNote) write(st *protocol.ImageState) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("TPM note: %w", err)
+	}
+	if st.Notes == nil {
+		st.Notes = map[string][]byte{}
+	}
+	st.Notes[protocol.OpTpm] = b
+	return nil
+}
+
+// wantsCredential: the chip has shown itself, a good quote of it was seen, and it
+// has not proven yet that both keys are in it. One that is enrolled has.
+func (s *tpmNote) wantsCredential() bool {
+	return s.Identity != nil && s.Registers != nil && !s.Activated && !s.Said[tpmKnown]
+}
+
+// tpmKnown notes that the chip of this session is the enrolled one.
+const tpmKnown = "known"
+
+func (s *tpmNote) once(j *judge, reason, format string, args ...any) {
+	if !s.Said[reason] {
+		j.add(protocol.Info, reason, format, args...)
+		s.say(reason)
+	}
+}
+
+func (s *tpmNote) say(what string) {
+	if s.Said == nil {
+		s.Said = map[string]bool{}
+	}
+	s.Said[what] = true
+}
+
+// kindTpm is the sort of reference.
+const kindTpm = "tpm"
+
+// tpmReference is the enrolment of one PC's chip: its identity, which never
+// changes, the firmware that was seen, and the last session's clock.
+type tpmReference struct {
+	Version   int                        `json:"version"` // 1
+	EKDigest  string                     `json:"ek_sha256"`
+	EKIssuer  string                     `json:"ek_issuer,omitempty"` // of the certificate; nobody has checked that it is a maker's
+	Identity  tpmattest.Enrolment        `json:"identity"`
+	Registers map[int]tpmattest.Register `json:"registers"`
+	Firmware  map[int][]string           `json:"firmware"`
+	Session   string                     `json:"session"` // the last one that was good
+	Clock     tpmClock                   `json:"clock"`   // in it
+}
+
+func newTpmReference(s *tpmNote) *tpmReference {
+	r := &tpmReference{Version: 1, EKDigest: ekDigest(s.Identity), Identity: *s.Identity, Firmware: s.Firmware, Clock: *s.Clock,
+		Registers: map[int]tpmattest.Register{}}
+	if cert, err := s.Identity.Certificate(); err == nil && cert != nil {
+		r.EKIssuer = plain(cert.Issuer.String())
+	}
+	for _, i := range pinnedRegisters {
+		r.Registers[i] = s.Registers[i]
+	}
+	return r
+}
+
+// same tells whether the keys are the enrolled ones.
+func (r *tpmReference) same(shown *tpmattest.Enrolment) bool {
+	return r.Identity.EKKind == shown.EKKind && bytes.Equal(r.Identity.EK, shown.EK) && bytes.Equal(r.Identity.AK, shown.AK)
+}
+
+func ekDigest(e *tpmattest.Enrolment) string {
+	sum := sha256.Sum256(e.EK)
+	return hex.EncodeToString(sum[:])
+}
+
+// tpmKey names the reference of a PC.
+func tpmKey(st *protocol.ImageState) string { return strings.ReplaceAll(st.MAC, ":", "-") }
+
+func readTpm(refs protocol.References, st *protocol.ImageState) (*tpmReference, error) {
+	b, err := refs.Get(kindTpm, tpmKey(st))
+	if err != nil {
+		return nil, err
+	}
+	r := new(tpmReference)
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("TPM reference: %w", err)
+	}
+	if r.Version != 1 || len(r.Identity.AK) == 0 {
+		return nil, fmt.Errorf("TPM reference: version %d", r.Version)
+	}
+	return r, nil
+}
+
+func (r *tpmReference) write(refs protocol.References, st *protocol.ImageState) error {
+	r.Session = st.Session
+	b, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("TPM reference: %w", err)
+	}
+	return refs.Put(kindTpm, tpmKey(st), b)
+}
+
+// provenList tells how many bytes of IMA's list the chip has vouched for in this
+// session, and the value they lead to. ok is false where it has not: then the list
+// is a hint.
+func provenList(st *protocol.ImageState) (size int64, value [32]byte, ok bool) {
+	s, err := readTpmNote(st)
+	if err != nil || s.ListSize == 0 {
+		return 0, value, false
+	}
+	return s.ListSize, s.ListValue, true
+}
