@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"portcullis/attestserver/protocol"
@@ -38,6 +39,9 @@ type Host struct {
 	Stat func(link string) (FileStat, error)
 	// TPM opens the TPM 2.0; nil opens tpmrm0 in Dev. fs.ErrNotExist where there is none.
 	TPM func() (transport.TPMCloser, error)
+	// TSM opens the kernel's reports of confidential machines, and what closes it
+	// again; nil mounts configfs privately. fs.ErrNotExist where there are none.
+	TSM func() (client configfsi.Client, done func(), err error)
 	// Uptime is the time since the kernel started; nil asks the kernel.
 	Uptime func() time.Duration
 }
@@ -67,6 +71,9 @@ func (h Host) withDefaults() Host {
 	if h.TPM == nil {
 		h.TPM = h.openTPM
 	}
+	if h.TSM == nil {
+		h.TSM = openTSM
+	}
 	if h.Uptime == nil {
 		h.Uptime = bootTime
 	}
@@ -84,7 +91,7 @@ type FileStat struct {
 func All(h Host) []protocol.Probe {
 	h = h.withDefaults()
 	return []protocol.Probe{
-		&Boot{h}, &Block{h}, &Procs{h}, &Pmem{h}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h}, &Tpm{Host: h},
+		&Boot{h}, &Block{h}, &Procs{h}, &Pmem{h}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h}, &Tpm{Host: h}, &Tsm{h},
 	}
 }
 

@@ -174,7 +174,7 @@ func (p *Tpm) lists(d *protocol.TpmData, q *protocol.TpmParams) error {
 		}
 		d.Log = log
 	}
-	list, err := p.Special("securityfs", "ima/binary_runtime_measurements")
+	list, err := p.measurements()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -185,6 +185,16 @@ func (p *Tpm) lists(d *protocol.TpmData, q *protocol.TpmParams) error {
 	d.More = len(list) > protocol.MaxTpmIMA
 	d.List = slices.Clone(list[:min(len(list), protocol.MaxTpmIMA)])
 	return nil
+}
+
+// measurements reads IMA's list. Since Linux 6.10 there is one for each hash, of which
+// that with SHA-1 in its entries has the old form.
+func (p *Tpm) measurements() ([]byte, error) {
+	list, err := p.Special("securityfs", "integrity/ima/binary_runtime_measurements_sha1")
+	if errors.Is(err, fs.ErrNotExist) {
+		return p.Special("securityfs", "integrity/ima/binary_runtime_measurements")
+	}
+	return list, err
 }
 
 // openTPM opens the kernel's TPM 2.0 with a resource manager: what one program

@@ -14,7 +14,7 @@ import (
 )
 
 var allOps = []string{protocol.OpBoot, protocol.OpBlock, protocol.OpProcs, protocol.OpPmem, protocol.OpModules, protocol.OpNet,
-	protocol.OpHw, protocol.OpKtext, protocol.OpTpm}
+	protocol.OpHw, protocol.OpKtext, protocol.OpTpm, protocol.OpTsm}
 
 func TestHonestMachine_NoFinding(t *testing.T) {
 	m := newMachine(t)

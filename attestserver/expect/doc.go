@@ -62,7 +62,7 @@ func All(img *protocol.Image) ([]protocol.Expectation, error) {
 	}
 	all := []protocol.Expectation{
 		&Hw{user{im}}, &Boot{user{im}}, &Block{user{im}}, &Procs{user{im}}, &Pmem{user{im}},
-		&Modules{user{im}}, &Net{user{im}}, &Ktext{user{im}}, &Tpm{user{im}},
+		&Modules{user{im}}, &Net{user{im}}, &Ktext{user{im}}, &Tpm{user{im}}, &Tsm{user{im}},
 	}
 	im.users.Store(int32(len(all)))
 	return all, nil

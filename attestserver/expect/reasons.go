@@ -69,6 +69,12 @@ const (
 	ReasonTpmNotReset   = "tpm-not-reset"  // not started anew with this boot
 	ReasonTpmIMA        = "tpm-ima"        // IMA's list does not lead to register 10
 
+	ReasonTsmMissing     = "tsm-missing"     // enrolled as a confidential machine, and says it is none
+	ReasonTsmFault       = "tsm-fault"       // the enrolled machine gives no report
+	ReasonTsmUnusable    = "tsm-unusable"    // a report that cannot be judged; never enrolled
+	ReasonTsmReport      = "tsm-report"      // not of the maker, not for this question, or of an unprotected machine
+	ReasonTsmMeasurement = "tsm-measurement" // launched with something else than enrolled for this image
+
 	ReasonKtext      = "ktext-changed"   // kernel text differs from the reference
 	ReasonKtextImage = "ktext-not-image" // at enrolment: kernel text differs from the signed kernel
 	ReasonKtextPlace = "ktext-place"     // not at the address or of the size of the signed kernel

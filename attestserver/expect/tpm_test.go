@@ -83,7 +83,7 @@ func (p *tpmPC) measure(path string) {
 	p.list = append(p.list, bytes.Repeat([]byte{1}, 20)...)
 	p.list = append(binary.LittleEndian.AppendUint32(p.list, 6), "ima-ng"...)
 	p.list = append(binary.LittleEndian.AppendUint32(p.list, uint32(len(data))), data...)
-	p.special["ima/binary_runtime_measurements"] = string(p.list)
+	p.special["integrity/ima/binary_runtime_measurements_sha1"] = string(p.list)
 	p.extend(10, sha256.Sum256(data))
 }
 
@@ -388,11 +388,11 @@ func TestAttackTpmForgedBoot(t *testing.T) {
 		{"Secure Boot changed", expect.ReasonTpmFirmware, "register 7", func(p *tpmPC) { p.events[1] = eventlogtest.Said(7, 0x80000001, []byte("SecureBoot=1")) }},
 		{"IMA's list shortened", expect.ReasonTpmIMA, "does not lead", func(p *tpmPC) {
 			p.measure("/usr/bin/evil")
-			p.special["ima/binary_runtime_measurements"] = string(p.list[:len(p.list)/2])
+			p.special["integrity/ima/binary_runtime_measurements_sha1"] = string(p.list[:len(p.list)/2])
 		}},
 		{"IMA's list forged", expect.ReasonTpmIMA, "does not lead", func(p *tpmPC) {
 			p.measure("/usr/bin/evil")
-			p.special["ima/binary_runtime_measurements"] = string(bytes.Replace(p.list, []byte("evil"), []byte("good"), 1))
+			p.special["integrity/ima/binary_runtime_measurements_sha1"] = string(bytes.Replace(p.list, []byte("evil"), []byte("good"), 1))
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {

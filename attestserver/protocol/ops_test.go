@@ -25,6 +25,8 @@ var opTypes = []struct {
 	{"hw", func() checked { return &HwData{} }, `{"cpu_class":"intel-6.1","memory_kib":5,"uptime_ms":1,"components":[{"class":"pci","slot":"0","value":"1"}]}`},
 	{"tpm parameters", func() checked { return &TpmParams{} }, `{"session":"aaaaaaaaaaaaaaaaaaaaaaaaaa","nonce":"` + strings.Repeat("A", 43) + `=","identify":true,"log":true,"list_from":5}`},
 	{"tpm", func() checked { return &TpmData{} }, `{"present":true,"ek_kind":"ecc-p256","ek":"AA==","quote":{"message":"AA==","signature":"AA==","pcrs":[{"index":9,"value":"` + strings.Repeat("00", 32) + `"}]}}`},
+	{"tsm parameters", func() checked { return &TsmParams{} }, `{"session":"aaaaaaaaaaaaaaaaaaaaaaaaaa","nonce":"` + strings.Repeat("A", 43) + `="}`},
+	{"tsm", func() checked { return &TsmData{} }, `{"present":true,"provider":"tdx_guest","report":"AA=="}`},
 	{"ktext parameters", func() checked { return &KtextParams{} }, `{"sites":true}`},
 	{"ktext", func() checked { return &KtextData{} }, `{"base":1,"size":4096,"mask_sha256":"00","macs":"AAAAAAAAAAA=","sites":null}`},
 }
@@ -69,6 +71,7 @@ func TestDecodeOp_Limits(t *testing.T) {
 		{"tpm", `{"fault":` + long + `}`}, {"tpm", `{"ek":"` + strings.Repeat("AAAA", MaxTpmKey) + `"}`}, {"tpm", `{"log":"` + strings.Repeat("AAAA", MaxTpmLog/3+1) + `"}`},
 		{"tpm", `{"quote":{"message":"` + strings.Repeat("AAAA", MaxTpmKey) + `"}}`}, {"tpm", `{"quote":{"pcrs":[{"index":24,"value":"` + strings.Repeat("00", 32) + `"}]}}`},
 		{"tpm", `{"quote":{"pcrs":[{"index":1,"value":"00"}]}}`}, {"tpm", `{"quote":{"pcrs":` + many("{}", 24) + `}}`},
+		{"tsm parameters", `{"session":"","nonce":""}`}, {"tsm", `{"provider":` + long + `}`}, {"tsm", `{"certs":"` + strings.Repeat("AAAA", MaxTsmBlob) + `"}`},
 		{"ktext", `{"size":0}`}, {"ktext", `{"size":268435457}`}, {"ktext", `{"size":4096,"macs":""}`}, {"ktext", `{"size":4096,"macs":"AAAAAAAAAAA=","mask_sha256":` + long + `}`},
 	} {
 		for _, o := range opTypes {
