@@ -148,14 +148,3 @@ func (r *tpmReference) write(refs protocol.References, st *protocol.ImageState) 
 	}
 	return refs.Put(kindTpm, tpmKey(st), b)
 }
-
-// provenList tells how many bytes of IMA's list the chip has vouched for in this
-// session, and the value they lead to. ok is false where it has not: then the list
-// is a hint.
-func provenList(st *protocol.ImageState) (size int64, value [32]byte, ok bool) {
-	s, err := readTpmNote(st)
-	if err != nil || s.ListSize == 0 {
-		return 0, value, false
-	}
-	return s.ListSize, s.ListValue, true
-}

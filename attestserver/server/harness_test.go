@@ -130,6 +130,8 @@ func (l *lab) start() {
 			var all []protocol.Expectation
 			for _, n := range l.names {
 				switch {
+				case n == "root":
+					all = append(all, &stubRooted{stubExpect: stubExpect{n}})
 				case n == "hw":
 					all = append(all, stubClass{stubExpect{n}})
 				case n == "ktext" && l.enrol:

@@ -120,3 +120,17 @@ func (e stubEnrol) Enrol(in protocol.JudgeInput) []protocol.Finding {
 	}
 	return nil
 }
+
+// stubRooted enrols with its second good answer.
+type stubRooted struct {
+	stubExpect
+	good int
+}
+
+func (e *stubRooted) Settle(*protocol.ImageState, protocol.References) (protocol.Tier, bool, error) {
+	e.good++
+	if e.good < 2 {
+		return protocol.TierSoftware, false, nil
+	}
+	return protocol.TierTPM, e.good == 2, nil
+}
