@@ -72,7 +72,7 @@ func (h Host) withDefaults() Host {
 		h.TPM = h.openTPM
 	}
 	if h.TSM == nil {
-		h.TSM = openTSM
+		h.TSM = h.openTSM
 	}
 	if h.Uptime == nil {
 		h.Uptime = bootTime

@@ -80,12 +80,17 @@ func missing(client configfsi.Client, err error) error {
 	return err
 }
 
-// openTSM mounts configfs where no path leads to, as special does.
-func openTSM() (configfsi.Client, func(), error) {
-	fsfd, err := unix.Fsopen("configfs", unix.FSOPEN_CLOEXEC)
-	if errors.Is(err, unix.ENODEV) { // a kernel without it
+// openTSM mounts configfs where no path leads to, as special does. A kernel that has
+// not loaded it is not asked to: the driver of a confidential machine would have.
+func (h Host) openTSM() (configfsi.Client, func(), error) {
+	known, err := read(h.Proc, "filesystems")
+	if err != nil {
+		return nil, nil, err
+	}
+	if !strings.Contains(string(known), "\tconfigfs\n") {
 		return nil, nil, fs.ErrNotExist
 	}
+	fsfd, err := unix.Fsopen("configfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open file system configfs: %w", err)
 	}

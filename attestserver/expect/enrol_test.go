@@ -2,6 +2,7 @@ package expect_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"testing"
 	"time"
@@ -184,7 +185,10 @@ func TestPmem_ChosenPageIsRefused(t *testing.T) {
 	m := newMachine(t)
 	in := m.ask(protocol.OpPmem, false)
 	seg := protocol.Segment{Length: 1_003_520}
-	offset := in.Key.PickPage("", "/usr/bin/dockerd", seg, 0) // another seed than the one sent
+	var asked protocol.PmemParams
+	m.check(json.Unmarshal(in.Params, &asked))
+	// The page beside the one that follows from the seed.
+	offset := (in.Key.PickPage(asked.Seed, "/usr/bin/dockerd", seg, 0) + protocol.PageSize) % seg.Length
 	page := make([]byte, protocol.PageSize)
 	copy(page, m.files["/usr/bin/dockerd"][offset:])
 	d := protocol.PmemData{Pages: []protocol.Page{{Path: "/usr/bin/dockerd", Segment: seg, Offset: offset, PID: 300,

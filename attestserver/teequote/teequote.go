@@ -15,6 +15,7 @@ import (
 	"time"
 
 	sevabi "github.com/google/go-sev-guest/abi"
+	sevpb "github.com/google/go-sev-guest/proto/sevsnp"
 	sevverify "github.com/google/go-sev-guest/verify"
 	tdxabi "github.com/google/go-tdx-guest/abi"
 	tdxpb "github.com/google/go-tdx-guest/proto/tdx"
@@ -80,7 +81,11 @@ func tdx(e Evidence, now time.Time) (*Claims, error) {
 	if !ok {
 		return nil, fmt.Errorf("TDX: a quote of type %T", parsed)
 	}
-	if err := tdxverify.TdxQuote(quote, &tdxverify.Options{Now: now}); err != nil {
+	root, err := intelRoot(quote.GetSignedData().GetCertificationData().GetQeReportCertificationData().GetPckCertificateChainData().GetPckCertChain())
+	if err != nil {
+		return nil, fmt.Errorf("TDX: %w", err)
+	}
+	if err := tdxverify.TdxQuote(quote, &tdxverify.Options{TrustedRoots: root, Now: now}); err != nil {
 		return nil, fmt.Errorf("TDX: %w", err)
 	}
 	body := quote.GetTdQuoteBody()
@@ -94,14 +99,18 @@ func tdx(e Evidence, now time.Time) (*Claims, error) {
 
 // sev verifies a report (SEV-SNP Firmware ABI 1.55, table 23).
 func sev(e Evidence, now time.Time) (*Claims, error) {
-	a, err := sevabi.ReportCertsToProto(append(e.Report[:len(e.Report):len(e.Report)], e.Certs...))
+	r, err := sevabi.ReportToProto(e.Report)
 	if err != nil {
 		return nil, fmt.Errorf("SEV-SNP: %w", err)
 	}
+	chain, err := amdChain(e.Certs)
+	if err != nil {
+		return nil, fmt.Errorf("SEV-SNP: %w", err)
+	}
+	a := &sevpb.Attestation{Report: r, CertificateChain: chain}
 	if err := sevverify.SnpAttestation(a, &sevverify.Options{DisableCertFetching: true, TrustedRoots: sevRoots, Now: now}); err != nil {
 		return nil, fmt.Errorf("SEV-SNP: %w", err)
 	}
-	r := a.GetReport()
 	policy, err := sevabi.ParseSnpPolicy(r.GetPolicy())
 	if err != nil {
 		return nil, fmt.Errorf("SEV-SNP: %w", err)

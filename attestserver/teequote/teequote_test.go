@@ -24,6 +24,10 @@ func TestTDXQuoteOfARealMachine(t *testing.T) {
 	if c.Debug || c.Measurement == ([32]byte{}) {
 		t.Errorf("%+v", c)
 	}
+	// A root that is not Intel's.
+	if _, err := intelRoot([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")); err == nil {
+		t.Error("another root was taken")
+	}
 	// The signature covers the header and the body.
 	for i := 0; i < 48+584; i += 7 {
 		b := bytes.Clone(tdxdata.RawQuote)
