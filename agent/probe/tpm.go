@@ -130,10 +130,11 @@ func (p *Tpm) Close() error {
 	return nil
 }
 
-// identify makes the endorsement key, which is not kept: an RSA key fills a third
-// of what a chip can hold.
+// identify makes the endorsement key, which is not kept: a chip holds few. It is the
+// one on P-256, also where only the RSA key has a certificate: chips take up to tens
+// of seconds to make that one, and the answer would be late.
 func (p *Tpm) identify(d *protocol.TpmData, key protocol.OpKey, params []byte, q *protocol.TpmParams) error {
-	kind, cert, err := tpmattest.ChooseEK(p.chip, "")
+	kind, cert, err := tpmattest.ChooseEK(p.chip, tpmattest.EKECC)
 	if err != nil {
 		return err
 	}
