@@ -159,6 +159,37 @@ func TestTpm_EnrolsWithACredentialAndComesBack(t *testing.T) {
 	}
 }
 
+// restless is a chip whose machine starts a program after each quote, some times.
+type restless struct {
+	transport.TPMCloser
+	p    *tpmPC
+	left *int
+}
+
+func (r restless) Send(command []byte) ([]byte, error) {
+	answer, err := r.TPMCloser.Send(command)
+	if tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])) == tpm2.TPMCCQuote && *r.left > 0 {
+		*r.left--
+		r.p.measure("/usr/bin/program")
+	}
+	return answer, err
+}
+
+// IMA goes on measuring while the chip quotes, as in the first minute of a boot.
+func TestTpm_MachineThatIsStillBooting(t *testing.T) {
+	p := newTpmPC(t)
+	left := 0
+	p.host.TPM = func() (transport.TPMCloser, error) { return restless{p.chip.Dial(), p, &left}, nil }
+	p.startAgent()
+	for i, tier := range []protocol.Tier{protocol.TierSoftware, protocol.TierTPM, protocol.TierTPM} {
+		left = 12
+		p.good(tier, i == 1)
+		if left != 0 {
+			t.Fatal("nothing was measured meanwhile")
+		}
+	}
+}
+
 // No chip, no complaint; a chip that cannot be used, or that nobody measured into,
 // is told once.
 func TestTpm_MachinesThatStayAtT0(t *testing.T) {

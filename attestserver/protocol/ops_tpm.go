@@ -9,10 +9,11 @@ import (
 // OpTpm asks the PC's TPM 2.0 (tier T1).
 const OpTpm = "tpm"
 
-// TpmRegisters are those that are quoted, of the SHA-256 bank: firmware (0, 2, 7),
-// what firmware loaded (4), boot loaders (8: none), command line and initrd (9),
-// IMA (10), the image's sections (11), additions to the command line (12).
-var TpmRegisters = []int{0, 2, 4, 7, 8, 9, 10, 11, 12}
+// TpmRegisters are those that are quoted, of the SHA-256 bank: IMA (10; first, since
+// it changes while it is read), firmware (0, 2, 7), what firmware loaded (4), boot
+// loaders (8: none), command line and initrd (9), the image's sections (11), additions
+// to the command line (12).
+var TpmRegisters = []int{10, 0, 2, 4, 7, 8, 9, 11, 12}
 
 // Limits of op tpm, in bytes.
 const (

@@ -46,17 +46,22 @@ const (
 // MaxQuote is the size of a TPMS_ATTEST, in bytes.
 const MaxQuote = 1024
 
+// tries of a quote: while a machine boots, its IMA extends register 10 with every
+// program that starts.
+const tries = 16
+
 // ErrNoBank is a chip whose SHA-256 bank is not active.
 var ErrNoBank = errors.New("the chip has no SHA-256 bank")
 
 // Make has the chip sign a nonce (MinNonce to MaxNonce bytes) and registers of the
-// SHA-256 bank with the loaded attestation key ak. Registers that change between
-// quote and reading are quoted again, three times at most.
+// SHA-256 bank with the loaded attestation key ak. Registers are read in the order of
+// pcrs behind the quote; when one has changed in between, all is done again, at most
+// tries times. So what changes most comes first.
 func Make(chip transport.TPM, ak *Key, nonce []byte, pcrs []int) (q *Quote, err error) {
 	if len(nonce) < MinNonce || len(nonce) > MaxNonce || len(pcrs) == 0 {
 		return nil, fmt.Errorf("quote: a nonce of %d bytes over %d registers", len(nonce), len(pcrs))
 	}
-	for range 3 {
+	for range tries {
 		if q, err = quote(chip, ak, nonce, pcrs); err != nil {
 			return nil, err
 		}
