@@ -29,7 +29,7 @@ func Plays() []Play {
 			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(),
 			rebootLadder(),
 		}, intruderScenes()...)},
-		{Name: "pxe", Firmware: qemu.UEFIPXE, TPM: true, Scenes: []Scene{trusted(qemu.UEFIPXE), measuredBoot(), alteredBoot()}},
+		{Name: "pxe", Firmware: qemu.UEFIPXE, Scenes: []Scene{trusted(qemu.UEFIPXE)}},
 		{Name: "ipxe", Firmware: qemu.IPXE, Scenes: []Scene{trusted(qemu.IPXE)}},
 		{Name: "bios", Firmware: qemu.BIOS, Scenes: []Scene{trusted(qemu.BIOS)}},
 		{Name: "crash", Firmware: qemu.UEFIHTTP, Scenes: []Scene{killedInBoot("attestd"), killedInBoot("pxed"), killedInBoot("gatewayd")}},
