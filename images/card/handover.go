@@ -53,8 +53,9 @@ type Handover struct {
 	Recovered      bool    `json:"recovered"` // opened with the recovery key: portcullis root rearm is due
 	UnlockedBy     string  `json:"unlocked_by"`
 	HeaderRepaired bool    `json:"header_repaired,omitempty"`
-	Configured     bool    `json:"configured"` // the seed held settings that are in force
-	Seconds        float64 `json:"seconds"`    // from the kernel's start to the real system's
+	Uncapped       bool    `json:"uncapped,omitempty"` // there is a chip, and it could not be closed: root may get its key until the power was off
+	Configured     bool    `json:"configured"`         // the seed held settings that are in force
+	Seconds        float64 `json:"seconds"`            // from the kernel's start to the real system's
 
 	ReleaseKeys [][]byte `json:"release_keys"` // Ed25519, raw: who signs updates
 	Threshold   int      `json:"threshold"`

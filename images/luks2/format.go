@@ -8,6 +8,9 @@ import (
 	"portcullis/images/card"
 )
 
+// defaultSectorSize of a payload, in bytes.
+const defaultSectorSize = 4096
+
 // Options of Format. The zero value is what the Pi uses.
 type Options struct {
 	SectorSize    int       // of the payload: 512 to 4096 bytes; 0 is 4096
@@ -24,7 +27,7 @@ type Options struct {
 // new one.
 func Format(d Device, size int64, o Options, volumeKey []byte) (*Header, error) {
 	if o.SectorSize == 0 {
-		o.SectorSize = 4096
+		o.SectorSize = defaultSectorSize
 	}
 	if o.PayloadOffset == 0 {
 		o.PayloadOffset = card.CryptHeader

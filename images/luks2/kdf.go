@@ -35,7 +35,8 @@ func ForPeople() KDF { return KDF{Type: "argon2id", Memory: 64 << 10, Time: 4, L
 type Limits struct {
 	Memory     int64 // KiB
 	Time       int64 // argon2 passes
-	Iterations int64 // pbkdf2
+	Work       int64 // argon2: KiB times passes; 0: no other limit than those two
+	Iterations int64 // pbkdf2, of keyslots and digests
 }
 
 // DefaultLimits allows argon2 1 GiB.
@@ -88,6 +89,8 @@ func (k *kdf) affordable(l Limits) error {
 		return refuse(ReasonCost, "%s wants %d KiB of memory, the limit here is %d", k.Type, k.Memory, l.Memory)
 	case k.Time > l.Time:
 		return refuse(ReasonCost, "%s wants %d passes, the limit here is %d", k.Type, k.Time, l.Time)
+	case l.Work > 0 && k.Time > 0 && k.Memory > l.Work/k.Time:
+		return refuse(ReasonCost, "%s wants %d passes over %d KiB, the limit here is %d KiB in all", k.Type, k.Time, k.Memory, l.Work)
 	case k.Iterations > l.Iterations:
 		return refuse(ReasonCost, "%s wants %d iterations, the limit here is %d", k.Type, k.Iterations, l.Iterations)
 	}

@@ -1,7 +1,8 @@
 // Package luks2 writes LUKS2 volumes and reads them strictly: format, keyslots,
-// tokens, both copies of the header, repair and erase. luks.go, which opens the
-// volume as a block device, has none of these, and takes an unfinished
-// re-encryption for a whole volume; so Read and Repair come before it, always.
+// tokens, both copies of the header, repair and erase. A Header in memory is what was
+// checked: Unlock takes nothing from the device but a keyslot's material, and the
+// device that rootfs/boot maps takes offset, sectors and cipher from here, so that a
+// card that shows another header at a second reading is not believed.
 //
 // It follows the LUKS2 on-disk format specification of the cryptsetup project,
 // as far as this project needs it: one data segment, aes-xts-plain64, no

@@ -1,10 +1,10 @@
 package boot
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -52,17 +52,26 @@ func deviceNumber(dev string) (major, minor uint32, err error) {
 // openMapped makes the device name with one target that covers all of it, and
 // returns its path (/dev/dm-N).
 func openMapped(name string, flags uint32, sectors uint64, kind, table string) (string, error) {
+	return makeMapped(name, "", flags, sectors, kind, []byte(table))
+}
+
+// makeMapped is openMapped with a device-mapper UUID. What it makes of table is
+// cleared behind it, here and, with DM_SECURE_DATA_FLAG, in the kernel.
+func makeMapped(name, uuid string, flags uint32, sectors uint64, kind string, table []byte) (string, error) {
 	ctl, err := os.OpenFile("/dev/mapper/control", os.O_RDWR, 0)
 	if err != nil {
 		return "", fmt.Errorf("device-mapper: %w", err)
 	}
 	defer ctl.Close()
-	made, err := dmCall(ctl, unix.DM_DEV_CREATE, newDM(name, flags))
+	create := newDM(name, flags)
+	copy(create.head().Uuid[:len(create.head().Uuid)-1], uuid)
+	made, err := dmCall(ctl, unix.DM_DEV_CREATE, create)
 	if err != nil {
 		return "", fmt.Errorf("create device %s: %w", name, err)
 	}
 	load := newDM(name, flags)
 	load.addTarget(sectors, kind, table)
+	defer clear(load.b)
 	if _, err = dmCall(ctl, unix.DM_TABLE_LOAD, load); err == nil {
 		// Suspend without DM_SUSPEND_FLAG is resume: it makes the loaded table live.
 		_, err = dmCall(ctl, unix.DM_DEV_SUSPEND, newDM(name, flags))
@@ -100,16 +109,16 @@ func newDM(name string, flags uint32) *dmBuffer {
 }
 
 // addTarget appends one target that starts at sector 0.
-func (d *dmBuffer) addTarget(sectors uint64, kind, params string) {
+func (d *dmBuffer) addTarget(sectors uint64, kind string, params []byte) {
 	spec := unix.DmTargetSpec{Length: sectors}
 	copy(spec.Target_type[:], kind)
 	size := (unix.SizeofDmTargetSpec + len(params) + 1 + 7) &^ 7 // NUL-terminated, aligned to 8
 	spec.Next = uint32(size)
-	var b bytes.Buffer
-	binary.Write(&b, binary.NativeEndian, spec) // a bytes.Buffer takes everything
-	b.WriteString(params)
-	b.Write(make([]byte, size-b.Len()))
-	d.b = append(d.b, b.Bytes()...)
+	d.b = slices.Grow(d.b, size) // newDM has made room for every table of ours: no copy stays behind
+	end := len(d.b) + size
+	d.b, _ = binary.Append(d.b, binary.NativeEndian, spec) // a struct of fixed size
+	d.b = append(d.b, params...)
+	d.b = append(d.b, make([]byte, end-len(d.b))...)
 	d.head().Target_count = 1
 }
 

@@ -185,7 +185,7 @@ func TestDeviceMapperRequest(t *testing.T) {
 		t.Errorf("table %q", table)
 	}
 	d := newDM("root", unix.DM_READONLY_FLAG)
-	d.addTarget(2000, "verity", table)
+	d.addTarget(2000, "verity", []byte(table))
 	b := d.b
 	spec := b[312:]
 	switch {

@@ -10,6 +10,7 @@ import (
 	"portcullis/hardware"
 	"portcullis/hardware/detect"
 	"portcullis/hardware/escrow"
+	"portcullis/hardware/tpm2"
 	"portcullis/hardware/tpmpolicy"
 	"portcullis/images/card"
 	"portcullis/images/fat"
@@ -58,6 +59,7 @@ type Boot struct {
 	module   hardware.Root    // Zymbit's; nil: none
 	noModule error            // why module is nil
 	names    [2]string        // of the TPM and of the module, as they call themselves
+	chip     tpm2.Config      // under which it was opened
 	keeper   hardware.Root    // who is to keep the key of a first boot; nil: nobody
 	backend  hardware.Backend // the keeper's
 	hand     card.Handover

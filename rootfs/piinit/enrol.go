@@ -29,7 +29,6 @@ type enrolment struct {
 	header   *luks2.Header
 	token    int // number of our token
 	chipSlot int
-	volume   Volume
 	space    Space
 	blob     json.RawMessage
 }
@@ -160,10 +159,13 @@ func (e *enrolment) format(ctx context.Context) error {
 	if err := e.header.Write(b.crypt); err != nil {
 		return err
 	}
-	if e.volume, err = b.Host.Unlock(e.chipSlot, pass); err != nil {
+	// As every later boot will.
+	v, err := b.tryPassphrase(e.header, pass, []int{e.chipSlot})
+	if err != nil {
 		return err
 	}
-	if e.space, err = e.volume.Map(); err != nil {
+	defer v.wipe()
+	if e.space, err = b.Host.Map(v.header, v.key); err != nil {
 		return err
 	}
 	b.Log.Stage(b.stage, "uuid", e.header.UUID())
@@ -210,7 +212,7 @@ func (e *enrolment) seal(ctx context.Context) error {
 		return boot.Failf(ReasonSeal, "the chip gives back something else than it was given")
 	}
 	b.Log.Stage(b.stage, "backend", b.backend, "posture", b.hand.Posture)
-	return b.capChip(ctx, e.volume, e.header.UUID(), b.backend)
+	return b.capChip(ctx, &volume{e.header, e.key}, b.backend)
 }
 
 // data makes the data volume. Its first bytes are zeroed first: what an older

@@ -3,7 +3,6 @@ package piinit
 import (
 	"context"
 	"crypto"
-	"errors"
 	"io"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
 	"portcullis/images/gpt"
+	"portcullis/images/luks2"
 	"portcullis/rootfs/boot"
 )
 
@@ -43,13 +43,6 @@ type TPM interface {
 	SetupLockout(ctx context.Context, l tpm2.Lockout) error
 }
 
-// Volume is the encrypted volume with its key.
-type Volume interface {
-	HMAC(h crypto.Hash, message []byte) ([]byte, error)
-	// Map makes the devices inside.
-	Map() (Space, error)
-}
-
 // Space is the inside of the volume.
 type Space interface {
 	System(card.Slot) Disk
@@ -64,9 +57,6 @@ type Space interface {
 	Check(ctx context.Context) (repaired bool, err error)
 	MountData() error
 }
-
-// ErrPassphrase is returned by Unlock for a wrong passphrase.
-var ErrPassphrase = errors.New("the passphrase does not open this keyslot")
 
 // Host is what needs a kernel.
 type Host interface {
@@ -84,8 +74,9 @@ type Host interface {
 	Zymbit(ctx context.Context, state *card.ZymbitState) (hardware.Root, error)
 	// SystemdToken gets the passphrase for a token of systemd-cryptenroll.
 	SystemdToken(ctx context.Context, token []byte) ([]byte, error)
-	// Unlock proves a passphrase with a keyslot of the card's volume.
-	Unlock(slot int, passphrase []byte) (Volume, error)
+	// Map makes the devices inside of the card's volume. It takes what it needs to know
+	// from the header that was checked and from nowhere else.
+	Map(h *luks2.Header, key []byte) (Space, error)
 }
 
 // Console reaches the people at the machine.

@@ -2,17 +2,15 @@ package piinit
 
 import (
 	"context"
-	"errors"
 	"os"
 	"time"
-
-	"github.com/anatol/luks.go"
 
 	"portcullis/hardware"
 	"portcullis/hardware/systemdtoken"
 	"portcullis/hardware/tpm2"
 	"portcullis/images/card"
 	"portcullis/images/gpt"
+	"portcullis/images/luks2"
 	"portcullis/rootfs/boot"
 )
 
@@ -187,37 +185,11 @@ func (l *linux) TPM(ctx context.Context, config tpm2.Config) (TPM, error) {
 	}
 }
 
-// Unlock proves a passphrase with luks.go. The header was checked by luks2.Repair
-// before: luks.go itself opens an unfinished re-encryption.
-func (l *linux) Unlock(slot int, passphrase []byte) (Volume, error) {
-	path := l.card.disk.Partitions[card.PartCrypt]
-	d, err := luks.Open(path)
-	if err != nil {
-		return nil, boot.Failf(ReasonHost, "open %s: %w", path, err)
-	}
-	defer d.Close()
-	v, err := d.UnsealVolume(slot, passphrase)
-	if errors.Is(err, luks.ErrPassphraseDoesNotMatch) {
-		return nil, ErrPassphrase
-	}
-	if err != nil {
-		return nil, boot.Failf(ReasonHost, "keyslot %d: %w", slot, err)
-	}
-	return &linuxVolume{v, l.drivers}, nil
-}
-
-type linuxVolume struct {
-	*luks.Volume
-	drivers func()
-}
-
 // Map makes the dm-crypt device and, on it, the linear devices of its inside.
-func (v *linuxVolume) Map() (Space, error) {
-	v.drivers()
-	if err := v.SetupMapper(card.MapperCrypt); err != nil {
-		return nil, boot.Failf(boot.ReasonMapper, "%s: %w", card.MapperCrypt, err)
-	}
-	crypt, err := boot.MappedPath(card.MapperCrypt)
+func (l *linux) Map(h *luks2.Header, key []byte) (Space, error) {
+	l.drivers()
+	crypt, err := boot.OpenCrypt(card.MapperCrypt, l.card.disk.Partitions[card.PartCrypt], boot.Crypt{
+		UUID: h.UUID(), Offset: h.PayloadOffset(), Size: h.PayloadSize(), SectorSize: h.SectorSize()}, key)
 	if err != nil {
 		return nil, err
 	}

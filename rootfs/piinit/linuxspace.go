@@ -175,15 +175,20 @@ func (s *linuxSpace) MountData() error {
 	if err != nil {
 		return err
 	}
-	for dir, mode := range map[string]os.FileMode{"images": 0o755, "docker": 0o710} {
-		path := filepath.Join(newRoot, dataDir, dir)
-		if err := os.Mkdir(path, mode); err != nil && !errors.Is(err, os.ErrExist) {
-			return boot.Failf(boot.ReasonMount, "%w", err)
-		}
+	// By handle, and not by a path that a link on the volume may lead elsewhere.
+	images, err := boot.DirBeneath(newRoot+dataDir, "images", 0o755)
+	if err != nil {
+		return boot.Failf(boot.ReasonMount, "%w", err)
 	}
+	images.Close()
+	from, err := boot.DirBeneath(newRoot+dataDir, "docker", 0o710)
+	if err != nil {
+		return boot.Failf(boot.ReasonMount, "%w", err)
+	}
+	defer from.Close()
 	docker := newRoot + dockerDir
 	err = boot.MountAll([]boot.Mount{
-		{Source: filepath.Join(newRoot, dataDir, "docker"), Target: docker, Flags: unix.MS_BIND},
+		{Source: fmt.Sprintf("/proc/self/fd/%d", from.Fd()), Target: docker, Flags: unix.MS_BIND},
 		// Containers have programs with set-user-id of their own.
 		{Source: "", Target: docker, Flags: unix.MS_REMOUNT | unix.MS_BIND | unix.MS_NODEV | unix.MS_NOATIME},
 	})

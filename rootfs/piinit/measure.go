@@ -38,10 +38,12 @@ func (b *Boot) findPosture(ctx context.Context) error {
 		b.Log.Note("policy", "problem", err) // the chip will say no by itself; a recovery key still helps
 	}
 	config := tpm2.Config{PolicyKey: policyKey, Policy: b.policy, NVIndex: b.Info.NVIndex, Timeout: chipLimit}
+	b.chip = config
 	posture, detail := detect.Posture(b.Firmware)
 	b.platform = tpmpolicy.PlatformSelf
 	if b.platform, b.noChip = b.askPlatform(ctx, config); b.noChip == nil {
 		config.Platform = b.platform
+		b.chip = config
 		b.tpm, b.noChip = b.Host.TPM(ctx, config)
 	}
 	b.askModule(ctx)

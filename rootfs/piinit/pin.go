@@ -23,8 +23,8 @@ const pinFile = "settings.yml"
 // than the kept ones only where accept says yes. changed says that the card holds
 // other settings than those returned.
 func pinned(root string, offered []byte, accept func() bool) (text []byte, changed bool, err error) {
-	path := filepath.Join(root, dataDir, pinFile)
-	kept, err := os.ReadFile(path)
+	dir := filepath.Join(root, dataDir)
+	kept, err := boot.ReadBeneath(dir, pinFile, card.SeedSize)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		kept = nil
@@ -37,21 +37,22 @@ func pinned(root string, offered []byte, accept func() bool) (text []byte, chang
 	case kept != nil && (offered == nil || !accept()):
 		return kept, true, nil
 	}
-	if err := replaceFile(path, offered); err != nil {
+	if err := replaceFile(filepath.Join(dir, pinFile), offered, 0o600); err != nil {
 		return nil, false, boot.Failf(ReasonSettings, "%w", err)
 	}
 	return offered, false, nil
 }
 
-// replaceFile leaves the old content or the new one, whenever the power fails.
-func replaceFile(path string, content []byte) error {
+// replaceFile leaves the old content or the new one, whenever the power fails. A link
+// of that name is replaced and not followed.
+func replaceFile(path string, content []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".settings-") // 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(f.Name()) // gone after the rename
 	_, err = f.Write(content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if err := os.Rename(f.Name(), path); err != nil {

@@ -17,7 +17,7 @@ const recoveryTries = 3
 const recoveryPrompt = "portcullis: type the recovery key (%d s left): "
 
 // unlockByPerson asks for the recovery key. What is typed is not echoed.
-func (b *Boot) unlockByPerson(ctx context.Context, h *luks2.Header) (Volume, error) {
+func (b *Boot) unlockByPerson(ctx context.Context, h *luks2.Header) (*volume, error) {
 	slots, others := recoverySlots(h)
 	if len(slots)+len(others) == 0 {
 		return nil, boot.Failf(ReasonVolume, "the header has no keyslot for a recovery key")
@@ -63,11 +63,11 @@ func recoverySlots(h *luks2.Header) (recovery, others []int) {
 	return recovery, others
 }
 
-func (b *Boot) tryTyped(h *luks2.Header, line []byte, slots, others []int) (Volume, error) {
+func (b *Boot) tryTyped(h *luks2.Header, line []byte, slots, others []int) (*volume, error) {
 	key, err := luks2.ParseRecoveryKey(line)
 	if err == nil {
 		defer key.Wipe()
-		var v Volume
+		var v *volume
 		if v, err = b.tryPassphrase(h, key.Passphrase(), slots); err == nil {
 			return v, nil
 		}

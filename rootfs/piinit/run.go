@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -215,17 +216,25 @@ func (p *process) settings(ctx context.Context, r *Result) error {
 	return nil
 }
 
+const (
+	machineIDFile = "machine-id"
+	machineIDSize = 33 // bytes, the line feed included
+)
+
+// machineIDForm is that of machine-id(5).
+var machineIDForm = regexp.MustCompile(`^[0-9a-f]{32}\n$`)
+
 // machineID gives the system the same identity in every boot: the image has none,
 // because all cards start from it, and DHCP servers and journals go by it.
 func machineID(root string) error {
-	kept := filepath.Join(root, dataDir, "machine-id")
-	id, err := os.ReadFile(kept)
-	if err != nil || len(strings.TrimSpace(string(id))) != 32 {
+	dir := filepath.Join(root, dataDir)
+	id, err := boot.ReadBeneath(dir, machineIDFile, 2*machineIDSize)
+	if err != nil || !machineIDForm.Match(id) {
 		var b [16]byte
 		rand.Read(b[:])
 		b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80 // RFC 9562, version 4, as machine-id(5) wants it
 		id = fmt.Appendf(nil, "%x\n", b)
-		if err := os.WriteFile(kept, id, 0o444); err != nil {
+		if err := replaceFile(filepath.Join(dir, machineIDFile), id, 0o444); err != nil {
 			return boot.Failf(ReasonSettings, "%w", err)
 		}
 	}

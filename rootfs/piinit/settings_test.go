@@ -139,3 +139,40 @@ func TestMachineIDStays(t *testing.T) {
 		t.Errorf("%q, then %q", first, read())
 	}
 }
+
+// TestAttackLinksOnTheDataVolume: the data volume may be an attacker's. Links on it are
+// neither read nor written through.
+func TestAttackLinksOnTheDataVolume(t *testing.T) {
+	root, outside := t.TempDir(), t.TempDir()
+	for _, d := range []string{"etc", dataDir} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const theirs = "0123456789abcdef0123456789abcdef\n"
+	target := filepath.Join(outside, "file")
+	for _, content := range []string{theirs, "something else"} {
+		if err := os.WriteFile(target, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"machine-id", pinFile} {
+			link := filepath.Join(root, dataDir, name)
+			os.Remove(link)
+			if err := os.Symlink(target, link); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := machineID(root); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(root, "etc/machine-id")); err != nil || string(b) == theirs || len(b) != 33 {
+			t.Errorf("%q, %v", b, err)
+		}
+		if text, _, err := pinned(root, []byte("schema: portcullis/seed/v1\n"), func() bool { return true }); err == nil {
+			t.Errorf("settings through a link: %q", text)
+		}
+		if b, err := os.ReadFile(target); err != nil || string(b) != content {
+			t.Errorf("written through a link: %q, %v", b, err)
+		}
+	}
+}

@@ -97,6 +97,15 @@ type recorder struct {
 	*medium
 	chip   *chip
 	events []event
+	reread func(p []byte, off int64)
+}
+
+func (r *recorder) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.medium.ReadAt(p, off)
+	if r.reread != nil {
+		r.reread(p, off)
+	}
+	return n, err
 }
 
 func (r *recorder) WriteAt(p []byte, off int64) (int, error) {
@@ -194,7 +203,10 @@ type pi struct {
 	people *people
 	host   *host
 	b      *Boot
-	warm   bool // the chip's reset line is not wired: its registers survive
+	warm   bool                      // the chip's reset line is not wired: its registers survive
+	broken error                     // what the chip answers in the next boots, to everything
+	deaf   error                     // what it answers when it is asked who it is
+	reread func(p []byte, off int64) // what a card makes of what is read of it
 }
 
 func newPi(t testing.TB, b *built, seed string) *pi {
@@ -211,6 +223,7 @@ func (p *pi) boot() (*Result, error) {
 		if p.chip = p.chip.reboot(p.chip.state); p.warm {
 			p.chip.pcrs = kept
 		}
+		p.chip.broken, p.chip.deaf = p.broken, p.deaf
 		if p.efi {
 			p.chip.pcrs[card.PCRPhase], p.chip.pcrs[12] = [32]byte{1}, [32]byte{2}
 		}
@@ -219,7 +232,7 @@ func (p *pi) boot() (*Result, error) {
 	if recorded == nil {
 		recorded = newChip()
 	}
-	p.rec = &recorder{medium: p.m, chip: recorded}
+	p.rec = &recorder{medium: p.m, chip: recorded, reread: p.reread}
 	p.people = &people{answers: p.answers}
 	p.host = &host{r: p.rec, chip: p.chip, zymkey: p.zymkey, systemd: bytes.Clone(p.systemd), twice: p.twice}
 	dt := p.dt

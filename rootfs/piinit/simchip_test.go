@@ -7,6 +7,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"portcullis/hardware"
@@ -28,6 +29,7 @@ type chip struct {
 	config  tpm2.Config
 	unseals int
 	broken  error // every call answers with it
+	deaf    error // Identify answers with it
 }
 
 func newChip() *chip {
@@ -44,7 +46,7 @@ func chipError(r hardware.Reason, format string, args ...any) error {
 }
 
 func (c *chip) Identify(context.Context) (hardware.Identity, error) {
-	return hardware.Identity{Backend: hardware.BackendTPM2, Manufacturer: "SIM", Model: "chip"}, c.broken
+	return hardware.Identity{Backend: hardware.BackendTPM2, Manufacturer: "SIM", Model: "chip"}, errors.Join(c.deaf, c.broken)
 }
 
 func (c *chip) Random(_ context.Context, n int) ([]byte, error) {

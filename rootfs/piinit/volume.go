@@ -2,8 +2,6 @@ package piinit
 
 import (
 	"context"
-	"errors"
-	"fmt"
 
 	"portcullis/hardware"
 	"portcullis/images/card"
@@ -34,6 +32,10 @@ func (b *Boot) openVolume(ctx context.Context) (Space, error) {
 	if unfinished(h) {
 		return b.firstBoot(ctx, false)
 	}
+	if err := h.CheckLayout(); err != nil {
+		return nil, err
+	}
+	h.Limits = spend()
 	b.header = h
 	return b.normalBoot(ctx, h)
 }
@@ -77,11 +79,12 @@ func (b *Boot) normalBoot(ctx context.Context, h *luks2.Header) (Space, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer v.wipe()
 	b.hand.UnlockedBy, b.hand.Recovered = by, by == card.UnlockedByRecovery
 	if b.Log.Stage(b.stage, "by", by); by == card.UnlockedByZymbit {
 		b.sayLimits(hardware.BackendZymbit)
 	}
-	space, err := v.Map()
+	space, err := b.Host.Map(v.header, v.key)
 	if err != nil {
 		return nil, err
 	}
@@ -96,45 +99,12 @@ func (b *Boot) normalBoot(ctx context.Context, h *luks2.Header) (Space, error) {
 		return nil, err
 	}
 	b.Log.Stage(b.stage, "root", b.verity.RootHash)
-	return space, b.capChip(ctx, v, h.UUID(), hardware.Backend(b.hand.Backend))
-}
-
-// capChip measures which volume was opened and closes the TPM's policy until the next
-// power cycle. From here on nothing can unseal, whatever takes over the system. That
-// goes for a combined key as well; a Zymbit module alone cannot be closed.
-func (b *Boot) capChip(ctx context.Context, v Volume, uuid string, backend hardware.Backend) error {
-	b.begin(StageCap)
-	if b.tpm == nil {
-		if backend == hardware.BackendZymbit {
-			b.Log.Stage(b.stage, "chip", backend, "closed", "no", "detail", zymbitLimits)
-		} else {
-			b.Log.Stage(b.stage, "chip", "none")
-		}
-		return nil
-	}
-	// A release that has proven itself is counted, also when the power failed
-	// between its commit and the counter.
-	if !b.decision.Trial && backend != hardware.BackendZymbit {
-		if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
-			b.Log.Note("counter", "problem", err)
-		}
-	}
-	if err := b.tpm.MeasureVolumeKey(ctx, card.MapperCrypt, uuid, v.HMAC); err != nil {
-		return err
-	}
-	if err := b.tpm.Cap(ctx); err != nil {
-		return err
-	}
-	if backend == hardware.BackendZymbit {
-		b.Log.Note("zymbit", "closed", "no", "detail", zymbitLimits)
-	}
-	b.Log.Stage(b.stage, "registers", fmt.Sprintf("%d,%d", card.PCRPhase, card.PCRVolumeKey))
-	return nil
+	return space, b.capChip(ctx, v, hardware.Backend(b.hand.Backend))
 }
 
 // unlock tries what needs no person first. A trial that the chip refuses goes back
 // to the other slot instead of waiting for somebody.
-func (b *Boot) unlock(ctx context.Context, h *luks2.Header) (Volume, string, error) {
+func (b *Boot) unlock(ctx context.Context, h *luks2.Header) (*volume, string, error) {
 	v, by, err := b.unlockByToken(ctx, h)
 	if err == nil {
 		return v, by, nil
@@ -170,7 +140,7 @@ func (b *Boot) giveBack() error {
 	return b.conf.SetState(s)
 }
 
-func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, string, error) {
+func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (*volume, string, error) {
 	var problem error
 	for _, t := range h.Tokens() {
 		var pass []byte
@@ -189,7 +159,7 @@ func (b *Boot) unlockByToken(ctx context.Context, h *luks2.Header) (Volume, stri
 			continue
 		}
 		if err == nil {
-			var v Volume
+			var v *volume
 			v, err = b.tryPassphrase(h, pass, t.Slots)
 			clear(pass)
 			if err == nil {
@@ -227,35 +197,34 @@ func (b *Boot) unseal(ctx context.Context, h *luks2.Header, t luks2.Token) (pass
 	return card.ChipPassphrase(secret), opened[token.Backend], nil
 }
 
-// tryPassphrase proves a passphrase with the keyslots given, those excepted that
-// would take more than this machine has: the header lies on a card that anybody may
-// have written.
-func (b *Boot) tryPassphrase(h *luks2.Header, pass []byte, slots []int) (Volume, error) {
-	cost := map[int]int64{}
-	for _, s := range h.Slots() {
-		cost[s.ID] = s.Memory
+// tryPassphrase proves a passphrase with the keyslots given, against the digest of the
+// header that was checked. Those that would take more than spend allows are refused.
+func (b *Boot) tryPassphrase(h *luks2.Header, pass []byte, slots []int) (*volume, error) {
+	if len(slots) == 0 {
+		return nil, boot.Failf(boot.Reason(luks2.ReasonNoSlot), "no keyslot belongs to it")
 	}
-	room := int64(h.Limits.Memory)
+	key, _, err := h.Unlock(b.crypt, pass, slots...)
+	if err != nil {
+		return nil, reasoned(err)
+	}
+	return &volume{h, key}, nil
+}
+
+// What a keyslot may make a Pi spend before its passphrase is known to be right: the
+// header lies on a card that anybody may have written. A Pi 4 does about 4 GiB times
+// passes in the ten seconds that a person waits, and 10 million iterations in half a minute.
+const (
+	maxPasses     = 64
+	maxWork       = 8 << 20 // KiB times passes
+	maxIterations = 10_000_000
+)
+
+// spend is what this machine has for one keyslot.
+func spend() luks2.Limits {
+	l := luks2.DefaultLimits()
+	l.Time, l.Work, l.Iterations = maxPasses, maxWork, maxIterations
 	if free, err := boot.AvailableMemory(); err == nil {
-		room = min(room, free/2>>10)
+		l.Memory = min(l.Memory, free/2>>10)
 	}
-	err := error(boot.Failf(boot.Reason(luks2.ReasonNoSlot), "no keyslot belongs to it"))
-	for _, id := range slots {
-		switch memory, ok := cost[id]; {
-		case !ok:
-			continue
-		case memory > room:
-			err = boot.Failf(boot.Reason(luks2.ReasonCost), "keyslot %d wants %d KiB of memory, %d are free", id, memory, room)
-			continue
-		}
-		v, uerr := b.Host.Unlock(id, pass)
-		if uerr == nil {
-			return v, nil
-		}
-		err = uerr
-		if errors.Is(uerr, ErrPassphrase) {
-			err = boot.Failf(boot.Reason(luks2.ReasonPassphrase), "keyslot %d does not open with it", id)
-		}
-	}
-	return nil, err
+	return l
 }

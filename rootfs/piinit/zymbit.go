@@ -103,6 +103,13 @@ func keepZymbit(root, tools string, worked bool, conf interface {
 		return err
 	}
 	dir := filepath.Join(root, dataDir, zymbitKept)
+	// A link of that name on the volume is nobody's state.
+	switch f, err := boot.OpenBeneath(filepath.Join(root, dataDir), zymbitKept, unix.O_PATH|unix.O_DIRECTORY); {
+	case err == nil:
+		f.Close()
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
 	kept, err := card.ReadZymbitState(dir)
 	if err != nil {
 		return err
@@ -133,8 +140,13 @@ func keepZymbit(root, tools string, worked bool, conf interface {
 	if _, err := os.Stat(system); errors.Is(err, os.ErrNotExist) {
 		return nil // an image whose system does not speak to the module
 	}
+	from, err := boot.OpenBeneath(filepath.Join(root, dataDir), zymbitKept, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
 	return boot.MountAll([]boot.Mount{
-		{Source: dir, Target: system, Flags: unix.MS_BIND},
+		{Source: fmt.Sprintf("/proc/self/fd/%d", from.Fd()), Target: system, Flags: unix.MS_BIND},
 		{Target: system, Flags: unix.MS_REMOUNT | unix.MS_BIND | unix.MS_NODEV | unix.MS_NOSUID | unix.MS_NOEXEC},
 	})
 }

@@ -72,6 +72,17 @@ func TestModuleStateIsTheLatest(t *testing.T) {
 			t.Errorf("%s: system %+v, card %+v, %v", name, now, conf.s, err)
 		}
 	}
+	// A volume of somebody else's leads elsewhere.
+	root, elsewhere := t.TempDir(), t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, dataDir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, filepath.Join(root, dataDir, zymbitKept)); err != nil {
+		t.Fatal(err)
+	}
+	if err := keepZymbit(root, filepath.Join(t.TempDir(), "none"), false, &kept{s: moduleState("1")}); err == nil {
+		t.Error("a link is taken for the module's state")
+	}
 	if err := keepZymbit(t.TempDir(), filepath.Join(t.TempDir(), "none"), false, &kept{err: errors.New("damaged")}); err == nil {
 		t.Error("a damaged copy and nothing else is no problem")
 	}

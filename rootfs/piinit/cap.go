@@ -1,0 +1,88 @@
+package piinit
+
+import (
+	"context"
+	"crypto"
+	"crypto/hmac"
+	"fmt"
+
+	"portcullis/hardware"
+	"portcullis/images/card"
+	"portcullis/images/luks2"
+)
+
+// volume is an open volume: the header that was checked, and its key.
+type volume struct {
+	header *luks2.Header
+	key    []byte
+}
+
+// HMAC with the volume key, of a hash that the chip's registers are made with.
+func (v *volume) HMAC(h crypto.Hash, message []byte) ([]byte, error) {
+	if !h.Available() {
+		return nil, fmt.Errorf("hash %s is not available", h)
+	}
+	m := hmac.New(h.New, v.key)
+	m.Write(message)
+	return m.Sum(nil), nil
+}
+
+func (v *volume) wipe() { clear(v.key) }
+
+// capChip measures which volume was opened and closes the TPM's policy until the next
+// power cycle. From here on nothing can unseal, whatever takes over the system. That
+// goes for a combined key as well; a Zymbit module alone cannot be closed.
+func (b *Boot) capChip(ctx context.Context, v *volume, backend hardware.Backend) error {
+	b.begin(StageCap)
+	if b.tpm == nil {
+		b.capDropped(ctx, backend)
+		return nil
+	}
+	// A release that has proven itself is counted, also when the power failed
+	// between its commit and the counter.
+	if !b.decision.Trial && backend != hardware.BackendZymbit {
+		if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
+			b.Log.Note("counter", "problem", err)
+		}
+	}
+	if err := b.tpm.MeasureVolumeKey(ctx, card.MapperCrypt, v.header.UUID(), v.HMAC); err != nil {
+		return err
+	}
+	if err := b.tpm.Cap(ctx); err != nil {
+		return err
+	}
+	if backend == hardware.BackendZymbit {
+		b.Log.Note("zymbit", "closed", "no", "detail", zymbitLimits)
+	}
+	b.Log.Stage(b.stage, "registers", fmt.Sprintf("%d,%d", card.PCRPhase, card.PCRVolumeKey))
+	return nil
+}
+
+// capDropped closes a chip that this boot has given up or never got hold of: its
+// registers may hold what the policy wants, or nothing, and then the running system
+// could put it there. What cannot be closed is said here and in the handover; a
+// person has typed the recovery key by now, and would be asked in every boot.
+func (b *Boot) capDropped(ctx context.Context, backend hardware.Backend) {
+	t, err := b.Host.TPM(ctx, b.chip)
+	if err != nil && hardware.ReasonOf(err) == hardware.ReasonAbsent {
+		if backend == hardware.BackendZymbit {
+			b.Log.Stage(b.stage, "chip", backend, "closed", "no", "detail", zymbitLimits)
+		} else {
+			b.Log.Stage(b.stage, "chip", "none")
+		}
+		return
+	}
+	if err == nil {
+		err = t.Cap(ctx)
+		t.Close()
+	}
+	if err != nil {
+		b.hand.Uncapped = true
+		b.Log.Note("uncapped", "problem", err, "detail", "the chip could not be closed: until the power is off, root in the running system may get its key")
+		return
+	}
+	if backend == hardware.BackendZymbit {
+		b.Log.Note("zymbit", "closed", "no", "detail", zymbitLimits)
+	}
+	b.Log.Stage(b.stage, "chip", "dropped", "registers", card.PCRPhase)
+}
