@@ -140,7 +140,7 @@ func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Chang
 	if !renewal {
 		v := c.machine.Verdict()
 		c.o.Events.Emit("verdict", event.Fields{"session": v.Session, "state": v.State.String(), "from": change.From.String(),
-			"reason": change.Reason, "tier": string(v.Tier), "posture": c.o.Posture, "warnings": v.Warnings})
+			"reason": change.Reason, "tier": string(v.Tier), "posture": c.o.Posture, "warnings": c.o.warnings(v.Warnings)})
 	}
 	c.status.set(c.view())
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,7 +27,7 @@ import (
 	"portcullis/internal/event"
 )
 
-// Options are all that attestd works with. All fields are needed.
+// Options are all that attestd works with. All fields but Warnings are needed.
 type Options struct {
 	Key      ed25519.PrivateKey // gateway identity
 	Boot     portcullisv1connect.BootClient
@@ -46,6 +47,14 @@ type Options struct {
 	// Actions opens what carries out the policy. It gets the server itself to see and
 	// reach the PC, and may not call it before Run.
 	Actions func(*Server) (Actions, error)
+	// Warnings are what there is to say of the Pi beside its posture; they stand in
+	// front of a verdict's own. May be empty.
+	Warnings []string
+}
+
+// warnings are those of the Pi and those of a verdict.
+func (o *Options) warnings(own []string) []string {
+	return append(slices.Clone(o.Warnings), own...)
 }
 
 // References is what Expectations get, and the way to take what they cannot

@@ -57,7 +57,7 @@ func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVe
 	v := w.verdict
 	r := &portcullisv1.GetVerdictResponse{
 		Session: v.Session, State: apiState(v.State), Tier: string(v.Tier), Posture: s.o.Posture,
-		Challenges: v.Challenges, Failures: v.Failures, EvidenceDigest: v.Evidence[:], Warnings: v.Warnings,
+		Challenges: v.Challenges, Failures: v.Failures, EvidenceDigest: v.Evidence[:], Warnings: s.o.warnings(v.Warnings),
 	}
 	if !v.NotAfter.IsZero() {
 		r.NotAfterMs = v.NotAfter.UnixMilli()

@@ -92,16 +92,19 @@ func run(ctx context.Context, file string, initKey bool) error {
 			return err
 		}
 	}
-	posture, err := postureOf(c.RunDir)
+	posture, warnings, err := postureOf(c.RunDir)
 	if err != nil {
 		events.Emit("posture.unknown", event.Fields{"detail": err.Error()})
+	}
+	if len(warnings) > 0 {
+		events.Emit("posture.warning", event.Fields{"posture": string(posture), "warnings": warnings})
 	}
 	s, err := server.New(server.Options{
 		Key:     key,
 		Boot:    portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(c.RunDir, rpc.BootSocket)), rpc.BaseURL),
 		Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: events,
-		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Epochs: epochs, Rekey: c.Attest.Rekey, Posture: string(posture),
+		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Epochs: epochs, Rekey: c.Attest.Rekey, Posture: string(posture), Warnings: warnings,
 		Policy: policyOf(c.Attest.PolicyFile, events), Actions: actionsOf(c, events),
 	})
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"portcullis/hardware"
@@ -38,18 +39,18 @@ func TestInvariant10_PostureIsWhatTheBootShowed(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "pi.json"), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := postureOf(dir); got != c.want && !c.bad || (err != nil) != c.bad {
+		if got, _, err := postureOf(dir); got != c.want && !c.bad || (err != nil) != c.bad {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}
 	}
-	if got, err := postureOf(t.TempDir()); got != hardware.PostureNone || err != nil {
+	if got, _, err := postureOf(t.TempDir()); got != hardware.PostureNone || err != nil {
 		t.Errorf("without pi-init: %q, %v", got, err)
 	}
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "pi.json"), []byte(`{"posture":"signed-boot+otp"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := postureOf(dir); got != hardware.PostureNone || err == nil {
+	if got, _, err := postureOf(dir); got != hardware.PostureNone || err == nil {
 		t.Errorf("a file that pi-init would not write: %q, %v", got, err)
 	}
 }
@@ -71,5 +72,32 @@ func handover(t *testing.T) *card.Handover {
 		Schema: card.HandoverSchema, Model: card.ModelQEMU, Profile: card.ProfileRelease, Sequence: 1, Slot: card.SlotA,
 		Posture: string(hardware.PostureCardTheft), Platform: "self", Backend: string(hardware.BackendTPM2),
 		UnlockedBy: card.UnlockedByChip, ReleaseKeys: [][]byte{release}, Threshold: 1, PolicyKey: der, NVIndex: 0x01800077,
+	}
+}
+
+// What an operator has to know of the Pi stands beside its posture.
+func TestWarningsBesideThePosture(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*card.Handover)
+		want   []string
+	}{
+		"nothing":     {func(*card.Handover) {}, nil},
+		"re-enrolled": {func(h *card.Handover) { h.ReEnrolled = true }, []string{warnReEnrolled}},
+		"uncapped": {func(h *card.Handover) {
+			h.Uncapped, h.Recovered, h.UnlockedBy, h.Backend = true, true, card.UnlockedByRecovery, ""
+		}, []string{warnUncapped}},
+	} {
+		dir, h := t.TempDir(), handover(t)
+		c.change(h)
+		b, err := h.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "pi.json"), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, got, err := postureOf(dir); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
 	}
 }

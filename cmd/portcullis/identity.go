@@ -24,15 +24,17 @@ const consoleDevice = "/dev/console"
 
 func identityCommand() *cli.Command {
 	c := &cli.Command{
-		Name: "identity", Args: "[--json] [--record]",
+		Name: "identity", Args: "[--json] [--expect FILE] [--record]",
 		Summary: "Show who this Pi is: the gateway key that a PC's image pins, the chip's keys, what was booted. All of it is public.\n" +
-			"The chip's attestation key is made where it is missing.",
-		Example: "portcullis identity\nportcullis identity --json | jq -r .gateway_key",
+			"The chip's attestation key is made where it is missing. With --expect it is compared with what an earlier\n" +
+			"'identity --json' printed and you kept: exit 1 where the volume, the chip or the gateway key is another one.",
+		Example: "portcullis identity\nportcullis identity --json | jq -r .gateway_key\nportcullis identity --expect /mnt/door.json",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		flags := cli.NewFlags(c, stdio)
 		asJSON := flags.Bool("json", false, "one JSON object")
 		file := flags.String("config", config.DefaultPath, "configuration file")
+		expect := flags.String("expect", "", "a record of this Pi that was kept elsewhere")
 		record := flags.Bool("record", false, "write the record to the card and one line to the console, as portcullis-identity.service does")
 		if words, err := cli.Parse(c, stdio, flags, args); err != nil {
 			return err
@@ -45,6 +47,9 @@ func identityCommand() *cli.Command {
 		}
 		if *record {
 			return recordIdentity(r)
+		}
+		if *expect != "" {
+			return expectIdentity(stdio, r, *expect, *asJSON)
 		}
 		if *asJSON {
 			b, err := r.Encode()
@@ -116,6 +121,38 @@ func recordIdentity(r *identity.Record) error {
 	return update.WithConf(running, func(c *card.Conf) error { return c.WriteEnrol(b) })
 }
 
+// expectIdentity compares r with a record in a file; a difference is exit status 1.
+func expectIdentity(stdio *cli.IO, r *identity.Record, file string, asJSON bool) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, identity.MaxRecord+1))
+	if err != nil {
+		return err
+	}
+	kept, err := identity.Parse(b)
+	if err != nil {
+		return err
+	}
+	d := r.Differences(kept)
+	if asJSON {
+		err = writeJSON(stdio.Out, map[string]any{"same": len(d) == 0, "differences": append([]identity.Difference{}, d...)})
+	} else {
+		for _, one := range d {
+			fmt.Fprintln(stdio.Out, one)
+		}
+		if len(d) == 0 {
+			fmt.Fprintln(stdio.Out, "the same Pi, chip and volume")
+		}
+	}
+	if err == nil && len(d) > 0 {
+		err = &cli.ExitError{Code: 1}
+	}
+	return err
+}
+
 func printIdentity(w io.Writer, r *identity.Record) {
 	key := "none: attestd has not started yet"
 	if r.GatewayKey != nil {
@@ -124,6 +161,19 @@ func printIdentity(w io.Writer, r *identity.Record) {
 	fmt.Fprintf(w, "gateway  %s\n", key)
 	if b := r.Booted; b != nil {
 		fmt.Fprintf(w, "booted   release %d of %s (%s) in slot %s, posture %s\n", b.Sequence, b.Model, b.Profile, b.Slot, b.Posture)
+	}
+	if b := r.Booted; b != nil && b.Volume != "" {
+		expected := "as first boot wrote it down"
+		switch {
+		case r.VolumeChanged():
+			expected = fmt.Sprintf("NOT the one that first boot wrote down: %s, register 15 %s", r.Enrolled.Volume, r.Enrolled.VolumePCR)
+		case r.Enrolled == nil || r.Enrolled.VolumePCR == "":
+			expected = "of which first boot wrote nothing down"
+		}
+		fmt.Fprintf(w, "volume   %s, register 15 %s, %s\n", b.Volume, b.VolumePCR, expected)
+		if b.ReEnrolled {
+			fmt.Fprintln(w, "         RE-ENROLLED: this chip had kept the key of another card before. If you did not write the card anew, somebody did")
+		}
 	}
 	switch {
 	case r.Chip != nil:

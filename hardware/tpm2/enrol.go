@@ -35,6 +35,24 @@ func (t *TPM) readAK() (*key, error) {
 	return k, nil
 }
 
+// keepAK returns our attestation key, and makes it where its handle is free.
+func (t *TPM) keepAK() (*key, error) {
+	ak, err := t.readAK()
+	if err == nil && ak == nil {
+		ak, err = t.makePrimary(tpm2.TPMRHEndorsement, tpmattest.AKTemplate(), t.cfg.AK, true)
+	}
+	return ak, err
+}
+
+// KeepAttestationKey makes the attestation key where its handle is free, and keeps it
+// there: for Past, and for Enrol, which returns its public half. Reason: handle-foreign.
+func (t *TPM) KeepAttestationKey(ctx context.Context) error {
+	return t.do(ctx, "keep the attestation key", func() error {
+		_, err := t.keepAK()
+		return err
+	})
+}
+
 // Enrol makes the attestation key where its handle is free, keeps it there, and
 // returns the public half of the chip's identity. With kind "" the endorsement key
 // is the one that has a certificate, ECC where none has. It can be repeated.
@@ -42,10 +60,7 @@ func (t *TPM) readAK() (*key, error) {
 func (t *TPM) Enrol(ctx context.Context, kind EKKind) (*Enrolment, error) {
 	var e *Enrolment
 	err := t.do(ctx, "enrol", func() error {
-		ak, err := t.readAK()
-		if err == nil && ak == nil {
-			ak, err = t.makePrimary(tpm2.TPMRHEndorsement, tpmattest.AKTemplate(), t.cfg.AK, true)
-		}
+		ak, err := t.keepAK()
 		if err != nil {
 			return err
 		}

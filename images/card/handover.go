@@ -49,6 +49,12 @@ type Handover struct {
 	Chip          string `json:"chip,omitempty"`
 	ChipProblem   string `json:"chip_problem,omitempty"` // typed reason why the chip did not open the volume
 
+	Volume    string `json:"volume,omitempty"`     // LUKS2 UUID of the open volume
+	VolumePCR string `json:"volume_pcr,omitempty"` // register 15 (SHA-256 bank, hex) after it was opened; see Enrolment
+	// ReEnrolled: when this volume was made, the chip had kept the key of another one
+	// before. Who did not ask for that has lost the old one to somebody.
+	ReEnrolled bool `json:"re_enrolled,omitempty"`
+
 	FirstBoot      bool    `json:"first_boot"`
 	Recovered      bool    `json:"recovered"` // opened with the recovery key: portcullis root rearm is due
 	UnlockedBy     string  `json:"unlocked_by"`

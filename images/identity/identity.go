@@ -46,6 +46,11 @@ type Boot struct {
 	Posture  string    `json:"posture"`
 	Platform string    `json:"platform"`
 	Backend  string    `json:"backend"`
+	Volume   string    `json:"volume,omitempty"` // LUKS2 UUID
+	// VolumePCR is register 15 after pi-init opened the volume, hex: the same in every
+	// boot with the same volume, and another one with any other.
+	VolumePCR  string `json:"volume_pcr,omitempty"`
+	ReEnrolled bool   `json:"re_enrolled,omitempty"` // the chip had kept the key of another card before
 }
 
 // Chip is the public identity of the TPM.
@@ -82,7 +87,8 @@ func Collect(ctx context.Context, s Sources) (*Record, error) {
 	if h == nil {
 		return r, nil
 	}
-	r.Booted = &Boot{Model: h.Model, Profile: h.Profile, Sequence: h.Sequence, Slot: h.Slot, Posture: h.Posture, Platform: h.Platform, Backend: h.Backend}
+	r.Booted = &Boot{Model: h.Model, Profile: h.Profile, Sequence: h.Sequence, Slot: h.Slot, Posture: h.Posture, Platform: h.Platform, Backend: h.Backend,
+		Volume: h.Volume, VolumePCR: h.VolumePCR, ReEnrolled: h.ReEnrolled}
 	switch hardware.Backend(h.Backend) {
 	case hardware.BackendTPM2, hardware.BackendCombined:
 		e, err := s.TPM(ctx)

@@ -71,6 +71,9 @@ type Result struct {
 	Space    Space
 	Seed     *card.Seed // as the card offers it; nil: none, or not valid
 	SeedText []byte     // its text, without padding
+	// Enrolment is first boot's record as the card has it, or what the running system
+	// made of it; nil where there is none.
+	Enrolment []byte
 	// Accept asks a person whether changed settings are theirs.
 	Accept func(context.Context) bool
 }
@@ -109,7 +112,11 @@ func (b *Boot) Run(ctx context.Context) (*Result, error) {
 		return nil, reasoned(err)
 	}
 	seed, text := b.seed()
-	return &Result{Handover: &b.hand, Space: space, Seed: seed, SeedText: text, Accept: b.accept}, nil
+	record, err := b.conf.Enrol()
+	if err != nil {
+		return nil, reasoned(err)
+	}
+	return &Result{Handover: &b.hand, Space: space, Seed: seed, SeedText: text, Enrolment: record, Accept: b.accept}, nil
 }
 
 // openCard finds the card, and decides from the slot state what this boot is. The

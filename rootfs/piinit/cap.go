@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/hmac"
+	"encoding/hex"
 	"fmt"
 
 	"portcullis/hardware"
@@ -34,6 +35,7 @@ func (v *volume) wipe() { clear(v.key) }
 // goes for a combined key as well; a Zymbit module alone cannot be closed.
 func (b *Boot) capChip(ctx context.Context, v *volume, backend hardware.Backend) error {
 	b.begin(StageCap)
+	b.hand.Volume = v.header.UUID()
 	if b.tpm == nil {
 		b.capDropped(ctx, backend)
 		return nil
@@ -54,7 +56,13 @@ func (b *Boot) capChip(ctx context.Context, v *volume, backend hardware.Backend)
 	if backend == hardware.BackendZymbit {
 		b.Log.Note("zymbit", "closed", "no", "detail", zymbitLimits)
 	}
-	b.Log.Stage(b.stage, "registers", fmt.Sprintf("%d,%d", card.PCRPhase, card.PCRVolumeKey))
+	// Who keeps this value elsewhere sees when the volume is another one.
+	pcr, err := b.tpm.ReadPCR(ctx, card.PCRVolumeKey)
+	if err != nil {
+		return err
+	}
+	b.hand.VolumePCR = hex.EncodeToString(pcr[:])
+	b.Log.Stage(b.stage, "registers", fmt.Sprintf("%d,%d", card.PCRPhase, card.PCRVolumeKey), "volume", b.hand.VolumePCR)
 	return nil
 }
 

@@ -166,6 +166,9 @@ func survives(t *testing.T, p *pi, c cut, id *age.X25519Identity, had string) {
 		t.Errorf("%s: no boot: %v\n%s", c.name, err, p.people.text())
 		return
 	}
+	if res.Handover.ReEnrolled {
+		t.Errorf("%s: a cut is taken for a card that was wiped", c.name)
+	}
 	uuid := p.header().UUID()
 	if had != "" && (uuid != had || res.Handover.FirstBoot) {
 		t.Errorf("%s: volume %s was committed, and was made anew as %s", c.name, had, uuid)

@@ -98,7 +98,28 @@ func (e *enrolment) permit(ctx context.Context, headerGone bool) error {
 		}
 		b.Log.Stage(b.stage, "operator", "none", "agreed", "console")
 	}
+	e.lookBack(ctx)
 	return b.conf.WriteEnrol(nil)
+}
+
+// lookBack tells when the chip has served before. A card without headers and without a
+// record looks like a new one, also where somebody has wiped both; the chip is not on
+// the card. Only a finished enrolment leaves an attestation key in the chip: one that
+// was cut off is none.
+func (e *enrolment) lookBack(ctx context.Context) {
+	b := e.b
+	if b.tpm == nil {
+		return // a Zymbit module keeps no count
+	}
+	past, err := b.tpm.Past(ctx)
+	if err != nil {
+		b.Log.Note("past", "problem", err)
+		return
+	}
+	if b.hand.ReEnrolled = past.Attested; b.hand.ReEnrolled {
+		b.Log.Note("re-enrolled", "detail", "this Pi's chip has kept the key of a card before: if you did not put in a new or newly written card, somebody has wiped yours",
+			"released", past.Released)
+	}
 }
 
 // grow gives the encrypted partition the rest of the card.
@@ -282,11 +303,12 @@ func show(w io.Writer, key *luks2.RecoveryKey) {
 func (e *enrolment) record() []byte {
 	b := e.b
 	return card.Enrolment{Volume: e.header.UUID(), Release: b.Info.Sequence, Backend: b.hand.Backend, Chip: b.hand.Chip,
-		Posture: b.hand.Posture, Platform: string(b.platform), Escrow: e.operator != nil}.Encode()
+		Posture: b.hand.Posture, Platform: string(b.platform), Escrow: e.operator != nil,
+		VolumePCR: b.hand.VolumePCR, ReEnrolled: b.hand.ReEnrolled}.Encode()
 }
 
 // commit is the one write that makes the volume valid.
-func (e *enrolment) commit(context.Context) error {
+func (e *enrolment) commit(ctx context.Context) error {
 	if err := e.setToken(hardware.StateCommitted, e.blob); err != nil {
 		return err
 	}
@@ -294,6 +316,11 @@ func (e *enrolment) commit(context.Context) error {
 		return err
 	}
 	e.b.Log.Stage(e.b.stage, "uuid", e.header.UUID())
+	if e.b.tpm != nil { // for lookBack of a later enrolment; the running system needs it too, and makes it where this failed
+		if err := e.b.tpm.KeepAttestationKey(ctx); err != nil {
+			e.b.Log.Note("attestation-key", "problem", err)
+		}
+	}
 	return nil
 }
 

@@ -40,6 +40,8 @@ type TPM interface {
 	Extend(ctx context.Context, pcr int, data []byte) error
 	MeasureVolumeKey(ctx context.Context, name, uuid string, mac func(crypto.Hash, []byte) ([]byte, error)) error
 	RaiseCounter(ctx context.Context, to uint64) error
+	Past(ctx context.Context) (tpm2.Past, error)
+	KeepAttestationKey(ctx context.Context) error
 	SetupLockout(ctx context.Context, l tpm2.Lockout) error
 }
 

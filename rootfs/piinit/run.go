@@ -200,6 +200,12 @@ func (p *process) settings(ctx context.Context, r *Result) error {
 		return err
 	}
 	h := r.Handover
+	switch first, err := remember(newRoot, r.Enrolment); {
+	case err != nil:
+		p.log.Note("enrolment", "problem", err)
+	case first != nil:
+		h.ReEnrolled = first.ReEnrolled
+	}
 	h.Configured = seed != nil && seed.Config != nil
 	h.Seconds = boot.Uptime().Seconds()
 	text, err := h.Encode()

@@ -20,6 +20,8 @@ import (
 type chipState struct {
 	seed    [32]byte
 	counter uint64
+	sealed  uint64 // blobs
+	ak      bool   // the attestation key is kept in it
 }
 
 // chip is a TPM as far as pi-init sees it.
@@ -94,6 +96,7 @@ func (c *chip) Seal(_ context.Context, label string, secret []byte) (json.RawMes
 	if err := c.allowed(); err != nil {
 		return nil, err
 	}
+	c.state.sealed++
 	nonce := make([]byte, 12)
 	rand.Read(nonce)
 	return json.Marshal(append(nonce, c.aead().Seal(nil, nonce, secret, []byte(label+string(c.config.Platform)))...))
@@ -142,6 +145,15 @@ func (c *chip) MeasureVolumeKey(ctx context.Context, name, uuid string, mac func
 		return err
 	}
 	return c.Extend(ctx, card.PCRVolumeKey, d)
+}
+
+func (c *chip) Past(context.Context) (tpm2.Past, error) {
+	return tpm2.Past{Attested: c.state.ak, Sealed: c.state.sealed, Released: c.state.counter}, c.broken
+}
+
+func (c *chip) KeepAttestationKey(context.Context) error {
+	c.state.ak = c.broken == nil
+	return c.broken
 }
 
 func (c *chip) RaiseCounter(_ context.Context, to uint64) error {
