@@ -62,6 +62,17 @@ type Capper interface {
 	Cap(ctx context.Context) error
 }
 
+// Renewer is a Root that can take back what it sealed before, once what takes its place
+// is stored: copies of the card that were made before then open nothing any more.
+type Renewer interface {
+	// SealAfter is Seal for a blob that goes on working behind Revoke. before are the
+	// blobs whose place it takes; what they open stays so until Revoke.
+	SealAfter(ctx context.Context, label string, secret []byte, before []json.RawMessage) (json.RawMessage, error)
+	// Revoke ends every blob that was sealed before this one. It can be interrupted
+	// and repeated.
+	Revoke(ctx context.Context, blob json.RawMessage) error
+}
+
 // Tamper is one event of a tamper detector.
 type Tamper struct {
 	Time   time.Time `json:"time"`

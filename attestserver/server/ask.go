@@ -167,6 +167,7 @@ func (s *Server) facts(v *view, now time.Time) result.Facts {
 	entries, origin := s.o.Record.place()
 	f := result.Facts{Now: now, Life: resultLife, Verdict: v.verdict, Posture: s.o.Posture, Policy: "portcullis:verdict-machine",
 		LogOrigin: origin, LogEntries: entries}
+	f.Verdict.Warnings = s.o.warnings(f.Verdict.Warnings)
 	if v.image != nil {
 		m := v.image.Manifest
 		f.Image, f.ImageVersion, f.LabImage = m.Image, m.Version, m.LabChannel

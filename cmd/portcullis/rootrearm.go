@@ -69,6 +69,11 @@ func rootRearmCommand() *cli.Command {
 			return writeJSON(stdio.Out, r)
 		}
 		fmt.Fprintf(stdio.Out, "keyslot %d opens with this %s now; %d older ones were killed. The next boot needs no recovery key.\n", r.Slot, o.Backend, len(r.Removed))
+		if r.Revoked {
+			fmt.Fprintln(stdio.Out, "Older copies of this card, and other cards of this chip, do not open any more without theirs.")
+		} else {
+			fmt.Fprintf(stdio.Out, "This %s takes nothing back: a copy of the card from before still opens with it.\n", o.Backend)
+		}
 		return nil
 	}
 	return c

@@ -92,13 +92,27 @@ func counterOf(h *card.Handover) update.Counter {
 	default:
 		return nil
 	}
-	return func(ctx context.Context, to uint64) error {
-		t, err := tpm2.Open(tpm2.DefaultPath, tpm2.Config{NVIndex: h.NVIndex})
-		if err != nil {
-			return err
-		}
-		return errors.Join(t.RaiseCounter(ctx, to), t.Close())
+	return chipCounter(h.NVIndex)
+}
+
+// chipCounter is the counter at an NV index. The chip is not held between two calls.
+type chipCounter uint32
+
+func (c chipCounter) with(f func(*tpm2.TPM) error) error {
+	t, err := tpm2.Open(tpm2.DefaultPath, tpm2.Config{NVIndex: uint32(c)})
+	if err != nil {
+		return err
 	}
+	return errors.Join(f(t), t.Close())
+}
+
+func (c chipCounter) Value(ctx context.Context) (v uint64, err error) {
+	err = c.with(func(t *tpm2.TPM) (err error) { v, err = t.Counter(ctx); return err })
+	return v, err
+}
+
+func (c chipCounter) Raise(ctx context.Context, to uint64) error {
+	return c.with(func(t *tpm2.TPM) error { return t.RaiseCounter(ctx, to) })
 }
 
 func updateAbortCommand() *cli.Command {

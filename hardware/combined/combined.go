@@ -117,6 +117,10 @@ func (r *Root) Random(ctx context.Context, n int) ([]byte, error) {
 // Seal gives each chip a share of its own and puts secret under a key derived from
 // both.
 func (r *Root) Seal(ctx context.Context, label string, secret []byte) (json.RawMessage, error) {
+	return r.seal(ctx, label, secret, r.tpm.Seal)
+}
+
+func (r *Root) seal(ctx context.Context, label string, secret []byte, tpm func(context.Context, string, []byte) (json.RawMessage, error)) (json.RawMessage, error) {
 	if len(secret) < 1 || len(secret) > 64 {
 		return nil, &hardware.Error{Reason: hardware.ReasonFailed, Err: fmt.Errorf("a secret of %d bytes is not 1 to 64", len(secret))}
 	}
@@ -130,7 +134,7 @@ func (r *Root) Seal(ctx context.Context, label string, secret []byte) (json.RawM
 		return nil, err
 	}
 	var err error
-	if b.TPM, err = r.tpm.Seal(ctx, label, shares[:shareSize]); err != nil {
+	if b.TPM, err = tpm(ctx, label, shares[:shareSize]); err != nil {
 		return nil, half(ReasonTPMHalf, err)
 	}
 	if b.Zymbit, err = r.zymbit.Seal(ctx, label, shares[shareSize:]); err != nil {
@@ -142,6 +146,40 @@ func (r *Root) Seal(ctx context.Context, label string, secret []byte) (json.RawM
 	}
 	b.Box = box.Seal(nil, b.Nonce, secret, nil)
 	return json.Marshal(b)
+}
+
+// SealAfter is Seal with a TPM's share that Revoke spares.
+func (r *Root) SealAfter(ctx context.Context, label string, secret []byte, before []json.RawMessage) (json.RawMessage, error) {
+	t, ok := r.tpm.(hardware.Renewer)
+	if !ok {
+		return nil, &hardware.Error{Reason: hardware.ReasonUnsupported, Err: errors.New("the TPM half takes nothing back")}
+	}
+	halves := make([]json.RawMessage, len(before))
+	for i, j := range before {
+		halves[i] = j // of a TPM alone
+		if b, err := ParseBlob(j); err == nil {
+			halves[i] = b.TPM
+		}
+	}
+	return r.seal(ctx, label, secret, func(ctx context.Context, label string, share []byte) (json.RawMessage, error) {
+		return t.SealAfter(ctx, label, share, halves)
+	})
+}
+
+// Revoke ends the TPM's share of every older blob; without it the other opens nothing.
+func (r *Root) Revoke(ctx context.Context, blob json.RawMessage) error {
+	b, err := ParseBlob(blob)
+	if err != nil {
+		return &hardware.Error{Reason: hardware.ReasonBadBlob, Err: err}
+	}
+	t, ok := r.tpm.(hardware.Renewer)
+	if !ok {
+		return &hardware.Error{Reason: hardware.ReasonUnsupported, Err: errors.New("the TPM half takes nothing back")}
+	}
+	if err := t.Revoke(ctx, b.TPM); err != nil {
+		return half(ReasonTPMHalf, err)
+	}
+	return nil
 }
 
 // Unseal asks the TPM, then the Zymbit module; there is no secret with less.

@@ -67,11 +67,14 @@ type Result struct {
 	Slot     int    `json:"slot"`     // the new keyslot
 	Removed  []int  `json:"removed"`  // keyslots of chips that were killed
 	Repaired bool   `json:"repaired"` // a copy of the header was made anew first
+	// Revoked: the chip refuses from now on what it sealed before, on every card and
+	// copy of a card. False for a chip that cannot take anything back.
+	Revoked bool `json:"revoked"`
 }
 
 // Run opens the volume with the recovery key, seals a new secret to the chip, adds a
 // keyslot with its token in one write of the header, and only then kills every
-// other keyslot of a chip. A cut anywhere leaves a volume that the recovery key
+// other keyslot of a chip and has the chip refuse what it sealed before. A cut anywhere leaves a volume that the recovery key
 // opens, and Run can be called again: it ends with one keyslot of a chip, the new one.
 func Run(ctx context.Context, o Options) (*Result, error) {
 	say := func(format string, args ...any) {
@@ -85,7 +88,7 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 		return nil, &Error{ReasonHeader, err}
 	}
 	r := &Result{UUID: h.UUID(), Repaired: !health.Good(), Removed: []int{}}
-	old, people, err := slots(h)
+	old, blobs, people, err := slots(h)
 	if err != nil {
 		return nil, &Error{ReasonBackend, err}
 	}
@@ -107,7 +110,8 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	}
 	defer clear(key)
 	say("sealing a new secret to the chip")
-	if r.Slot, err = bind(ctx, o, h, key); err != nil {
+	var blob json.RawMessage
+	if r.Slot, blob, err = bind(ctx, o, h, key, blobs); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -127,6 +131,14 @@ func Run(ctx context.Context, o Options) (*Result, error) {
 	}
 	if err := dropTokens(h, o.Device, r.Slot); err != nil {
 		return r, &Error{ReasonHeader, err}
+	}
+	// Copies of the card have the old keyslot still.
+	if c, ok := o.Root.(hardware.Renewer); ok {
+		say("ending what the chip sealed before")
+		if err := c.Revoke(ctx, blob); err != nil {
+			return r, &Error{ReasonChip, err}
+		}
+		r.Revoked = true
 	}
 	return r, nil
 }
@@ -158,15 +170,17 @@ func backends(h *luks2.Header) ([]hardware.Backend, error) {
 	return out, nil
 }
 
-// slots finds the keyslots of chips and those of recovery keys, by what tokens say.
-func slots(h *luks2.Header) (chips, people []int, err error) {
+// slots finds the keyslots of chips with their blobs, and those of recovery keys, by what tokens say.
+func slots(h *luks2.Header) (chips []int, blobs []json.RawMessage, people []int, err error) {
 	seen := map[int]bool{}
 	for _, t := range h.Tokens() {
 		switch t.Type {
 		case hardware.TokenType:
-			if _, err := hardware.ParseToken(t.JSON); err != nil {
-				return nil, nil, fmt.Errorf("token %d: %w", t.ID, err)
+			ours, err := hardware.ParseToken(t.JSON)
+			if err != nil {
+				return nil, nil, nil, fmt.Errorf("token %d: %w", t.ID, err)
 			}
+			blobs = append(blobs, ours.Blob)
 			fallthrough
 		case systemdTPM2:
 			for _, s := range t.Slots {
@@ -181,44 +195,51 @@ func slots(h *luks2.Header) (chips, people []int, err error) {
 	}
 	for _, s := range people {
 		if seen[s] {
-			return nil, nil, fmt.Errorf("keyslot %d is claimed by a chip's token and by a recovery key's", s)
+			return nil, nil, nil, fmt.Errorf("keyslot %d is claimed by a chip's token and by a recovery key's", s)
 		}
 	}
 	sort.Ints(chips)
-	return chips, people, nil
+	return chips, blobs, people, nil
 }
 
 // systemdTPM2 is the type of the tokens of systemd-cryptenroll --tpm2-device. They name
 // the chip that is gone, too.
 const systemdTPM2 = "systemd-tpm2"
 
-// bind makes the new keyslot and token in h, which is not written yet.
-func bind(ctx context.Context, o Options, h *luks2.Header, volumeKey []byte) (int, error) {
+// bind makes the new keyslot and token in h, which is not written yet. before are the
+// blobs whose place it takes.
+func bind(ctx context.Context, o Options, h *luks2.Header, volumeKey []byte, before []json.RawMessage) (int, json.RawMessage, error) {
 	secret, err := newSecret(ctx, o.Root)
 	if err != nil {
-		return 0, &Error{ReasonChip, err}
+		return 0, nil, &Error{ReasonChip, err}
 	}
 	defer clear(secret)
-	blob, err := o.Root.Seal(ctx, card.SealLabel(h.UUID()), secret)
+	seal := o.Root.Seal
+	if c, ok := o.Root.(hardware.Renewer); ok {
+		seal = func(ctx context.Context, label string, secret []byte) (json.RawMessage, error) {
+			return c.SealAfter(ctx, label, secret, before)
+		}
+	}
+	blob, err := seal(ctx, card.SealLabel(h.UUID()), secret)
 	if err != nil {
-		return 0, &Error{ReasonChip, err}
+		return 0, nil, &Error{ReasonChip, err}
 	}
 	passphrase := card.ChipPassphrase(secret)
 	defer clear(passphrase)
 	slot, err := h.AddSlot(o.Device, volumeKey, passphrase, luks2.ForChip())
 	if err != nil {
-		return 0, &Error{ReasonHeader, err}
+		return 0, nil, &Error{ReasonHeader, err}
 	}
 	token, err := (&hardware.Token{Type: hardware.TokenType, Keyslots: []string{strconv.Itoa(slot)}, Version: hardware.TokenVersion,
 		State: hardware.StateCommitted, Backend: o.Backend, Posture: o.Posture, Platform: o.Platform,
 		Enrolled: o.Now.UTC().Format(time.RFC3339), Blob: blob}).Encode()
 	if err != nil {
-		return 0, &Error{ReasonChip, err}
+		return 0, nil, &Error{ReasonChip, err}
 	}
 	if _, err := h.SetToken(-1, json.RawMessage(token)); err != nil {
-		return 0, &Error{ReasonHeader, err}
+		return 0, nil, &Error{ReasonHeader, err}
 	}
-	return slot, nil
+	return slot, blob, nil
 }
 
 // newSecret mixes the chip's bytes into the kernel's: as good as the better of the two.

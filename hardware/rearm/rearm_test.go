@@ -81,7 +81,15 @@ type volume struct {
 // enrolled makes a volume as first boot leaves it, bound to a chip.
 func enrolled(t *testing.T) *volume {
 	t.Helper()
-	v := &volume{key: make([]byte, luks2.VolumeKeySize), old: chip(t)}
+	c := chip(t)
+	v := enrolledOn(t, c, hardware.BackendFake)
+	v.old = c
+	return v
+}
+
+func enrolledOn(t *testing.T, root hardware.Root, backend hardware.Backend) *volume {
+	t.Helper()
+	v := &volume{key: make([]byte, luks2.VolumeKeySize)}
 	if _, err := rand.Read(v.key); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +98,9 @@ func enrolled(t *testing.T) *volume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := bind(t.Context(), options(d, v, v.old), h, v.key); err != nil {
+	o := options(d, v, root)
+	o.Backend = backend
+	if _, _, err := bind(t.Context(), o, h, v.key, nil); err != nil {
 		t.Fatal(err)
 	}
 	if v.recovery, err = luks2.NewRecoveryKey(nil); err != nil {

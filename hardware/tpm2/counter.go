@@ -4,11 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 
-	"portcullis/hardware"
 	"portcullis/hardware/tpmpolicy"
 
 	"github.com/google/go-tpm/tpm2"
@@ -169,32 +167,4 @@ func counterHandle(index uint32, written bool) tpm2.NamedHandle {
 func counterAuth(index uint32, written bool) tpm2.AuthHandle {
 	h := counterHandle(index, written)
 	return tpm2.AuthHandle{Handle: h.Handle, Name: h.Name, Auth: tpm2.PasswordAuth(nil)}
-}
-
-// Forget makes the chip refuse every blob that it sealed so far, for good: it
-// raises the counter to which blobs are bound. A counter never goes back, not even
-// when it is deleted and made again, so that copies of the blob and of the card
-// are of no use either. blob may be empty; one of another configuration is refused.
-func (t *TPM) Forget(ctx context.Context, blob json.RawMessage) error {
-	return t.do(ctx, "forget", func() error {
-		if len(blob) > 0 {
-			b, err := parseBlob(blob)
-			if err != nil {
-				return err
-			}
-			if b.Revocation != t.cfg.Revocation {
-				return refuse(hardware.ReasonBadBlob, "sealed under counter %#x, this is %#x", b.Revocation, t.cfg.Revocation)
-			}
-		}
-		v, err := t.counter(t.cfg.Revocation)
-		if err != nil {
-			return err
-		}
-		if v == 0 {
-			// Deleted by somebody: the new one starts above the old.
-			_, err := t.startCounter(t.cfg.Revocation)
-			return err
-		}
-		return t.increment(t.cfg.Revocation)
-	})
 }

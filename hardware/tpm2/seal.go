@@ -22,6 +22,11 @@ const nonceSize = 32
 // the policy: the caller unseals once while it still holds.
 // Reasons: pcr-empty, policy-signature, counter-ahead, handle-foreign.
 func (t *TPM) Seal(ctx context.Context, label string, secret []byte) (json.RawMessage, error) {
+	return t.seal(ctx, label, secret, func(now uint64) (uint64, error) { return now, nil })
+}
+
+// seal binds the blob to what bound makes of the revocation counter's value.
+func (t *TPM) seal(ctx context.Context, label string, secret []byte, bound func(now uint64) (most uint64, err error)) (json.RawMessage, error) {
 	if len(secret) < 1 || len(secret) > MaxSecret || len(label) < 1 || len(label) > MaxLabel {
 		return nil, fmt.Errorf("seal: a secret of %d bytes under a label of %d is not 1 to %d under 1 to %d", len(secret), len(label), MaxSecret, MaxLabel)
 	}
@@ -35,6 +40,9 @@ func (t *TPM) Seal(ctx context.Context, label string, secret []byte) (json.RawMe
 			return err
 		}
 		most, err := t.startCounters(branch.Sequence)
+		if err == nil {
+			most, err = bound(most)
+		}
 		if err != nil {
 			return err
 		}

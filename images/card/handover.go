@@ -41,6 +41,8 @@ type Handover struct {
 	Trial   bool   `json:"trial"`             // not committed yet: the health gate decides
 	Attempt int    `json:"attempt,omitempty"` // of the trial
 	Dropped string `json:"dropped,omitempty"` // typed reason why this boot dropped a trial
+	// Uncounted: the card says that this release is committed, and the chip has not counted it.
+	Uncounted bool `json:"uncounted,omitempty"`
 
 	Posture       string `json:"posture"` // hardware.Posture, as detected in this boot
 	PostureDetail string `json:"posture_detail,omitempty"`

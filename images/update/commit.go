@@ -17,8 +17,11 @@ type Check struct {
 	Run  func(context.Context) error
 }
 
-// Counter raises the chip's counter of accepted releases.
-type Counter func(ctx context.Context, to uint64) error
+// Counter is the chip's counter of accepted releases.
+type Counter interface {
+	Value(ctx context.Context) (uint64, error)
+	Raise(ctx context.Context, to uint64) error
+}
 
 // CommitOptions of Commit.
 type CommitOptions struct {
@@ -45,9 +48,13 @@ type CommitResult struct {
 }
 
 // Commit makes the release that runs the active one, once it is healthy, and
-// raises the chip's counter to it, so that the chip refuses every older one. For
-// a release that is active already only the counter is looked at. It can be killed
-// at every moment and called again.
+// raises the chip's counter to it, so that the chip refuses every older one. It can be
+// killed at every moment and called again.
+//
+// A release that stands on the card as the active one and that the chip has not
+// counted was committed before a power cut, or by somebody who edited the card: the
+// chip cannot tell, so that it has to be healthy before it is counted. Until then the
+// chip opens the volume to the older release as well.
 //
 // A trial that does not become healthy in time is refused with ReasonUnhealthy: the
 // caller restarts the machine, which counts as an attempt; after the last one the
@@ -70,7 +77,7 @@ func Commit(ctx context.Context, o CommitOptions) (CommitResult, error) {
 	switch {
 	case state.Active.Release == own:
 		res.Slot, res.Committed = state.Active.Slot, true
-		return res, raise(ctx, o.Counter, own.Sequence)
+		return res, count(ctx, o, own.Sequence)
 	case state.Trial == nil || state.Trial.Release != own:
 		return res, &card.Error{Reason: card.ReasonSlotUnknown, Detail: fmt.Sprintf("this is release %d; the card knows %s", own.Sequence, state)}
 	}
@@ -93,11 +100,28 @@ func Commit(ctx context.Context, o CommitOptions) (CommitResult, error) {
 	return res, raise(ctx, o.Counter, own.Sequence)
 }
 
+// count raises the counter to an active release, which the health gate may not have seen.
+func count(ctx context.Context, o CommitOptions, sequence uint64) error {
+	if o.Counter == nil {
+		return nil
+	}
+	v, err := o.Counter.Value(ctx)
+	if err != nil {
+		return refuse(ReasonCounter, "%w", err)
+	}
+	if v < sequence {
+		if err := healthy(ctx, o); err != nil {
+			return err
+		}
+	}
+	return raise(ctx, o.Counter, sequence)
+}
+
 func raise(ctx context.Context, c Counter, to uint64) error {
 	if c == nil {
 		return nil
 	}
-	if err := c(ctx, to); err != nil {
+	if err := c.Raise(ctx, to); err != nil {
 		return refuse(ReasonCounter, "%w", err)
 	}
 	return nil

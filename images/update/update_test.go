@@ -19,7 +19,9 @@ import (
 // chip is a counter that, as a chip's, never goes down.
 type chip struct{ value uint64 }
 
-func (c *chip) raise(_ context.Context, to uint64) error {
+func (c *chip) Value(context.Context) (uint64, error) { return c.value, nil }
+
+func (c *chip) Raise(_ context.Context, to uint64) error {
 	if to < c.value {
 		return errors.New("counter-ahead")
 	}
@@ -44,7 +46,7 @@ func TestUpdateTrialCommit(t *testing.T) {
 		if h.Sequence != sequence || !h.Trial || h.Attempt != 1 {
 			t.Fatalf("%+v", h)
 		}
-		res, err := commitNow(c, h, counter.raise)
+		res, err := commitNow(c, h, counter)
 		if err != nil || !res.Committed || !res.Changed || counter.value != sequence {
 			t.Fatalf("%+v %v, counter %d", res, err, counter.value)
 		}
@@ -52,9 +54,53 @@ func TestUpdateTrialCommit(t *testing.T) {
 		if h.Trial || h.Sequence != sequence {
 			t.Fatalf("%+v", h)
 		}
-		if res, err := commitNow(c, h, counter.raise); err != nil || !res.Committed || res.Changed {
+		if res, err := commitNow(c, h, counter); err != nil || !res.Committed || res.Changed {
 			t.Errorf("a second commit: %+v %v", res, err)
 		}
+	}
+}
+
+// TestAttackEditedStateSkipsNoGate: who writes into the state that a trial is the active
+// release has it started as such. The chip does not count it before it works, so that
+// the release before still opens the volume.
+func TestAttackEditedStateSkipsNoGate(t *testing.T) {
+	k, c, counter := bundletest.NewKey(t), newCard(t), &chip{value: 1}
+	if _, err := apply(c, started(t, k, c), k.Bundle(t, 2, nil)); err != nil {
+		t.Fatal(err)
+	}
+	conf := openSim(t, c)
+	s, err := conf.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conf.SetState(s.Committed()); err != nil {
+		t.Fatal(err)
+	}
+	h := started(t, k, c)
+	if h.Sequence != 2 || h.Trial {
+		t.Fatalf("%+v", h)
+	}
+	working := false
+	checks := []Check{{"pxed", func(context.Context) error {
+		if !working {
+			return errors.New("nothing listens")
+		}
+		return nil
+	}}}
+	for _, working = range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r, err := Commit(t.Context(), CommitOptions{Card: c, Running: h, Checks: checks, Counter: counter, Timeout: time.Minute,
+				Stable: time.Second, Every: time.Second, Clock: clock.Real{}})
+			var e *Error
+			if working && (err != nil || counter.value != 2) || !working && (!errors.As(err, &e) || e.Reason != ReasonUnhealthy || counter.value != 1) || r.Restart {
+				t.Errorf("working %t: %+v %v, counter %d", working, r, err, counter.value)
+			}
+		})
+	}
+	// Counted once, nobody looks again.
+	working = false
+	if r, err := commitNow(c, h, counter); err != nil || !r.Committed || r.Changed {
+		t.Errorf("%+v %v", r, err)
 	}
 }
 
@@ -231,7 +277,7 @@ func TestUnhealthyReleaseFallsBack(t *testing.T) {
 		}
 		synctest.Test(t, func(t *testing.T) {
 			r, err := Commit(t.Context(), CommitOptions{Card: c, Running: h, Checks: broken, Timeout: 3 * time.Minute, Stable: time.Second,
-				Every: time.Second, Clock: clock.Real{}, Counter: (&chip{}).raise})
+				Every: time.Second, Clock: clock.Real{}, Counter: &chip{}})
 			var e *Error
 			if !errors.As(err, &e) || e.Reason != ReasonUnhealthy || !r.Restart || r.Committed || r.Back != (attempt == card.MaxAttempts) {
 				t.Errorf("attempt %d: %+v %v", attempt, r, err)

@@ -241,10 +241,17 @@ func TestAttackOldReleaseAfterANewerOneWasCommitted(t *testing.T) {
 	if _, err := p.conf().Commit(); err != nil {
 		t.Fatal(err)
 	}
-	// The power failed between the commit and the counter: the next boot raises it.
-	p.must()
-	if p.chip.state.counter != 4 {
-		t.Errorf("counter %d after the commit", p.chip.state.counter)
+	// The power failed between the commit and the counter, or somebody edited the
+	// card: pi-init says so, and leaves the counter to the health gate.
+	if h := p.must().Handover; h.Trial || !h.Uncounted || !strings.Contains(p.people.text(), "note=uncounted ") {
+		t.Errorf("%+v\n%s", h, p.people.text())
+	}
+	if p.chip.state.counter != 3 {
+		t.Errorf("counter %d on the card's word alone", p.chip.state.counter)
+	}
+	p.chip.state.counter = 4 // Commit of package update
+	if h := p.must().Handover; h.Uncounted {
+		t.Errorf("%+v", h)
 	}
 	// Somebody puts the card's plain half back to the day before.
 	before, err := card.StateImage(old.release)

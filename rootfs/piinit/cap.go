@@ -40,12 +40,8 @@ func (b *Boot) capChip(ctx context.Context, v *volume, backend hardware.Backend)
 		b.capDropped(ctx, backend)
 		return nil
 	}
-	// A release that has proven itself is counted, also when the power failed
-	// between its commit and the counter.
-	if !b.decision.Trial && backend != hardware.BackendZymbit {
-		if err := b.tpm.RaiseCounter(ctx, b.Info.Sequence); err != nil {
-			b.Log.Note("counter", "problem", err)
-		}
+	if backend != hardware.BackendZymbit {
+		b.lookAtCounter(ctx)
 	}
 	if err := b.tpm.MeasureVolumeKey(ctx, card.MapperCrypt, v.header.UUID(), v.HMAC); err != nil {
 		return err
@@ -64,6 +60,25 @@ func (b *Boot) capChip(ctx context.Context, v *volume, backend hardware.Backend)
 	b.hand.VolumePCR = hex.EncodeToString(pcr[:])
 	b.Log.Stage(b.stage, "registers", fmt.Sprintf("%d,%d", card.PCRPhase, card.PCRVolumeKey), "volume", b.hand.VolumePCR)
 	return nil
+}
+
+// lookAtCounter tells when the release stands on the card as committed and the chip has
+// not counted it. The power may have failed between the two, or somebody may have
+// edited the card's state, which is in the clear: it is counted by the health gate in
+// the running system, and not here on the card's word alone.
+func (b *Boot) lookAtCounter(ctx context.Context) {
+	if b.decision.Trial {
+		return
+	}
+	v, err := b.tpm.Counter(ctx)
+	if err != nil {
+		b.Log.Note("counter", "problem", err)
+		return
+	}
+	if v > 0 && v < b.Info.Sequence { // 0: a chip that this card does not know yet
+		b.hand.Uncounted = true
+		b.Log.Note("uncounted", "release", b.Info.Sequence, "counted", v, "detail", "the chip has not counted this release: the health gate decides")
+	}
 }
 
 // capDropped closes a chip that this boot has given up or never got hold of: its

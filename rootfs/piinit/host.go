@@ -39,6 +39,7 @@ type TPM interface {
 	ReadPCR(ctx context.Context, pcr int) ([32]byte, error)
 	Extend(ctx context.Context, pcr int, data []byte) error
 	MeasureVolumeKey(ctx context.Context, name, uuid string, mac func(crypto.Hash, []byte) ([]byte, error)) error
+	Counter(ctx context.Context) (uint64, error)
 	RaiseCounter(ctx context.Context, to uint64) error
 	Past(ctx context.Context) (tpm2.Past, error)
 	KeepAttestationKey(ctx context.Context) error

@@ -156,6 +156,8 @@ func (c *chip) KeepAttestationKey(context.Context) error {
 	return c.broken
 }
 
+func (c *chip) Counter(context.Context) (uint64, error) { return c.state.counter, c.broken }
+
 func (c *chip) RaiseCounter(_ context.Context, to uint64) error {
 	if c.state.counter > to {
 		return chipError(tpm2.ReasonCounterAhead, "%d over %d", c.state.counter, to)
