@@ -68,7 +68,7 @@ func TestAttackEditedStateSkipsNoGate(t *testing.T) {
 	if _, err := apply(c, started(t, k, c), k.Bundle(t, 2, nil)); err != nil {
 		t.Fatal(err)
 	}
-	conf := openSim(t, c)
+	conf := cardtest.OpenConf(t, c.conf)
 	s, err := conf.State()
 	if err != nil {
 		t.Fatal(err)
