@@ -29,7 +29,7 @@ type Log struct {
 	failure error
 
 	publishing sync.Mutex // one Publish at a time
-	published  int64      // size of the newest checkpoint
+	published  int64      // size of the checkpoint that this run has signed; -1 before, because a power cut may have taken partial tiles
 }
 
 // Open opens or makes the log in dir. signer's name is the log's origin, and key
@@ -89,7 +89,6 @@ func (l *Log) load(key note.Verifier) error {
 		if signed.Size < l.start {
 			return refuse(ReasonBroken, "the tail begins at %d, after the %d entries that were signed", l.start, signed.Size)
 		}
-		l.published = signed.Size
 	}
 	return nil
 }

@@ -271,6 +271,27 @@ func TestPowerCutWhileTheTailIsReplaced(t *testing.T) {
 	}
 }
 
+// Partial tiles are not synced: a power cut may take them, and they are made again.
+func TestPowerCutTakesPartialTiles(t *testing.T) {
+	dir, k := t.TempDir(), newKeys(t, "test.log")
+	l := open(t, dir, k)
+	fill(t, l, 0, 300)
+	if err := l.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	l.tail.Close()
+	for _, gone := range []string{"tile/0/001.p/44", "tile/1/000.p/1", "tile/entries/001.p/44"} {
+		truncate(t, dir, gone, 0)
+	}
+	again := open(t, dir, k)
+	if err := again.Publish(); err != nil {
+		t.Fatal(err)
+	}
+	if err := reader(t, again, k).Audit(nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAttack_ChangedLogIsNotContinued(t *testing.T) {
 	k := newKeys(t, "test.log")
 	for name, c := range map[string]struct {
