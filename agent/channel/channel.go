@@ -35,6 +35,7 @@ type Conn struct {
 	Binding protocol.Binding // with the epoch in it
 	Epoch   uint64           // its number
 	Resumed bool             // the gateway knew this claim from before
+	Notices bool             // the gateway takes Notices
 }
 
 // Dial connects, checks the gateway's key, claims, and takes key to the next
@@ -105,7 +106,7 @@ func (c *Conn) claim(facts claim.Facts, key *claim.Key) error {
 	if err != nil {
 		return err
 	}
-	c.Binding, c.Epoch, c.Resumed = epoch.Bind(binding), epoch.Number, result.Resumed
+	c.Binding, c.Epoch, c.Resumed, c.Notices = epoch.Bind(binding), epoch.Number, result.Resumed, hello.Notices
 	key.Advance(epoch)
 	return nil
 }

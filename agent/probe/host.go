@@ -26,6 +26,7 @@ type Host struct {
 	Proc string // /proc
 	Sys  string // /sys
 	Dev  string // /dev
+	Root string // /
 	Mask string // /usr/lib/portcullis/ktext.mask
 
 	// Links lists the network interfaces; nil asks the kernel by netlink.
@@ -42,6 +43,16 @@ type Host struct {
 	// TSM opens the kernel's reports of confidential machines, and what closes it
 	// again; nil mounts configfs privately. fs.ErrNotExist where there are none.
 	TSM func() (client configfsi.Client, done func(), err error)
+	// Entry describes one name of a directory, which the answer calls path; nil asks the kernel.
+	Entry func(name, path string) (protocol.TreeEntry, error)
+	// Clocks reads the raw clock in ns, the time since boot and the wall clock in ms; nil asks the kernel.
+	Clocks func() (raw, boot, wall int64, err error)
+	// BPF lists the eBPF objects; nil asks the kernel.
+	BPF func() ([]protocol.BPFObject, error)
+	// Keys describes the keys of a keyring; nil asks the kernel.
+	Keys func(serial int) ([]string, error)
+	// Uevents opens the kernel's messages about devices; nil opens its socket.
+	Uevents func() (next func() ([]byte, error), err error)
 	// Uptime is the time since the kernel started; nil asks the kernel.
 	Uptime func() time.Duration
 }
@@ -55,6 +66,7 @@ func (h Host) withDefaults() Host {
 	def(&h.Proc, "/proc")
 	def(&h.Sys, "/sys")
 	def(&h.Dev, "/dev")
+	def(&h.Root, "/")
 	def(&h.Mask, "/usr/lib/portcullis/ktext.mask")
 	if h.Links == nil {
 		h.Links = netlinkLinks
@@ -74,6 +86,21 @@ func (h Host) withDefaults() Host {
 	if h.TSM == nil {
 		h.TSM = h.openTSM
 	}
+	if h.Entry == nil {
+		h.Entry = lstatEntry
+	}
+	if h.Clocks == nil {
+		h.Clocks = clocks
+	}
+	if h.BPF == nil {
+		h.BPF = bpfObjects
+	}
+	if h.Keys == nil {
+		h.Keys = keysOf
+	}
+	if h.Uevents == nil {
+		h.Uevents = kernelUevents
+	}
 	if h.Uptime == nil {
 		h.Uptime = bootTime
 	}
@@ -92,6 +119,8 @@ func All(h Host) []protocol.Probe {
 	h = h.withDefaults()
 	return []protocol.Probe{
 		&Boot{h}, &Block{h}, &Procs{h}, &Pmem{h}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h}, &Tpm{Host: h}, &Tsm{h},
+		&Krodata{h}, &Trace{h}, NewUevent(h), &Files{h},
+		&Time{h}, &Noise{Host: h}, &Container{h}, &Ima{h},
 	}
 }
 

@@ -11,12 +11,18 @@ import (
 	"portcullis/attestserver/protocol"
 )
 
-// parseKernelCode finds "Kernel code" in /proc/iomem: physical addresses, both
-// ends included. Without CAP_SYS_ADMIN the kernel shows zeros.
+// parseKernelCode finds the kernel's text in /proc/iomem.
 func parseKernelCode(iomem []byte) (start, end uint64, err error) {
+	return parseKernel(iomem, "Kernel code", protocol.MaxKernelText)
+}
+
+// parseKernel finds a part of the kernel image of at most max bytes in
+// /proc/iomem: physical addresses, both ends included. Without CAP_SYS_ADMIN the
+// kernel shows zeros.
+func parseKernel(iomem []byte, part string, max uint64) (start, end uint64, err error) {
 	for l := range strings.Lines(string(iomem)) {
 		span, name, ok := strings.Cut(strings.TrimSpace(l), " : ")
-		if !ok || name != "Kernel code" {
+		if !ok || name != part {
 			continue
 		}
 		from, to, _ := strings.Cut(span, "-")
@@ -26,12 +32,12 @@ func parseKernelCode(iomem []byte) (start, end uint64, err error) {
 		if end, err = strconv.ParseUint(to, 16, 64); err != nil {
 			return 0, 0, fmt.Errorf("iomem: %w", err)
 		}
-		if end <= start || end-start >= protocol.MaxKernelText {
-			return 0, 0, fmt.Errorf("iomem: kernel code at %#x-%#x", start, end)
+		if end <= start || end-start >= max {
+			return 0, 0, fmt.Errorf("iomem: %s at %#x-%#x", part, start, end)
 		}
 		return start, end, nil
 	}
-	return 0, 0, errors.New("iomem: no line for the kernel's code")
+	return 0, 0, fmt.Errorf("iomem: no line for %s", part)
 }
 
 // Sizes and offsets of the 64-bit ELF head and its program headers (elf(5)).

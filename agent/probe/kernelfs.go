@@ -42,3 +42,17 @@ func bootTime() time.Duration {
 	}
 	return time.Duration(ts.Nano())
 }
+
+// clocks reads the raw clock in ns, the time since boot and the wall clock in ms.
+func clocks() (raw, boot, wall int64, err error) {
+	var r, b, w unix.Timespec
+	for _, c := range []struct {
+		id int32
+		to *unix.Timespec
+	}{{unix.CLOCK_MONOTONIC_RAW, &r}, {unix.CLOCK_BOOTTIME, &b}, {unix.CLOCK_REALTIME, &w}} {
+		if err := unix.ClockGettime(c.id, c.to); err != nil {
+			return 0, 0, 0, fmt.Errorf("clock %d: %w", c.id, err)
+		}
+	}
+	return r.Nano(), b.Nano() / 1e6, w.Nano() / 1e6, nil
+}

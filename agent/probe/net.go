@@ -13,9 +13,10 @@ import (
 	"portcullis/attestserver/protocol"
 )
 
-// Net lists the network interfaces of the first network namespace.
+// Net lists the network interfaces of the first network namespace, its routes,
+// and the sockets that wait for strangers or see every frame.
 //
-// It finds a second network card, a tunnel, a bridge that the boot interface
+// It finds a second network card, a tunnel, another way out, a sniffer, a radio, a bridge that the boot interface
 // was put into, a changed MAC, and a boot interface that was moved elsewhere.
 //
 // It cannot see an interface in another network namespace (op hw finds its
@@ -41,7 +42,15 @@ func (p *Net) Run(_ context.Context, key protocol.OpKey, params []byte) (protoco
 		links[i].Device = p.device(links[i].Name)
 	}
 	slices.SortFunc(links, func(a, b protocol.Link) int { return a.Index - b.Index })
-	return answer(key, p.Name(), params, protocol.NetData{Links: links})
+	d := protocol.NetData{Links: links, Packet: p.packetSockets(), Listeners: p.listeners(), Radios: p.radios()}
+	b, err := read(p.Proc, "net/route")
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	if d.Routes, err = parseRoutes(string(b)); err != nil {
+		return protocol.Output{}, err
+	}
+	return answer(key, p.Name(), params, d)
 }
 
 // device is the bus address of the hardware behind an interface: for a virtio

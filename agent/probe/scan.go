@@ -112,13 +112,28 @@ func (s *scan) add(ctx context.Context, h Host, pid int) error {
 		return fmt.Errorf("more than %d processes", protocol.MaxProcesses)
 	}
 	s.processes = append(s.processes, protocol.Process{PID: pid, PPID: st.ppid, Start: st.start,
-		Comm: clean(st.comm), Exe: clean(exe)})
+		Comm: clean(st.comm), Exe: clean(exe), Tracer: h.tracer(pid)})
 	for _, m := range mappings {
 		if err := s.mapping(h, pid, dir, st.start, m); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// tracer reads who debugs a process; 0 where nobody does or it has ended.
+func (h Host) tracer(pid int) int {
+	b, err := read(h.Proc, strconv.Itoa(pid), "status")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), "\nTracerPid:")
+	line, _, _ := strings.Cut(rest, "\n")
+	n, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // A helper that the kernel starts (modprobe) is a process without memory until

@@ -49,6 +49,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 	}
 	s := &server{Agent: a, probes: probes}
+	s.notices()
 	for ctx.Err() == nil {
 		conn, err := s.dial(ctx)
 		if err == nil {

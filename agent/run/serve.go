@@ -21,6 +21,7 @@ type server struct {
 	*Agent
 	probes map[string]protocol.Probe
 	turn   sync.Mutex
+	latest atomic.Pointer[channel.Conn] // the connection that was made last
 
 	renewing atomic.Bool // a connection that the gateway asked for is being made
 
@@ -64,6 +65,7 @@ func (s *server) serve(ctx context.Context, conn *channel.Conn) error {
 func (s *server) answer(ctx context.Context, conn *channel.Conn, renewed chan<- *channel.Conn) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	s.latest.Store(conn)
 	answers := &answerer{conn: conn, key: s.Key, probes: s.probes, turn: &s.turn}
 	for {
 		m, err := conn.Receive(protocol.MaxFrame)

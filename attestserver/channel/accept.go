@@ -100,7 +100,7 @@ func (g *Gateway) accept(ctx context.Context, raw net.Conn) (*Conn, error) {
 	if _, err := rand.Read(nonce[:]); err != nil {
 		return nil, &RefusedError{ReasonTLS, err}
 	}
-	hello := &protocol.Hello{Version: protocol.Version, Nonce: nonce[:]}
+	hello := &protocol.Hello{Version: protocol.Version, Nonce: nonce[:], Notices: true}
 	if err := c.Send(&protocol.Message{Body: &protocol.Message_Hello{Hello: hello}}); err != nil {
 		return nil, &RefusedError{protocol.ClaimTimeout, err}
 	}

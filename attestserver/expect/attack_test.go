@@ -2,6 +2,9 @@ package expect_test
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,7 +17,8 @@ import (
 )
 
 var allOps = []string{protocol.OpBoot, protocol.OpBlock, protocol.OpProcs, protocol.OpPmem, protocol.OpModules, protocol.OpNet,
-	protocol.OpHw, protocol.OpKtext, protocol.OpTpm, protocol.OpTsm}
+	protocol.OpHw, protocol.OpKtext, protocol.OpTpm, protocol.OpTsm, protocol.OpKrodata, protocol.OpTrace, protocol.OpUevent, protocol.OpFiles,
+	protocol.OpTime, protocol.OpNoise, protocol.OpContainer, protocol.OpIma}
 
 func TestHonestMachine_NoFinding(t *testing.T) {
 	m := newMachine(t)
@@ -187,6 +191,139 @@ func TestAttacks(t *testing.T) {
 			copy(hooked[100:], []byte{0xe9, 0x98, 0x01, 0, 0})
 			m.kernel(hooked)
 		}},
+		{"a line is added to the accounts", protocol.OpFiles, expect.ReasonFilesChanged, "/etc/passwd", func(m *machine) {
+			m.append("evil::0:0::/root:/bin/sh\n", "live/etc/passwd")
+		}},
+		{"a unit is put into place", protocol.OpFiles, expect.ReasonFilesAdded, "/etc/systemd/system/evil.service", func(m *machine) {
+			m.write([]byte("[Service]\n"), "live/etc/systemd/system/evil.service")
+		}},
+		{"a key is put where a directory is expected", protocol.OpFiles, expect.ReasonFilesAdded, "/root/.ssh/authorized_keys", func(m *machine) {
+			m.write([]byte("key"), "live/root/.ssh/authorized_keys")
+		}},
+		{"a program's copy waits in /usr", protocol.OpFiles, expect.ReasonFilesAdded, "/usr/bin/kit", func(m *machine) { m.write([]byte("x"), "live/usr/bin/kit") }},
+		{"a program gets another mode", protocol.OpFiles, expect.ReasonFilesChanged, "/usr/bin/dockerd: mode 100777", func(m *machine) {
+			m.check(os.Chmod(m.path("live/usr/bin/dockerd"), 0o777))
+			m.check(os.Chtimes(m.path("live/usr/bin/dockerd"), time.Now(), time.Now()))
+		}},
+		{"a file is changed and its time put back", protocol.OpFiles, expect.ReasonFilesRemoved, "/etc: entries", func(m *machine) {
+			m.append("x", "live/etc/passwd")
+			m.check(os.Chtimes(m.path("live/etc/passwd"), m.made, m.made))
+		}},
+		{"a file is taken away", protocol.OpFiles, expect.ReasonFilesRemoved, "/usr/lib: entries", func(m *machine) { m.check(os.Remove(m.path("live/usr/lib/libc.so.6"))) }},
+		{"a directory is taken away", protocol.OpFiles, expect.ReasonFilesRemoved, "the directory /usr/lib/systemd is gone", func(m *machine) {
+			m.check(os.RemoveAll(m.path("live/usr/lib/systemd")))
+		}},
+		{"the link of the locale leads elsewhere", protocol.OpFiles, expect.ReasonFilesAdded, "/etc/vconsole.conf", func(m *machine) {
+			m.link("/run/evil", "live/etc/vconsole.conf")
+		}},
+		{"a mount covers the configuration", protocol.OpProcs, expect.ReasonMount, "tmpfs of device 0:24 is mounted on /etc", func(m *machine) {
+			m.mounts("0 0 0:26 / / rw - overlay root rw\n9 0 0:24 / /etc rw - tmpfs none rw\n")
+		}},
+		{"the list of measurements is another", protocol.OpIma, expect.ReasonImaChain, "not those that were told before", func(m *machine) {
+			if f := m.judge(protocol.OpIma); len(f) > 0 {
+				m.t.Fatal(f)
+			}
+			m.special["integrity/ima/binary_runtime_measurements"] = ""
+			for range 5 {
+				m.measured("/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
+			}
+		}},
+		{"nothing is measured", protocol.OpIma, expect.ReasonImaOff, "measures nothing", func(m *machine) {
+			m.special["integrity/ima/binary_runtime_measurements"] = ""
+			m.measured("boot_aggregate", nil)
+		}},
+		{"a container of an unknown image runs", protocol.OpContainer, expect.ReasonContainerUnapproved, `runs "/task -x"`, func(m *machine) {
+			other := sha256.Sum256([]byte("evil"))
+			name := hex.EncodeToString(other[:])
+			m.container(name, "{}")
+			m.write([]byte("evil"), "proc/1/root/var/lib/docker/image/overlay2/imagedb/content/sha256", name)
+		}},
+		{"an approved image's record is exchanged", protocol.OpContainer, expect.ReasonContainerImage, "another digest", func(m *machine) {
+			m.container(testTask, "{}")
+			m.write([]byte("evil"), "proc/1/root/var/lib/docker/image/overlay2/imagedb/content/sha256", testTask)
+		}},
+		{"an approved container is privileged", protocol.OpContainer, expect.ReasonContainerPrivileged, "pid=host, privileged", func(m *machine) {
+			m.container(testTask, `{"Privileged":true,"PidMode":"host"}`)
+		}},
+		{"a container may use a device and a capability", protocol.OpContainer, expect.ReasonContainerPrivileged, "capability SYS_ADMIN, devices", func(m *machine) {
+			m.container(testTask, `{"CapAdd":["SYS_ADMIN"],"Devices":[{}]}`)
+		}},
+		{"a container is made by hand", protocol.OpContainer, expect.ReasonContainerUnknown, "process 300 (dockerd)", func(m *machine) {
+			m.write([]byte("dockerd\n"), "proc/300/comm")
+			m.link("pid:[4026532222]", "proc/300/ns/pid")
+		}},
+		{"a control group is called like a container", protocol.OpContainer, expect.ReasonContainerUnknown, "not in the runtime's records", func(m *machine) {
+			m.write([]byte("0::/system.slice/docker-"+testID+".scope\n"), "proc/300/cgroup")
+		}},
+		{"a debugger holds a process", protocol.OpProcs, expect.ReasonTracedProcess, "process 300 (dockerd) is debugged by process 77", func(m *machine) {
+			m.write([]byte("Name:\tdockerd\nTracerPid:\t77\n"), "proc/300/status")
+		}},
+		{"a second agent runs", protocol.OpProcs, expect.ReasonSecondAgent, "2 processes", func(m *machine) {
+			for _, pid := range []int{400, 401} {
+				m.mapped(pid, "hpc-agent", "/usr/lib/portcullis/hpc-agent", []byte("x"), probe.FileStat{Size: 1}, "r-xp")
+			}
+		}},
+		{"the card receives every frame", protocol.OpNet, expect.ReasonPromiscuous, "eth0", func(m *machine) { m.links[1].Promisc = true }},
+		{"a packet socket sees every frame", protocol.OpNet, expect.ReasonSniffer, "1 packet sockets", func(m *machine) {
+			m.write([]byte("sk RefCnt Type Proto\n0000000060afc9ca 3 3 0003 2 1 0 0 1025\n"), "proc/net/packet")
+		}},
+		{"packets leave by another link", protocol.OpNet, expect.ReasonRoute, "0.0.0.0/0 by 172.17.0.5 over docker0", func(m *machine) {
+			m.append("docker0\t00000000\t050011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n", "proc/net/route")
+		}},
+		{"a radio is switched on", protocol.OpNet, expect.ReasonRadio, "ieee80211 phy0", func(m *machine) { m.check(os.MkdirAll(m.path("sys/class/ieee80211/phy0"), 0o755)) }},
+		{"the table of system calls is changed", protocol.OpKrodata, expect.ReasonKrodata, "+0x14000..+0x18000", func(m *machine) {
+			b := m.live()
+			b[5*protocol.KtextGranule+100] ^= 1
+			m.kernelImage(m.text, b)
+		}},
+		{"a sealed pointer is changed", protocol.OpKrodata, expect.ReasonKrodataSealed, "+0x54000..+0x58000", func(m *machine) {
+			for range 2 { // which pieces there are, and what they hold
+				if f := m.judge(protocol.OpKrodata); len(f) > 0 {
+					m.t.Fatal(f)
+				}
+			}
+			b := m.live()
+			b[21*protocol.KtextGranule+64] ^= 1
+			m.kernelImage(m.text, b)
+		}},
+		{"an interrupt handler is exchanged", protocol.OpKrodata, expect.ReasonIDT, "vectors [14]", func(m *machine) {
+			binary.LittleEndian.PutUint16(m.idt[14*16:], 0x4444)
+			m.kernel(m.text)
+		}},
+		{"an eBPF program traces the kernel", protocol.OpTrace, expect.ReasonBPF, "program 99 of type 2", func(m *machine) {
+			m.bpf = append(m.bpf, protocol.BPFObject{Kind: protocol.BPFProgram, ID: 99, Type: 2, Name: "spy"})
+		}},
+		{"an eBPF link attaches to a tracepoint", protocol.OpTrace, expect.ReasonBPF, "link 3 of type 2", func(m *machine) {
+			m.bpf = append(m.bpf, protocol.BPFObject{Kind: protocol.BPFLink, ID: 3, Type: 2, Program: 99})
+		}},
+		{"an eBPF ring buffer waits for events", protocol.OpTrace, expect.ReasonBPF, "map 7 of type 27", func(m *machine) {
+			m.bpf = append(m.bpf, protocol.BPFObject{Kind: protocol.BPFMap, ID: 7, Type: 27})
+		}},
+		{"a key is added that the kernel believes", protocol.OpTrace, expect.ReasonKeyAdded, ".builtin_trusted_keys: asymmetric;Evil", func(m *machine) {
+			m.keys[0x1405b58f] = append(m.keys[0x1405b58f], "asymmetric;Evil")
+		}},
+		{"a key is taken away", protocol.OpTrace, expect.ReasonKeyRemoved, "autogenerated", func(m *machine) { m.keys[0x1405b58f] = nil }},
+		{"an unsigned module taints the kernel", protocol.OpTrace, expect.ReasonTraceTainted, "tainted is 8192", func(m *machine) {
+			m.write([]byte("8192\n"), "proc/sys/kernel/tainted")
+		}},
+		{"a USB stick is plugged in and out again between two questions", protocol.OpUevent, expect.ReasonUeventAdded, "usb of /devices/pci0000:00/0000:00:04.0/usb1/1-1", func(m *machine) {
+			m.uptime = time.Hour
+			m.uevent("add", "/devices/pci0000:00/0000:00:04.0/usb1/1-1", "usb")
+			m.uevent("remove", "/devices/pci0000:00/0000:00:04.0/usb1/1-1", "usb")
+		}},
+		{"a disk is pulled out", protocol.OpUevent, expect.ReasonUeventRemoved, "block of /devices/pci0000:00/0000:00:05.0/block/vda", func(m *machine) {
+			m.uptime = time.Hour
+			m.uevent("remove", "/devices/pci0000:00/0000:00:05.0/block/vda", "block")
+		}},
+		{"an agent that is started anew forgets the events", protocol.OpUevent, expect.ReasonUeventChain, "not those that were told before", func(m *machine) {
+			m.uevent("add", "/devices/virtual/net/veth0", "net")
+			if f := m.judge(protocol.OpUevent); len(f) > 0 {
+				m.t.Fatal(f)
+			}
+			m.startAgent()
+			m.uptime += time.Second
+			m.uevent("add", "/devices/virtual/net/veth1", "net")
+		}},
 		{"another mask is applied", protocol.OpKtext, expect.ReasonKtextMask, "mask", func(m *machine) {
 			mask := m.mask()
 			mask.Boot[0].Len = 4000
@@ -260,6 +397,43 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 			m.write([]byte("500 (sh) Z 1 0 0 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 766\n"), "proc/500/stat")
 			m.write(nil, "proc/500/maps")
 			m.check(os.MkdirAll(m.path("proc/500/task"), 0o755))
+		}},
+		{"systemd and Docker write what they write at boot", protocol.OpFiles, func(m *machine) {
+			m.write([]byte("0123456789abcdef0123456789abcdef\n"), "live/etc/machine-id")
+			m.link("default/keyboard", "live/etc/vconsole.conf")
+			m.check(os.MkdirAll(m.path("live/etc/cni/net.d"), 0o700))
+			m.check(os.MkdirAll(m.path("live/root/.ssh"), 0o700))
+			m.check(os.MkdirAll(m.path("live/srv"), 0o755))
+		}},
+		{"systemd corrects the clock at boot", protocol.OpTime, func(m *machine) {
+			if f := m.judge(protocol.OpTime); len(f) > 0 {
+				m.t.Fatal(f)
+			}
+			m.step = time.Hour
+		}},
+		{"an approved container runs and writes", protocol.OpContainer, func(m *machine) {
+			m.container(testTask, `{"NetworkMode":"bridge","SecurityOpt":null}`)
+			m.write([]byte("x"), "proc/1/root/var/lib/docker/overlay2", testID, "diff/built")
+		}},
+		{"there is no memory for noise", protocol.OpNoise, func(m *machine) { m.write([]byte("MemAvailable: 2000 kB\n"), "proc/meminfo") }},
+		{"a task listens", protocol.OpNet, func(m *machine) {
+			m.write([]byte("head\n 0: 0100007F:9683 00000000:0000 0A\n 1: 00000000:0016 00000000:0000 0A\n"), "proc/net/tcp")
+		}},
+		{"udev asks for all devices again", protocol.OpUevent, func(m *machine) {
+			m.uptime = time.Hour
+			m.uevent("add", "/devices/pci0000:00/0000:00:03.0", "pci", "SYNTH_UUID=0")
+		}},
+		{"a container gets a link and a loop device appears", protocol.OpUevent, func(m *machine) {
+			m.uptime = time.Hour
+			m.uevent("add", "/devices/virtual/net/veth0a1b2c3", "net")
+			m.uevent("add", "/devices/virtual/block/loop1", "block")
+			m.uevent("change", "/devices/pci0000:00/0000:00:05.0/block/sr0", "block")
+		}},
+		{"a disk is found while the machine starts", protocol.OpUevent, func(m *machine) {
+			m.uevent("add", "/devices/pci0000:00/0000:00:05.0/block/vda", "block")
+		}},
+		{"a container's device filter is loaded", protocol.OpTrace, func(m *machine) {
+			m.bpf = append(m.bpf, protocol.BPFObject{Kind: protocol.BPFProgram, ID: 30, Type: 15}, protocol.BPFObject{Kind: protocol.BPFLink, ID: 1, Type: 3})
 		}},
 		{"a module is being loaded", protocol.OpModules, func(m *machine) {
 			m.write([]byte("bridge 300000 0 - Loading 0xffffffffc0000000\n"), "proc/modules")

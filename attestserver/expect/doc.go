@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unicode"
 
 	"portcullis/attestserver/expect/rootimage"
@@ -53,9 +54,18 @@ type kernel struct {
 	maskSize int    // bytes left out
 }
 
+// Options are what the configuration says of the probes.
+type Options struct {
+	Noise      int64    // bytes of noise in the PC's memory; 0 asks for none
+	Containers []string // approved images: SHA-256 of their configurations, hex
+}
+
+// All opens the image and returns every expectation, with nothing configured.
+func All(img *protocol.Image) ([]protocol.Expectation, error) { return Options{}.All(img) }
+
 // All opens the image and returns every expectation. Closing all of them
 // closes the image.
-func All(img *protocol.Image) ([]protocol.Expectation, error) {
+func (o Options) All(img *protocol.Image) ([]protocol.Expectation, error) {
 	im, err := openImage(img)
 	if err != nil {
 		return nil, fmt.Errorf("image %s: %w", img.Dir, err)
@@ -63,6 +73,12 @@ func All(img *protocol.Image) ([]protocol.Expectation, error) {
 	all := []protocol.Expectation{
 		&Hw{user{im}}, &Boot{user{im}}, &Block{user{im}}, &Procs{user{im}}, &Pmem{user{im}},
 		&Modules{user{im}}, &Net{user{im}}, &Ktext{user{im}}, &Tpm{user{im}}, &Tsm{user{im}},
+		&Krodata{user{im}}, &Trace{user{im}}, &Uevent{user{im}},
+		&Files{user: user{im}}, &Time{user: user{im}, now: time.Now}, &Container{user: user{im}, approved: o.Containers},
+		&Ima{user: user{im}, tasks: len(o.Containers) > 0},
+	}
+	if o.Noise > 0 {
+		all = append(all, &Noise{user: user{im}, size: o.Noise})
 	}
 	im.users.Store(int32(len(all)))
 	return all, nil

@@ -2,6 +2,7 @@ package expect_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"os"
 	"testing"
@@ -42,6 +43,24 @@ func TestEnrol_HookInAJumpLabelIsRefused(t *testing.T) {
 	copy(hooked[100:], []byte{0xe9, 0x98, 0x01, 0, 0})
 	m.kernel(hooked)
 	m.wants(m.enrolOne(protocol.OpKtext), protocol.Fatal, expect.ReasonKtextImage, "+0x0..+0x4000")
+}
+
+// What is learned as different from boot to boot is a small part of the
+// read-only data: a hook far from it does not get into the reference.
+func TestEnrol_HookedTableIsRefused(t *testing.T) {
+	m := newMachine(t)
+	b := m.live()
+	b[5*protocol.KtextGranule+100] ^= 1
+	m.kernelImage(m.text, b)
+	m.wants(m.enrolOne(protocol.OpKrodata), protocol.Fatal, expect.ReasonKrodataImage, "+0x14000..+0x18000")
+	m.kernel(m.text)
+	binary.LittleEndian.PutUint32(m.idt[14*16+8:], 0xffffffff)
+	binary.LittleEndian.PutUint16(m.idt[14*16+6:], 0xc123)
+	m.kernel(m.text)
+	m.wants(m.enrolOne(protocol.OpKrodata), protocol.Fatal, expect.ReasonIDT, "vector 14")
+	if m.enrolled(protocol.OpKrodata) {
+		t.Error("the reference was stored all the same")
+	}
 }
 
 func TestEnrol_BootTimePatchesBecomeTheReference(t *testing.T) {
@@ -98,7 +117,7 @@ func TestEnrol_OtherKernelFileIsUnjudged(t *testing.T) {
 	m := newMachine(t)
 	other := bytes.Clone(m.text)
 	other[0x5000] ^= 1
-	m.write(bzImage(other), "vmlinuz")
+	m.write(bzImage(other, len(other)), "vmlinuz")
 	m.wants(m.enrolOne(protocol.OpKtext), protocol.Fatal, protocol.ProbeUnjudged, "+0x4000")
 }
 
@@ -130,6 +149,57 @@ func TestHw_LatePartsMayBeMissingAtFirst(t *testing.T) {
 	}
 	m.uptime = time.Hour
 	m.wants(m.judge(protocol.OpHw), protocol.Fatal, expect.ReasonHwRemoved, "usb 1-1")
+}
+
+// Noise that is not where it should be is found, whatever the agent says of it.
+func TestNoise_MustBeResident(t *testing.T) {
+	m := newMachine(t)
+	in := m.input(protocol.OpNoise, false)
+	if f := m.twins[protocol.OpNoise].Judge(in); len(f) > 0 {
+		t.Fatalf("%+v", f)
+	}
+	h := in.Key.NewDigest(protocol.OpNoise, in.Params)
+	h.Write(make([]byte, 8*64<<10))
+	h.Write(in.Output.Data)
+	in.Output.Digest = protocol.Sum(h)
+	m.wants(m.twins[protocol.OpNoise].Judge(in), protocol.Fatal, expect.ReasonNoise, "8 random pieces")
+}
+
+// Without approved containers every file that ran must be the image's, also one
+// that has ended and is gone; with them the list cannot tell whose it was.
+func TestIma_WhatRanAndEnded(t *testing.T) {
+	for _, tasks := range []bool{false, true} {
+		m := newMachineWith(t, tasks)
+		class := protocol.Fatal
+		if tasks {
+			class = protocol.Info
+		}
+		if f := m.judge(protocol.OpIma); len(f) > 0 {
+			t.Fatalf("%+v", f)
+		}
+		m.measured("/tmp/kit", []byte("evil"))
+		m.measured("/usr/bin/dockerd", []byte("changed"))
+		found := m.judge(protocol.OpIma)
+		m.wants(found, class, expect.ReasonImaUnknown, "/tmp/kit")
+		m.wants(found, class, expect.ReasonImaChanged, "/usr/bin/dockerd")
+		if f := m.judge(protocol.OpIma); len(f) > 0 {
+			t.Errorf("told twice: %+v", f)
+		}
+	}
+}
+
+// A clock that is set fails the challenge once, and is then known.
+func TestTime_ClockIsSet(t *testing.T) {
+	m := newMachine(t)
+	m.uptime = time.Hour
+	if f := m.judge(protocol.OpTime); len(f) > 0 {
+		t.Fatalf("%+v", f)
+	}
+	m.step = -time.Hour
+	m.wants(m.judge(protocol.OpTime), protocol.Soft, expect.ReasonClockSet, "-1h0m0s")
+	if f := m.judge(protocol.OpTime); len(f) > 0 {
+		t.Errorf("told twice: %+v", f)
+	}
 }
 
 // A card that was enrolled may stay, as long as it carries nothing.

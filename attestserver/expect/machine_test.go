@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -33,38 +34,71 @@ const (
 	textBase    = 0xffffffff81000000
 	textPhys    = 0x1600000
 	loadAddress = 0x400000
+	testNoise   = 1 << 20
+	testID      = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00"
 	bridgeID    = "0123456789abcdef0123456789abcdef01234567"
 )
 
 // machine is a PC as recorded files, its signed image, and what the gateway keeps.
 type machine struct {
-	t       testing.TB
-	dir     string
-	host    probe.Host
-	image   *protocol.Image
-	state   *protocol.ImageState
-	refs    memory
-	twins   map[string]protocol.Expectation
-	probes  map[string]protocol.Probe
-	files   map[string][]byte // of the image
-	text    []byte            // of the kernel, as signed
-	links   []protocol.Link
-	stats   map[string]probe.FileStat
-	verity  protocol.Verity
-	special map[string]string
-	uptime  time.Duration
-	made    time.Time
+	t        testing.TB
+	dir      string
+	host     probe.Host
+	image    *protocol.Image
+	state    *protocol.ImageState
+	refs     memory
+	twins    map[string]protocol.Expectation
+	probes   map[string]protocol.Probe
+	files    map[string][]byte // of the image
+	text     []byte            // of the kernel, as signed
+	rodata   []byte            // likewise
+	idt      []byte            // the interrupt table
+	links    []protocol.Link
+	stats    map[string]probe.FileStat
+	verity   protocol.Verity
+	special  map[string]string
+	bpf      []protocol.BPFObject
+	keys     map[int][]string // by keyring
+	events   chan []byte      // uevents
+	uptime   time.Duration
+	approved []string      // containers
+	step     time.Duration // by which the wall clock was set
+	made     time.Time
 }
 
 func newMachine(t testing.TB) *machine {
 	t.Helper()
+	return newMachineWith(t, true)
+}
+
+// newMachineWith makes a machine whose gateway approves testTask, or no container.
+func newMachineWith(t testing.TB, tasks bool) *machine {
+	t.Helper()
 	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, uptime: 20 * time.Second,
 		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}
-	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"),
+	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), Entry: entry,
 		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
 		Verity: func(string) (protocol.Verity, error) { return m.verity, nil },
+		Clocks: func() (raw, boot, wall int64, err error) {
+			boot = m.uptime.Milliseconds()
+			return m.uptime.Nanoseconds(), boot, m.made.UnixMilli() + boot + m.step.Milliseconds(), nil
+		},
 		Uptime: func() time.Duration { return m.uptime },
 		Stat:   m.stat,
+		BPF:    func() ([]protocol.BPFObject, error) { return slices.Clone(m.bpf), nil },
+		Keys:   func(serial int) ([]string, error) { return slices.Clone(m.keys[serial]), nil },
+		Uevents: func() (func() ([]byte, error), error) {
+			c := make(chan []byte)
+			m.events = c
+			t.Cleanup(func() { close(c) })
+			return func() ([]byte, error) {
+				b, ok := <-c
+				if !ok {
+					return nil, fs.ErrClosed
+				}
+				return b, nil
+			}, nil
+		},
 		Special: func(_, name string) ([]byte, error) {
 			if s, ok := m.special[name]; ok {
 				return []byte(s), nil
@@ -72,10 +106,13 @@ func newMachine(t testing.TB) *machine {
 			return nil, fs.ErrNotExist
 		},
 	}
+	if tasks {
+		m.approved = []string{testTask}
+	}
 	m.build()
 	m.boot()
 	m.twins, m.probes = map[string]protocol.Expectation{}, map[string]protocol.Probe{}
-	all, err := expect.All(m.image)
+	all, err := expect.Options{Noise: testNoise, Containers: m.approved}.All(m.image)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,18 +164,21 @@ func (m *machine) build() {
 	file, err := mask.Encode()
 	m.check(err)
 	m.files[expect.MaskPath] = file
-	m.write(bzImage(m.text), manifest.Kernel)
+	m.rodata = random(40*protocol.KtextGranule - 100)
+	m.write(bzImage(append(bytes.Clone(m.text), m.rodata...), len(m.text)+len(m.rodata)), manifest.Kernel)
 	m.write(file, "ktext.mask")
 	m.files[modlist.Path] = []byte("# portcullis modules v1: name build-id\nbridge " + bridgeID + "\n")
 	for p, b := range m.files {
 		at := m.path("tree", p)
 		m.write(b, "tree", p)
 		m.check(os.Chtimes(at, m.made, m.made))
+		m.write(b, "live", p)
+		m.check(os.Chtimes(m.path("live", p), m.made, m.made))
 	}
-	out, err := exec.Command("mksquashfs", m.path("tree"), m.path("root.img"), "-comp", "zstd", "-b", "128K", "-noappend", "-quiet", "-no-progress").CombinedOutput()
-	if err != nil {
-		m.t.Fatalf("mksquashfs (package squashfs-tools): %v\n%s", err, out)
+	for _, root := range []string{"tree/root", "live/root"} {
+		m.check(os.MkdirAll(m.path(root), 0o700))
 	}
+	m.squash()
 	sum := sha256.Sum256(file)
 	m.image = &protocol.Image{Dir: m.dir, Digest: sha256.Sum256([]byte("image")), Manifest: &manifest.Manifest{
 		Cmdline: testCmdline, Verity: manifest.Verity{RootHash: "aa", Salt: "bb", DataBlocks: 5, HashStart: 5},
@@ -148,8 +188,24 @@ func (m *machine) build() {
 		CPUClass: "cpu", Notes: map[string][]byte{}}
 }
 
+// squashed is the root image: all machines have the same.
+var squashed []byte
+
+func (m *machine) squash() {
+	if squashed != nil {
+		m.write(squashed, "root.img")
+		return
+	}
+	out, err := exec.Command("mksquashfs", m.path("tree"), m.path("root.img"), "-comp", "zstd", "-b", "128K", "-noappend", "-all-root", "-quiet", "-no-progress").CombinedOutput()
+	if err != nil {
+		m.t.Fatalf("mksquashfs (package squashfs-tools): %v\n%s", err, out)
+	}
+	squashed, err = os.ReadFile(m.path("root.img"))
+	m.check(err)
+}
+
 // bzImage is a kernel file with nothing but text in it, stored uncompressed by gzip.
-func bzImage(text []byte) []byte {
+func bzImage(text []byte, size int) []byte {
 	const at = 4096
 	le := binary.LittleEndian
 	elf := make([]byte, at)
@@ -159,6 +215,7 @@ func bzImage(text []byte) []byte {
 	le.PutUint32(elf[64:], 1)
 	le.PutUint64(elf[72:], at)
 	le.PutUint64(elf[80:], textBase)
+	le.PutUint64(elf[96:], uint64(size))
 	var packed bytes.Buffer
 	w := gzip.NewWriter(&packed)
 	_, _ = w.Write(append(elf, text...))
@@ -195,18 +252,29 @@ func (m *machine) boot() {
 	m.write([]byte("0\n"), "sys/kernel/kexec_loaded")
 	m.write([]byte("bridge 300000 0 - Live 0xffffffffc0000000\n"), "proc/modules")
 	m.module("bridge", bridgeID)
-	m.write([]byte("MemTotal:        1000000 kB\n"), "proc/meminfo")
+	m.write([]byte("MemTotal:        1000000 kB\nMemAvailable:     800000 kB\n"), "proc/meminfo")
 	m.write([]byte("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 6\nmodel\t\t: 6\nstepping\t: 3\nmicrocode\t: 0x1\nflags\t\t: fpu sse\nbugs\t\t: none\nmodel name\t: Test CPU\n\nprocessor\t: 1\n"), "proc/cpuinfo")
 	m.write([]byte("0x1af4\n"), "sys/bus/pci/devices/0000:00:03.0/vendor")
 	m.write([]byte("QEMU\n"), "sys/class/dmi/id/sys_vendor")
+	m.write([]byte("Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\neth0\t00000000\t01004D0A\t0003\t0\t0\t0\t00000000\t0\t0\t0\neth0\t00004D0A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"), "proc/net/route")
+	m.write([]byte("cpu  100 0 100 5000 0 0 0 0 0 0\n"), "proc/stat")
 	m.mounts("0 0 0:26 / / rw - overlay root rw\n23 1 0:22 / /proc rw - proc proc rw\n")
 	m.process(1, "systemd", "/usr/lib/systemd/systemd", m.files["/usr/lib/systemd/systemd"])
 	m.process(300, "dockerd", "/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
 	m.write([]byte("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12\n"), "proc/2/stat")
 	m.write(nil, "proc/2/maps")
+	m.write([]byte("1405b58f I------     2 perm 1f0b0000     0     0 keyring   .builtin_trusted_keys: 1\n38715bc3 I--Q---     1 perm 3f030000     0     0 keyring   _ses: 1\n"), "proc/keys")
+	m.keys = map[int][]string{0x1405b58f: {"asymmetric;Build time autogenerated kernel key: 13"}}
+	m.bpf = []protocol.BPFObject{{Kind: protocol.BPFProgram, ID: 17, Type: 15, Tag: "40ddf486530245f5", Name: "sd_devices"},
+		{Kind: protocol.BPFProgram, ID: 18, Type: 8, Tag: "6deef7357e7b4530", Name: "sd_fw_egress"}, {Kind: protocol.BPFMap, ID: 2, Type: 11}}
 	m.nic("eth0", "0000:00:03.0")
 	m.links = []protocol.Link{{Name: "lo", Index: 1, Loopback: true, Up: true},
 		{Name: "eth0", Index: 2, MAC: testMAC, Permanent: testMAC, Up: true, Carrier: true}}
+	m.special["integrity/ima/binary_runtime_measurements"] = ""
+	m.measured("boot_aggregate", nil)
+	m.measured("/sysroot/usr/lib/systemd/systemd", m.files["/usr/lib/systemd/systemd"])
+	m.measured("/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
+	m.idt = interrupts(textBase + 0x1230)
 	m.kernel(m.text)
 	m.check(os.MkdirAll(m.path("sys/block/dm-0/slaves/loop0"), 0o755))
 	m.write([]byte("7:0\n"), "sys/block/loop0/dev")
@@ -215,6 +283,13 @@ func (m *machine) boot() {
 	m.write(root, "dev/loop0")
 	m.verity = protocol.Verity{Device: "dm-0", Targets: 1, Target: "verity", Status: "V", ReadOnly: true, DataDev: "7:0", HashDev: "7:0",
 		DataBlocks: 5, HashStart: 5, Algorithm: "sha256", RootHash: "aa", Salt: "bb"}
+}
+
+// uevent has the kernel tell of a device; it has arrived when this returns.
+func (m *machine) uevent(action, path, subsystem string, more ...string) {
+	lines := append([]string{action + "@" + path, "ACTION=" + action, "DEVPATH=" + path, "SUBSYSTEM=" + subsystem}, more...)
+	m.events <- []byte(strings.Join(lines, "\x00") + "\x00")
+	m.events <- nil // read after the one before was taken
 }
 
 func (m *machine) mounts(s string) { m.write([]byte(s), "proc/1/mountinfo") }
@@ -232,6 +307,8 @@ func (m *machine) mapped(pid int, comm, path string, content []byte, st probe.Fi
 	m.write(fmt.Appendf(nil, "%d (%s) S 1 0 0 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 %d\n", pid, comm, 100+pid), dir, "stat")
 	m.write(fmt.Appendf(nil, "%s %s 00000000 00:1a %d %s\n7fff00000000-7fff00001000 r-xp 00000000 00:00 0                          [vdso]\n", span, perms, st.Inode, path), dir, "maps")
 	m.link(path, dir, "exe")
+	m.link("pid:[4026531836]", dir, "ns/pid")
+	m.write([]byte("0::/system.slice/x.service\n"), dir, "cgroup")
 	m.link(path, dir, "map_files", span)
 	m.stats[filepath.Join(strconv.Itoa(pid), "map_files", span)] = st
 	f, err := os.Create(m.path(dir, "mem"))
@@ -279,8 +356,89 @@ func (m *machine) nic(name, bus string) {
 	m.link(m.path("sys/bus/pci/devices", bus), "sys/class/net", name, "device")
 }
 
+// measured has the kernel measure a file; nil stands for a digest of zeros.
+func (m *machine) measured(path string, content []byte) {
+	sum := sha256.Sum256(content)
+	if content == nil {
+		sum = [32]byte{}
+	}
+	field := func(b []byte, f ...byte) []byte {
+		return append(binary.NativeEndian.AppendUint32(b, uint32(len(f))), f...)
+	}
+	data := field(nil, append([]byte("sha256:\x00"), sum[:]...)...)
+	data = field(field(data, append([]byte(path), 0)...))
+	entry := field(make([]byte, 24), []byte("ima-sig")...)
+	m.special["integrity/ima/binary_runtime_measurements"] += string(field(entry, data...))
+}
+
+// taskImage is the configuration of an approved image, testTask its id.
+var (
+	taskImage = []byte(`{"os":"linux"}`)
+	taskSum   = sha256.Sum256(taskImage)
+	testTask  = hex.EncodeToString(taskSum[:])
+)
+
+// container lets a task of an image run; host is Docker's hostconfig.json.
+func (m *machine) container(image, host string) {
+	m.write([]byte("0::/system.slice/docker-"+testID+".scope\n"), "proc/300/cgroup")
+	m.link("pid:[4026532222]", "proc/300/ns/pid")
+	m.write([]byte(`{"Image":"sha256:`+image+`","Path":"/task","Args":["-x"],"MountPoints":{}}`), "proc/1/root/var/lib/docker/containers", testID, "config.v2.json")
+	m.write([]byte(host), "proc/1/root/var/lib/docker/containers", testID, "hostconfig.json")
+	m.write(taskImage, "proc/1/root/var/lib/docker/image/overlay2/imagedb/content/sha256", testTask)
+	m.write([]byte(testID), "proc/1/root/var/lib/docker/image/overlay2/layerdb/mounts", testID, "mount-id")
+	m.write([]byte("data"), "proc/1/root/var/lib/docker/overlay2", testID, "diff/out")
+}
+
+// entry describes a file of the running machine: what was not written to since
+// has the time of the image as its time of change, as squashfs shows it.
+func entry(name, path string) (protocol.TreeEntry, error) {
+	st, err := os.Lstat(name)
+	if err != nil {
+		return protocol.TreeEntry{}, err
+	}
+	e := protocol.TreeEntry{Path: path, Mode: uint32(st.Mode().Perm())}
+	switch {
+	case st.IsDir():
+		e.Mode |= 0o040000
+		return e, nil
+	case st.Mode()&fs.ModeSymlink != 0:
+		e.Mode |= 0o120000
+		e.Target, err = os.Readlink(name)
+	default:
+		e.Mode, e.Size = e.Mode|0o100000, st.Size()
+	}
+	e.CTime = st.ModTime().UnixNano()
+	return e, err
+}
+
+// live is the read-only data of the kernel that runs: sealed values in three
+// pieces, and what lies behind its end.
+func (m *machine) live() []byte {
+	b := append(bytes.Clone(m.rodata), make([]byte, 100)...)
+	for i := range 3 {
+		copy(b[(20+i)*protocol.KtextGranule+64:], "an address of this boot")
+	}
+	copy(b[len(b)-8:], "leftover")
+	return b
+}
+
+// interrupts is a table of gates to a place in the text.
+func interrupts(to uint64) []byte {
+	b := make([]byte, protocol.IDTSize)
+	for g := b; len(g) > 0; g = g[16:] {
+		binary.LittleEndian.PutUint16(g, uint16(to))
+		binary.LittleEndian.PutUint16(g[2:], 0x10)
+		g[5] = 0x8e
+		binary.LittleEndian.PutUint16(g[6:], uint16(to>>16))
+		binary.LittleEndian.PutUint32(g[8:], uint32(to>>32))
+	}
+	return b
+}
+
 // kernel writes /proc/kcore and /proc/iomem with text in them.
-func (m *machine) kernel(text []byte) {
+func (m *machine) kernel(text []byte) { m.kernelImage(text, m.live()) }
+
+func (m *machine) kernelImage(text, rodata []byte) {
 	const at = 0x1000
 	head := make([]byte, at)
 	copy(head, "\x7fELF\x02")
@@ -294,10 +452,13 @@ func (m *machine) kernel(text []byte) {
 		le.PutUint64(p[8:], at)
 		le.PutUint64(p[16:], v)
 		le.PutUint64(p[24:], textPhys)
-		le.PutUint64(p[32:], uint64(len(text)))
+		le.PutUint64(p[32:], uint64(len(text)+len(rodata)+3*protocol.IDTSize))
 	}
-	m.write(append(head, text...), "proc/kcore")
-	m.write(fmt.Appendf(nil, "00001000-0009ffff : System RAM\n  %08x-%08x : Kernel code\n", textPhys, textPhys+len(text)-1), "proc/iomem")
+	all := slices.Concat(head, text, rodata, make([]byte, protocol.IDTSize), m.idt, make([]byte, protocol.IDTSize))
+	m.write(all, "proc/kcore")
+	ro, bss := textPhys+len(text), textPhys+len(text)+len(rodata)
+	m.write(fmt.Appendf(nil, "00001000-0009ffff : System RAM\n  %08x-%08x : Kernel code\n  %08x-%08x : Kernel rodata\n  %08x-%08x : Kernel bss\n",
+		textPhys, ro-1, ro, bss-1, bss, bss+3*protocol.IDTSize-1), "proc/iomem")
 }
 
 func (m *machine) write(b []byte, parts ...string) {
@@ -386,7 +547,7 @@ func (m *machine) judge(op string) []protocol.Finding {
 // enrol takes the references of an honest machine.
 func (m *machine) enrol() {
 	m.t.Helper()
-	for _, op := range []string{protocol.OpHw, protocol.OpKtext} {
+	for _, op := range []string{protocol.OpHw, protocol.OpKtext, protocol.OpKrodata, protocol.OpTrace} {
 		if f := m.twins[op].(protocol.Enroller).Enrol(m.input(op, true)); len(f) > 0 {
 			m.t.Fatalf("enrolment of %s: %+v", op, f)
 		}

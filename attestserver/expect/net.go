@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"regexp"
+	"strings"
 
 	"portcullis/attestserver/protocol"
 )
@@ -37,12 +38,12 @@ func (e *Net) Judge(in protocol.JudgeInput) []protocol.Finding {
 		j.unjudged(err)
 		return j.list
 	}
-	boot := false
+	boot := ""
 	for _, l := range d.Links {
 		switch {
 		case l.Loopback && l.Name == "lo" && l.Device == "":
 		case l.Kind == "" && l.Device != "" && cmp.Or(l.Permanent, l.MAC) == in.State.MAC:
-			boot = true
+			boot = l.Name
 			bootInterface(j, l)
 		case l.Kind == "" && l.Device != "":
 			otherHardware(j, l, enrolled)
@@ -51,15 +52,41 @@ func (e *Net) Judge(in protocol.JudgeInput) []protocol.Finding {
 			j.fatal(ReasonInterface, "%s of kind %q, address %s", l.Name, l.Kind, l.MAC)
 		}
 	}
-	if !boot {
+	if boot == "" {
 		j.fatal(ReasonNoInterface, "no interface has the address %s that the PC booted with", in.State.MAC)
+	} else {
+		ways(j, &d, boot)
 	}
 	return j.list
 }
 
+// ways judges by which way packets leave and who sees them.
+func ways(j *judge, d *protocol.NetData, boot string) {
+	for _, r := range d.Routes {
+		if r.To == "0.0.0.0/0" && r.Link != boot || r.Gateway != "0.0.0.0" && r.Link != boot {
+			j.fatal(ReasonRoute, "%s by %s over %s", r.To, r.Gateway, r.Link)
+		}
+	}
+	if d.Packet > 0 {
+		j.fatal(ReasonSniffer, "%d packet sockets", d.Packet)
+	}
+	for _, r := range d.Radios {
+		j.fatal(ReasonRadio, "%s", r)
+	}
+	if len(d.Listeners) > 0 {
+		j.add(protocol.Info, ReasonListener, "%s", strings.Join(d.Listeners[:min(len(d.Listeners), maxListeners)], ", "))
+	}
+}
+
+// maxListeners bounds how many of them one finding names.
+const maxListeners = 8
+
 func bootInterface(j *judge, l protocol.Link) {
 	if l.MAC != cmp.Or(l.Permanent, l.MAC) {
 		j.fatal(ReasonMAC, "%s uses %s, burnt in is %s", l.Name, l.MAC, l.Permanent)
+	}
+	if l.Promisc {
+		j.fatal(ReasonPromiscuous, "%s receives every frame", l.Name)
 	}
 	if l.Master != 0 {
 		j.fatal(ReasonEnslaved, "%s is part of interface %d", l.Name, l.Master)

@@ -89,7 +89,14 @@ func (e *Procs) processes(j *judge, d *protocol.ProcsData, blamed map[string]boo
 	if len(d.Processes) == 0 {
 		j.fatal(ReasonUnknownProcess, "no process at all was listed, not even process 1")
 	}
+	agents := 0
 	for _, p := range d.Processes {
+		if p.Tracer != 0 {
+			j.fatal(ReasonTracedProcess, "process %d (%s) is debugged by process %d", p.PID, p.Comm, p.Tracer)
+		}
+		if p.Exe == agentPath {
+			agents++
+		}
 		exe := strings.TrimSuffix(p.Exe, " (deleted)")
 		if blamed[exe] {
 			continue
@@ -102,11 +109,17 @@ func (e *Procs) processes(j *judge, d *protocol.ProcsData, blamed map[string]boo
 			j.fatal(ReasonUnknownProcess, "process %d (%s), child of %d, runs %q", p.PID, p.Comm, p.PPID, p.Exe)
 		}
 	}
+	if agents > 1 {
+		j.fatal(ReasonSecondAgent, "%d processes run %s", agents, agentPath)
+	}
 	return nil
 }
 
-// code are the directories below which no mount may lie.
-var code = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/boot"}
+// agentPath is the agent in the image: one of it runs.
+const agentPath = "/usr/lib/portcullis/hpc-agent"
+
+// code are the directories below which no mount may lie: of code and of configuration.
+var code = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/boot", "/etc", "/root"}
 
 // mayCover are files of the image that systemd itself covers where it needs to.
 var mayCover = map[string]bool{"/etc/machine-id": true}
@@ -163,13 +176,16 @@ func (e *Procs) mounts(j *judge, mounts []protocol.Mount) error {
 }
 
 func (e *Procs) covers(point string) (bool, error) {
+	if mayCover[point] {
+		return false, nil
+	}
 	for _, dir := range code {
 		if point == dir || strings.HasPrefix(point, dir+"/") {
 			return true, nil
 		}
 	}
 	_, isFile, err := e.inImage(point)
-	return isFile && !mayCover[point], err
+	return isFile, err
 }
 
 func owners(pids []int, names map[int]string) string {

@@ -25,6 +25,8 @@ const (
 	ReasonChangedFile        = "procs-changed-file"        // an image path, but copied up or of another size
 	ReasonWritableExecutable = "procs-writable-executable" // a file's code can be written
 	ReasonAnonymousCode      = "procs-anonymous-code"      // executable memory without a file
+	ReasonTracedProcess      = "procs-traced"              // a debugger holds a process
+	ReasonSecondAgent        = "procs-second-agent"        // the agent runs more than once
 	ReasonUnknownProcess     = "procs-unknown-process"     // a process whose program the image has not
 	ReasonMount              = "procs-mount-over-image"    // a mount covers files of the image
 	ReasonNoRoot             = "procs-root"                // the root is not the overlay on the image
@@ -46,6 +48,11 @@ const (
 	ReasonNoInterface     = "net-boot-interface"       // the boot interface is gone
 	ReasonMAC             = "net-mac-changed"          // its address is not the burnt-in one
 	ReasonEnslaved        = "net-boot-enslaved"        // it was put into a bridge or bond
+	ReasonPromiscuous     = "net-promiscuous"          // the boot interface receives what is not for it
+	ReasonSniffer         = "net-sniffer"              // a socket that sees every frame
+	ReasonRoute           = "net-route"                // packets leave by another way than the gateway
+	ReasonRadio           = "net-radio"                // Wi-Fi or Bluetooth
+	ReasonListener        = "net-listener"             // something listens on an address of the link (info)
 	ReasonIdleInterface   = "net-idle-interface"       // enrolled network hardware, down
 
 	ReasonHwAdded   = "hw-added"   // a part that was not there at enrolment
@@ -69,11 +76,50 @@ const (
 	ReasonTpmNotReset   = "tpm-not-reset"  // not started anew with this boot
 	ReasonTpmIMA        = "tpm-ima"        // IMA's list does not lead to register 10
 
-	ReasonTsmMissing     = "tsm-missing"     // enrolled as a confidential machine, and says it is none
-	ReasonTsmFault       = "tsm-fault"       // the enrolled machine gives no report
-	ReasonTsmUnusable    = "tsm-unusable"    // a report that cannot be judged; never enrolled
-	ReasonTsmReport      = "tsm-report"      // not of the maker, not for this question, or of an unprotected machine
-	ReasonTsmMeasurement = "tsm-measurement" // launched with something else than enrolled for this image
+	ReasonTsmMissing     = "tsm-missing"       // enrolled as a confidential machine, and says it is none
+	ReasonTsmFault       = "tsm-fault"         // the enrolled machine gives no report
+	ReasonTsmUnusable    = "tsm-unusable"      // a report that cannot be judged; never enrolled
+	ReasonTsmReport      = "tsm-report"        // not of the maker, not for this question, or of an unprotected machine
+	ReasonTsmMeasurement = "tsm-measurement"   // launched with something else than enrolled for this image
+	ReasonKrodata        = "krodata-changed"   // the kernel's read-only data is not the signed kernel's
+	ReasonKrodataSealed  = "krodata-sealed"    // what it sealed at its start has changed since
+	ReasonKrodataImage   = "krodata-not-image" // at enrolment: differs where no kernel does
+	ReasonKrodataPlace   = "krodata-place"     // not at the address or of the size of the signed kernel
+	ReasonIDT            = "krodata-idt"       // the interrupt table was moved, changed, or leads out of the kernel
+
+	ReasonBPF          = "trace-bpf"         // an eBPF object of a kind that the image has no use for
+	ReasonKeyAdded     = "trace-key-added"   // a key that the kernel believes and did not before
+	ReasonKeyRemoved   = "trace-key-removed" // one that it no longer believes
+	ReasonTraceTainted = "trace-tainted"     // a module was forced, unsigned or from outside
+
+	ReasonFilesChanged = "files-changed" // a file of the image was written to, or has another owner or mode
+	ReasonFilesAdded   = "files-added"   // a file that the image has not
+	ReasonFilesRemoved = "files-removed" // a directory lacks entries of the image
+
+	ReasonClockSet   = "time-clock-set"   // the wall clock was set
+	ReasonClockDrift = "time-clock-drift" // the PC's clock does not go as ours does
+	ReasonSlow       = "time-slow"        // work takes many times as long as it once did
+	ReasonSteal      = "time-stolen"      // a hypervisor takes processor time away
+
+	ReasonNoise   = "noise-changed" // the memory that should hold noise holds something else
+	ReasonNoNoise = "noise-none"    // there is not enough free memory for it
+
+	ReasonContainerUnapproved = "container-unapproved" // of an image that is not approved
+	ReasonContainerPrivileged = "container-privileged" // it has power over the machine
+	ReasonContainerUnknown    = "container-unknown"    // the runtime does not know of it
+	ReasonContainerImage      = "container-image"      // its image is not what its name says
+	ReasonContainerWritten    = "container-written"    // it has written programs
+
+	ReasonImaUnknown   = "ima-unknown"   // a file ran that the image has not
+	ReasonImaChanged   = "ima-changed"   // a file of the image ran with another content
+	ReasonImaChain     = "ima-chain"     // the list is not the one that was told before
+	ReasonImaOff       = "ima-off"       // the kernel measures nothing
+	ReasonImaViolation = "ima-violation" // files were written while they were measured
+
+	ReasonUeventAdded   = "uevent-added"   // a device was plugged in
+	ReasonUeventRemoved = "uevent-removed" // a device was pulled out
+	ReasonUeventChain   = "uevent-chain"   // the events are not those that were told before
+	ReasonUeventLost    = "uevent-lost"    // events were forgotten before they were asked for
 
 	ReasonKtext      = "ktext-changed"   // kernel text differs from the reference
 	ReasonKtextImage = "ktext-not-image" // at enrolment: kernel text differs from the signed kernel

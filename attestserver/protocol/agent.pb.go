@@ -35,6 +35,7 @@ type Message struct {
 	//	*Message_Chunk
 	//	*Message_Evidence
 	//	*Message_Rekey
+	//	*Message_Notice
 	//	*Message_Down
 	Body          isMessage_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
@@ -141,6 +142,15 @@ func (x *Message) GetRekey() *Rekey {
 	return nil
 }
 
+func (x *Message) GetNotice() *Notice {
+	if x != nil {
+		if x, ok := x.Body.(*Message_Notice); ok {
+			return x.Notice
+		}
+	}
+	return nil
+}
+
 func (x *Message) GetDown() *Down {
 	if x != nil {
 		if x, ok := x.Body.(*Message_Down); ok {
@@ -182,6 +192,10 @@ type Message_Rekey struct {
 	Rekey *Rekey `protobuf:"bytes,7,opt,name=rekey,proto3,oneof"` // gateway
 }
 
+type Message_Notice struct {
+	Notice *Notice `protobuf:"bytes,8,opt,name=notice,proto3,oneof"` // agent, unasked: only where Hello takes notices
+}
+
 type Message_Down struct {
 	Down *Down `protobuf:"bytes,20,opt,name=down,proto3,oneof"` // gateway
 }
@@ -200,12 +214,15 @@ func (*Message_Evidence) isMessage_Body() {}
 
 func (*Message_Rekey) isMessage_Body() {}
 
+func (*Message_Notice) isMessage_Body() {}
+
 func (*Message_Down) isMessage_Body() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // ProtocolVersion
 	Nonce         []byte                 `protobuf:"bytes,2,opt,name=nonce,proto3" json:"nonce,omitempty"`      // 32 bytes, fresh for this connection
+	Notices       bool                   `protobuf:"varint,3,opt,name=notices,proto3" json:"notices,omitempty"` // the gateway takes Notices
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -252,6 +269,13 @@ func (x *Hello) GetNonce() []byte {
 		return x.Nonce
 	}
 	return nil
+}
+
+func (x *Hello) GetNotices() bool {
+	if x != nil {
+		return x.Notices
+	}
+	return false
 }
 
 type Claim struct {
@@ -942,11 +966,57 @@ func (x *Down) GetSignature() []byte {
 	return nil
 }
 
+// Notice asks to be asked: a probe has seen something that the next challenge
+// should look at soon. It says nothing else and proves nothing.
+type Notice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Probe         string                 `protobuf:"bytes,1,opt,name=probe,proto3" json:"probe,omitempty"` // the op's name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_attestserver_protocol_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_attestserver_protocol_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Notice) GetProbe() string {
+	if x != nil {
+		return x.Probe
+	}
+	return ""
+}
+
 var File_attestserver_protocol_agent_proto protoreflect.FileDescriptor
 
 const file_attestserver_protocol_agent_proto_rawDesc = "" +
 	"\n" +
-	"!attestserver/protocol/agent.proto\x12\x13portcullis.agent.v1\"\xd6\x03\n" +
+	"!attestserver/protocol/agent.proto\x12\x13portcullis.agent.v1\"\x8d\x04\n" +
 	"\aMessage\x122\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1a.portcullis.agent.v1.HelloH\x00R\x05hello\x122\n" +
 	"\x05claim\x18\x02 \x01(\v2\x1a.portcullis.agent.v1.ClaimH\x00R\x05claim\x12E\n" +
@@ -954,12 +1024,14 @@ const file_attestserver_protocol_agent_proto_rawDesc = "" +
 	"\tchallenge\x18\x04 \x01(\v2\x1e.portcullis.agent.v1.ChallengeH\x00R\tchallenge\x122\n" +
 	"\x05chunk\x18\x05 \x01(\v2\x1a.portcullis.agent.v1.ChunkH\x00R\x05chunk\x12;\n" +
 	"\bevidence\x18\x06 \x01(\v2\x1d.portcullis.agent.v1.EvidenceH\x00R\bevidence\x122\n" +
-	"\x05rekey\x18\a \x01(\v2\x1a.portcullis.agent.v1.RekeyH\x00R\x05rekey\x12/\n" +
+	"\x05rekey\x18\a \x01(\v2\x1a.portcullis.agent.v1.RekeyH\x00R\x05rekey\x125\n" +
+	"\x06notice\x18\b \x01(\v2\x1b.portcullis.agent.v1.NoticeH\x00R\x06notice\x12/\n" +
 	"\x04down\x18\x14 \x01(\v2\x19.portcullis.agent.v1.DownH\x00R\x04downB\x06\n" +
-	"\x04body\"7\n" +
+	"\x04body\"Q\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
-	"\x05nonce\x18\x02 \x01(\fR\x05nonce\"\x83\x02\n" +
+	"\x05nonce\x18\x02 \x01(\fR\x05nonce\x12\x18\n" +
+	"\anotices\x18\x03 \x01(\bR\anotices\"\x83\x02\n" +
 	"\x05Claim\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12'\n" +
 	"\x0fmanifest_digest\x18\x02 \x01(\fR\x0emanifestDigest\x12\x1b\n" +
@@ -1019,7 +1091,9 @@ const file_attestserver_protocol_agent_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\fR\x02id\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x10\n" +
 	"\x03off\x18\x03 \x01(\bR\x03off\x12\x1c\n" +
-	"\tsignature\x18\x04 \x01(\fR\tsignatureB\"Z portcullis/attestserver/protocolb\x06proto3"
+	"\tsignature\x18\x04 \x01(\fR\tsignature\"\x1e\n" +
+	"\x06Notice\x12\x14\n" +
+	"\x05probe\x18\x01 \x01(\tR\x05probeB\"Z portcullis/attestserver/protocolb\x06proto3"
 
 var (
 	file_attestserver_protocol_agent_proto_rawDescOnce sync.Once
@@ -1033,7 +1107,7 @@ func file_attestserver_protocol_agent_proto_rawDescGZIP() []byte {
 	return file_attestserver_protocol_agent_proto_rawDescData
 }
 
-var file_attestserver_protocol_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_attestserver_protocol_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_attestserver_protocol_agent_proto_goTypes = []any{
 	(*Message)(nil),     // 0: portcullis.agent.v1.Message
 	(*Hello)(nil),       // 1: portcullis.agent.v1.Hello
@@ -1046,6 +1120,7 @@ var file_attestserver_protocol_agent_proto_goTypes = []any{
 	(*OpResult)(nil),    // 8: portcullis.agent.v1.OpResult
 	(*Evidence)(nil),    // 9: portcullis.agent.v1.Evidence
 	(*Down)(nil),        // 10: portcullis.agent.v1.Down
+	(*Notice)(nil),      // 11: portcullis.agent.v1.Notice
 }
 var file_attestserver_protocol_agent_proto_depIdxs = []int32{
 	1,  // 0: portcullis.agent.v1.Message.hello:type_name -> portcullis.agent.v1.Hello
@@ -1055,14 +1130,15 @@ var file_attestserver_protocol_agent_proto_depIdxs = []int32{
 	7,  // 4: portcullis.agent.v1.Message.chunk:type_name -> portcullis.agent.v1.Chunk
 	9,  // 5: portcullis.agent.v1.Message.evidence:type_name -> portcullis.agent.v1.Evidence
 	3,  // 6: portcullis.agent.v1.Message.rekey:type_name -> portcullis.agent.v1.Rekey
-	10, // 7: portcullis.agent.v1.Message.down:type_name -> portcullis.agent.v1.Down
-	5,  // 8: portcullis.agent.v1.Challenge.ops:type_name -> portcullis.agent.v1.Op
-	8,  // 9: portcullis.agent.v1.Evidence.results:type_name -> portcullis.agent.v1.OpResult
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	11, // 7: portcullis.agent.v1.Message.notice:type_name -> portcullis.agent.v1.Notice
+	10, // 8: portcullis.agent.v1.Message.down:type_name -> portcullis.agent.v1.Down
+	5,  // 9: portcullis.agent.v1.Challenge.ops:type_name -> portcullis.agent.v1.Op
+	8,  // 10: portcullis.agent.v1.Evidence.results:type_name -> portcullis.agent.v1.OpResult
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_attestserver_protocol_agent_proto_init() }
@@ -1078,6 +1154,7 @@ func file_attestserver_protocol_agent_proto_init() {
 		(*Message_Chunk)(nil),
 		(*Message_Evidence)(nil),
 		(*Message_Rekey)(nil),
+		(*Message_Notice)(nil),
 		(*Message_Down)(nil),
 	}
 	type x struct{}
@@ -1086,7 +1163,7 @@ func file_attestserver_protocol_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_attestserver_protocol_agent_proto_rawDesc), len(file_attestserver_protocol_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -18,6 +18,15 @@ const (
 	OpNet     = "net"
 	OpHw      = "hw"
 	OpKtext   = "ktext"
+	OpKrodata = "krodata"
+	OpTrace   = "trace"
+	OpFiles   = "files"
+	OpTime    = "time"
+	OpNoise   = "noise"
+	OpIma     = "ima"
+
+	OpContainer = "container"
+	OpUevent    = "uevent"
 )
 
 // Limits of lists in an op's data. Beyond them the agent fails the op and the
@@ -58,6 +67,9 @@ const (
 func DecodeOp(data []byte, max int, v interface{ Check() error }) error {
 	if len(data) > max {
 		return fmt.Errorf("op data of %d bytes, at most %d are read", len(data), max)
+	}
+	if !bytes.HasPrefix(data, []byte("{")) {
+		return errors.New("op data that is no object")
 	}
 	if n := bytes.Count(data, []byte("{")); n > maxObjects {
 		return fmt.Errorf("op data of %d objects, at most %d are read", n, maxObjects)

@@ -35,6 +35,8 @@ type Process struct {
 	Start uint64 `json:"start"` // clock ticks after boot: with PID, the process's identity
 	Comm  string `json:"comm"`
 	Exe   string `json:"exe"` // /proc/PID/exe
+	// Tracer is the process that debugs it (ptrace(2)), 0 for none.
+	Tracer int `json:"tracer"`
 }
 
 // Anonymous is executable memory that no file backs.

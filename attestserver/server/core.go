@@ -25,6 +25,8 @@ type core struct {
 	state   *protocol.ImageState
 	chooser *challenge.Chooser
 	enrol   []string // references to take next
+	must    []string // to ask next, because of a notice
+	hurried int      // challenges that a notice still makes follow one another
 
 	link    *link
 	open    *challenge.Sent // asked, not answered
@@ -133,7 +135,7 @@ func (c *core) tick(now time.Time) {
 func (c *core) ask(now time.Time) {
 	want := challenge.Want{
 		State: c.state, Expectations: c.image.expectations, Enrol: c.enrol, Deadline: c.o.Deadline,
-		Full: c.machine.Full() && len(c.enrol) == 0, Must: c.machine.Failed(), Random: c.o.Random,
+		Full: c.machine.Full() && len(c.enrol) == 0, Must: slices.Concat(c.machine.Failed(), c.must), Random: c.o.Random,
 	}
 	if c.state.CPUClass == "" && !pinned(c.o.Refs, c.state) {
 		// Nothing of this image has been trusted yet: what takes references takes
@@ -156,7 +158,7 @@ func (c *core) ask(now time.Time) {
 		return
 	}
 	c.link.sequence++
-	c.open, c.asked = sent, now
+	c.open, c.asked, c.must = sent, now, nil
 	names := make([]string, len(sent.Ops))
 	for i, op := range sent.Ops {
 		names[i] = op.Name()
@@ -172,7 +174,8 @@ func (c *core) plan(now time.Time) {
 	switch {
 	case len(c.enrol) > 0, c.machine.Full() && !c.machine.Burst() && c.machine.State() != verdict.Quarantined:
 		gap = 0
-	case c.machine.Burst():
+	case c.machine.Burst(), c.hurried > 0:
+		c.hurried = max(c.hurried-1, 0)
 		gap, err = schedule.Burst(c.o.Random)
 	}
 	if err != nil {
@@ -274,7 +277,7 @@ func (c *core) disconnect() {
 	if c.link != nil {
 		c.link.close()
 	}
-	c.link, c.open = nil, nil
+	c.link, c.open, c.must, c.hurried = nil, nil, nil, 0
 	c.rules.dirty = true
 	c.dropAsks(ReasonAskGone, "the PC's connection has ended")
 }

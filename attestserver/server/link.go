@@ -4,6 +4,8 @@ import (
 	"errors"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"portcullis/attestserver/challenge"
 	"portcullis/attestserver/channel"
 	"portcullis/attestserver/protocol"
@@ -32,6 +34,7 @@ type link struct {
 	fates    map[[16]byte]fate
 	order    [][16]byte
 	busy     time.Time // the agent may be at an answer that is late already until then
+	notices  *rate.Limiter
 	out      chan *protocol.Message
 	gone     chan struct{}
 }
@@ -46,13 +49,14 @@ func newLink(s *Server, g *grant, head [32]byte) *link {
 		head = protocol.ChainContinue(head, bound)
 	}
 	l := &link{
-		conn:  g.conn,
-		epoch: g.epoch,
-		peer:  challenge.Peer{Session: g.session.Id, Key: g.conn.Key, Binding: bound},
-		head:  head,
-		fates: make(map[[16]byte]fate),
-		out:   make(chan *protocol.Message, 2),
-		gone:  make(chan struct{}),
+		conn:    g.conn,
+		epoch:   g.epoch,
+		peer:    challenge.Peer{Session: g.session.Id, Key: g.conn.Key, Binding: bound},
+		head:    head,
+		fates:   make(map[[16]byte]fate),
+		notices: rate.NewLimiter(noticeRate, noticeBurst),
+		out:     make(chan *protocol.Message, 2),
+		gone:    make(chan struct{}),
 	}
 	go l.write(g.resumed)
 	go l.read(s)
@@ -136,6 +140,8 @@ func (c *core) received(l *link, m *protocol.Message, at time.Time) {
 		c.chunk(at, body.Chunk)
 	case *protocol.Message_Evidence:
 		c.evidence(at, body.Evidence)
+	case *protocol.Message_Notice:
+		c.noticed(at, body.Notice)
 	default:
 		c.unasked(at, finding("", protocol.EvidenceMalformed, protocol.Fatal, "a message that no agent sends now"))
 	}

@@ -71,7 +71,8 @@ func run(ctx context.Context, file string, initKey bool) error {
 		return err
 	}
 	defer record.Close()
-	images, err := server.NewImages(c.PXE.ImageDir, c.PXE.ReleaseKeys, c.PXE.Threshold, c.PXE.MinVersion, expect.All)
+	images, err := server.NewImages(c.PXE.ImageDir, c.PXE.ReleaseKeys, c.PXE.Threshold, c.PXE.MinVersion,
+		expect.Options{Noise: int64(c.Attest.NoiseMiB) << 20, Containers: c.Attest.Containers}.All)
 	if err != nil {
 		return err
 	}

@@ -64,6 +64,8 @@ type Attest struct {
 	PolicyFile  string        // "" = the built-in policy
 	Webhooks    []Webhook
 	Ladder      Ladder
+	NoiseMiB    int      // noise kept in the PC's memory; 16 MiB (0 .. 65536)
+	Containers  []string // approved container images: sha256 of their configurations, hex
 	AllowedUIDs []int
 }
 

@@ -48,6 +48,8 @@ attest:
     ladder: [agent]                 # how reboot and power_off take the PC down: agent, relay-reset, relay-power, wake, hook
     within: 2m                      # what a rung has to show
     off_time: 10s                   # before relay-power switches on again
+  noise_mib: 16                     # memory of the PC that is kept filled with noise
+  containers: []                    # approved images, as "sha256:…" that docker prints as their ID
   allowed_uids: []
 
 power:                              # the services behind the rungs relay-… and hook

@@ -22,7 +22,7 @@ func defaults() *Config {
 		PXE: PXE{ImageDir: "/var/lib/portcullis/images/hpc", Threshold: 1, HTTPPort: 80,
 			ClaimWindow: 2 * time.Minute},
 		Attest: Attest{Port: 7443, KeyFile: "/var/lib/portcullis/attestd/gateway.key", MeanGap: 5 * time.Second,
-			MinGap: 200 * time.Millisecond, Deadline: 10 * time.Second, Rekey: 10 * time.Minute,
+			MinGap: 200 * time.Millisecond, Deadline: 10 * time.Second, Rekey: 10 * time.Minute, NoiseMiB: 16,
 			Ladder: Ladder{Rungs: []string{"agent"}, Within: 2 * time.Minute, OffTime: 10 * time.Second}},
 		Power: Power{HookTimeout: 30 * time.Second},
 	}
@@ -72,6 +72,8 @@ func root(c *Config) []field {
 				{key: "within", set: duration(&c.Attest.Ladder.Within, 5*time.Second, 30*time.Minute)},
 				{key: "off_time", set: duration(&c.Attest.Ladder.OffTime, 5*time.Second, 10*time.Minute)},
 			}},
+			{key: "noise_mib", set: number(&c.Attest.NoiseMiB, 0, 65536)},
+			{key: "containers", set: digests(&c.Attest.Containers)},
 			{key: "allowed_uids", set: uids(&c.Attest.AllowedUIDs)},
 		}},
 		{key: "power", sub: []field{

@@ -21,6 +21,9 @@ func Tool(ctx context.Context, in io.Reader, out io.Writer, args []string) error
 	if args[0] == "hold" && len(args) == 3 {
 		return hold(ctx, out, args[1], args[2])
 	}
+	if args[0] == "bpf" && len(args) == 2 {
+		return holdBPF(ctx, out, args[1])
+	}
 	ctx, cancel := context.WithTimeout(ctx, toolTimeout)
 	defer cancel()
 	switch {
@@ -37,7 +40,7 @@ func Tool(ctx context.Context, in io.Reader, out io.Writer, args []string) error
 	case args[0] == "pipe" && len(args) == 2:
 		return pipe(ctx, in, out, args[1])
 	}
-	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | hold ADDRESS:PORT DURATION | dns SERVER NAME | frame INTERFACE HEX | pipe SOCKET")
+	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | hold ADDRESS:PORT DURATION | dns SERVER NAME | frame INTERFACE HEX | pipe SOCKET | bpf DURATION")
 }
 
 // send writes text and prints what comes back before the deadline.

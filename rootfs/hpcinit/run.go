@@ -100,6 +100,10 @@ func (s *sequence) run() error {
 	if err := writeNote(lease, trust, m, devs); err != nil {
 		return err
 	}
+	if err := setIMA(); err != nil {
+		// The machine boots, and attestd finds that nothing is measured.
+		s.log.Note("measure", "detail", fmt.Sprint(err))
+	}
 	if err := boot.MoveAll(boot.APIMounts, newRoot); err != nil {
 		return err
 	}

@@ -44,6 +44,7 @@ type FS struct {
 	used       uint64
 	meta, data *cache
 	files      map[string]*File
+	ids        []uint32
 }
 
 // Open reads the superblock.

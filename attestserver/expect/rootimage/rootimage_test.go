@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // tree writes files with holes, tails, many names and odd sizes.
@@ -226,5 +228,60 @@ func BenchmarkRandomPages(b *testing.B) {
 			b.Fatal(err)
 		}
 		i += 97
+	}
+}
+
+// What List says of a directory is what stat(2) says of it before it was packed.
+func TestList_IsWhatStatSays(t *testing.T) {
+	dir, files := tree(t)
+	if err := os.Chmod(filepath.Join(dir, "/usr/bin/large"), 0o750|os.ModeSetuid); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(filepath.Join(dir, "/one"), 1234, 70000); err != nil {
+		t.Fatal(err)
+	}
+	for _, options := range [][]string{{"-comp", "zstd"}, {"-comp", "zstd", "-noI"}} {
+		img, err := Open(pack(t, dir, options...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := 0
+		var walk func(path string)
+		walk = func(path string) {
+			list, err := img.List(path)
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			names, err := os.ReadDir(filepath.Join(dir, path))
+			if err != nil || len(names) != len(list) {
+				t.Fatalf("%s: %d entries, packed were %d (%v)", path, len(list), len(names), err)
+			}
+			for i, e := range list {
+				var st unix.Stat_t
+				at := filepath.Join(dir, path, e.Name)
+				if err := unix.Lstat(at, &st); err != nil {
+					t.Fatal(err)
+				}
+				if e.Name != names[i].Name() || e.Mode != st.Mode || e.UID != st.Uid || e.GID != st.Gid || e.IsRegular() && (e.Size != st.Size || e.Time != st.Mtim.Sec*1e9) {
+					t.Errorf("%s: %+v, packed was %+v", at, e, st)
+				}
+				if e.Mode&modeType == modeLink && e.Target != "/one" {
+					t.Errorf("%s leads to %q", at, e.Target)
+				}
+				if e.IsRegular() {
+					seen++
+				}
+				if e.IsDir() {
+					walk(filepath.Join(path, e.Name))
+				}
+			}
+		}
+		walk("/")
+		if seen != len(files) {
+			t.Errorf("%d files of %d", seen, len(files))
+		}
+		if _, err := img.List("/one"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a file was listed as a directory: %v", err)
+		}
 	}
 }

@@ -1,0 +1,131 @@
+package probe
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"portcullis/attestserver/protocol"
+)
+
+// Ima reads the kernel's own list of what was executed, mapped as code or loaded
+// since the machine booted, in order, from where the last answer ended. hpc-init
+// has set the policy; without a TPM nothing signs the list.
+//
+// It finds a program, a library or a script with an interpreter line that ran and
+// ended between two challenges, wherever it lay, and a file of the image that was
+// changed before it ran.
+//
+// It cannot see code that a program makes in its own memory or reads as data
+// (scripts given to an interpreter), nor what a changed kernel leaves out.
+type Ima struct{ Host }
+
+// Name implements protocol.Probe.
+func (*Ima) Name() string { return protocol.OpIma }
+
+// Run implements protocol.Probe.
+func (p *Ima) Run(ctx context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
+	var want protocol.ImaParams
+	if err := protocol.DecodeOp(params, protocol.MaxParams, &want); err != nil {
+		return protocol.Output{}, err
+	}
+	b, err := p.Special("securityfs", "integrity/ima/binary_runtime_measurements")
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	all, err := parseMeasurements(b)
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	if want.From > uint64(len(all)) {
+		return protocol.Output{}, fmt.Errorf("asked for the measurements after %d, there are %d", want.From, len(all))
+	}
+	if err := alive(ctx); err != nil {
+		return protocol.Output{}, err
+	}
+	head := protocol.ImaStart
+	for _, m := range all[:want.From] {
+		head = protocol.ImaNext(head, m)
+	}
+	rest := all[want.From:]
+	d := protocol.ImaData{From: want.From, HeadFrom: hex.EncodeToString(head[:]), Total: uint64(len(all)),
+		Entries: rest[:min(len(rest), protocol.MaxMeasurements)]}
+	for _, m := range d.Entries {
+		head = protocol.ImaNext(head, m)
+	}
+	d.Head = hex.EncodeToString(head[:])
+	if v, err := p.Special("securityfs", "integrity/ima/violations"); err == nil {
+		d.Violations, _ = strconv.ParseUint(strings.TrimSpace(string(v)), 10, 64)
+	}
+	return answer(key, p.Name(), params, d)
+}
+
+// Limits of the kernel's list.
+const (
+	maxMeasured = 1 << 18
+	maxTemplate = 64 << 10
+)
+
+// errList is a list that the kernel would not write.
+var errList = errors.New("measurement list: cut short or of an unknown form")
+
+// parseMeasurements reads binary_runtime_measurements in the machine's byte
+// order: PCR, SHA-1 of the entry, name of the template, its fields; here ima-ng
+// and ima-sig, which begin with digest and path (Documentation/security/IMA-templates.rst).
+func parseMeasurements(b []byte) ([]protocol.Measurement, error) {
+	var out []protocol.Measurement
+	field := func() ([]byte, bool) {
+		if len(b) < 4 {
+			return nil, false
+		}
+		n := binary.NativeEndian.Uint32(b)
+		if n > maxTemplate || uint64(n) > uint64(len(b)-4) {
+			return nil, false
+		}
+		f := b[4 : 4+n]
+		b = b[4+n:]
+		return f, true
+	}
+	for len(b) > 0 {
+		if len(b) < 24 || len(out) == maxMeasured {
+			return nil, errList
+		}
+		b = b[24:] // PCR and SHA-1
+		name, ok := field()
+		if !ok || string(name) != "ima-ng" && string(name) != "ima-sig" {
+			return nil, errList
+		}
+		data, ok := field()
+		if !ok {
+			return nil, errList
+		}
+		m, err := parseTemplate(data)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// parseTemplate reads "sha256:" NUL digest, then path NUL, each with its length.
+func parseTemplate(b []byte) (m protocol.Measurement, err error) {
+	var fields [2][]byte
+	for i := range fields {
+		if len(b) < 4 || uint64(binary.NativeEndian.Uint32(b)) > uint64(len(b)-4) {
+			return m, errList
+		}
+		n := binary.NativeEndian.Uint32(b)
+		fields[i], b = b[4:4+n], b[4+n:]
+	}
+	algorithm, digest, ok := bytes.Cut(fields[0], []byte{0})
+	if !ok || string(algorithm) != "sha256:" {
+		return m, fmt.Errorf("measurement list: digest of kind %.16q", algorithm)
+	}
+	return protocol.Measurement{Digest: hex.EncodeToString(digest), Path: clean(strings.TrimRight(string(fields[1]), "\x00"))}, nil
+}

@@ -1,0 +1,131 @@
+package expect
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"io"
+	"strings"
+
+	"portcullis/attestserver/protocol"
+)
+
+// Ima is the twin of probe.Ima: every file that ran must be the image's. Where
+// the configuration approves containers, what runs in them is only noted: the
+// kernel's list does not say where a path counts from.
+type Ima struct {
+	user
+	tasks   bool
+	digests map[string]string // of files of the image, hex
+}
+
+// Name implements protocol.Expectation.
+func (*Ima) Name() string { return protocol.OpIma }
+
+// Params implements protocol.Expectation.
+func (e *Ima) Params(_ io.Reader, st *protocol.ImageState) ([]byte, error) {
+	from, _, _ := e.noted(st)
+	return protocol.EncodeOp(protocol.ImaParams{From: from})
+}
+
+// noted returns what has been read of this boot.
+func (e *Ima) noted(st *protocol.ImageState) (count uint64, head string, ok bool) {
+	n := st.Notes[e.Name()]
+	if len(n) != 8+32 {
+		return 0, "", false
+	}
+	return binary.BigEndian.Uint64(n), hex.EncodeToString(n[8:]), true
+}
+
+// bootAggregate is the kernel's first entry: what a TPM has of the boot, zeros
+// without one.
+const bootAggregate = "boot_aggregate"
+
+// Judge implements protocol.Expectation.
+func (e *Ima) Judge(in protocol.JudgeInput) []protocol.Finding {
+	j := &judge{op: e.Name()}
+	var d protocol.ImaData
+	if !j.read(in, &d) {
+		return j.list
+	}
+	count, head, known := e.noted(in.State)
+	if !known {
+		head = hex.EncodeToString(protocol.ImaStart[:])
+	}
+	if d.From != count || d.HeadFrom != head {
+		j.fatal(ReasonImaChain, "the first %d measurements are not those that were told before", count)
+		return j.list
+	}
+	if d.Total < 2 {
+		j.fatal(ReasonImaOff, "the kernel measures nothing")
+		return j.list
+	}
+	raw, _ := hex.DecodeString(d.HeadFrom) // Check has seen it
+	next := [32]byte(raw)
+	for i, m := range d.Entries {
+		next = protocol.ImaNext(next, m)
+		if d.From == 0 && i == 0 && m.Path == bootAggregate {
+			continue
+		}
+		if err := e.entry(j, m); err != nil {
+			j.unjudged(err)
+			return j.list
+		}
+	}
+	if hex.EncodeToString(next[:]) != d.Head {
+		j.fatal(ReasonImaChain, "the measurements do not lead to the head that came with them")
+		return j.list
+	}
+	if d.Violations > 0 && d.From == 0 {
+		j.add(protocol.Info, ReasonImaViolation, "%d files were written while they were measured", d.Violations)
+	}
+	if in.State.Notes == nil {
+		in.State.Notes = map[string][]byte{}
+	}
+	in.State.Notes[e.Name()] = append(binary.BigEndian.AppendUint64(nil, d.From+uint64(len(d.Entries))), next[:]...)
+	return j.list
+}
+
+// entry judges one file that ran. hpc-init starts the agent while the root still
+// lies at /sysroot.
+func (e *Ima) entry(j *judge, m protocol.Measurement) error {
+	path := strings.TrimPrefix(m.Path, "/sysroot")
+	want, found, err := e.expected(path)
+	if err != nil {
+		return err
+	}
+	if found && want == m.Digest {
+		return nil
+	}
+	class := protocol.Fatal
+	if e.tasks {
+		class = protocol.Info
+	}
+	reason := ReasonImaUnknown
+	if found {
+		reason = ReasonImaChanged
+	}
+	j.add(class, reason, "%s with digest %.16s was executed or loaded", m.Path, m.Digest)
+	return nil
+}
+
+func (e *Ima) expected(path string) (string, bool, error) {
+	if d, ok := e.digests[path]; ok {
+		return d, true, nil
+	}
+	_, found, err := e.inImage(path)
+	if err != nil {
+		return "", false, err
+	}
+	if !found {
+		return "", false, nil
+	}
+	sum, err := e.digest(path)
+	if err != nil {
+		return "", false, err
+	}
+	if e.digests == nil {
+		e.digests = map[string]string{}
+	}
+	e.digests[path] = hex.EncodeToString(sum)
+	return e.digests[path], true, nil
+}

@@ -1,0 +1,345 @@
+package expect
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+
+	"github.com/klauspost/compress/zstd"
+
+	"portcullis/attestserver/protocol"
+	"portcullis/images/manifest"
+)
+
+// Krodata is the twin of probe.Krodata. The read-only data must be the signed
+// kernel's in every piece but two places: what the kernel seals only after it has
+// started (a run of pieces, a small part of all), and the last piece, whose end
+// lies behind the signed data. Which they are is learned when the reference is
+// taken; what they hold is different on each boot, so that the first answer of a
+// boot session is kept and the later ones are held against it.
+type Krodata struct{ user }
+
+// kindKrodata is the sort of reference.
+const kindKrodata = "krodata"
+
+// sealedShare: what is sealed late may be at most one part in sealedShare of all.
+// Debian's kernels have one part in twenty.
+const sealedShare = 12
+
+// rodataRef is the head of a reference; the signed bytes follow it.
+type rodataRef struct {
+	Base   uint64   `json:"base"`
+	Size   uint64   `json:"size"`   // as /proc/iomem has it: whole pages
+	Signed uint64   `json:"signed"` // bytes that the signed kernel has
+	Pieces []uint32 `json:"pieces"` // that differ from boot to boot
+	IDTAt  uint64   `json:"idt_at"`
+	IDT    []byte   `json:"idt"`
+}
+
+// maxRodataHead bounds the head of a reference, in bytes: it has this size, with
+// blanks behind it.
+const maxRodataHead = 16 << 10
+
+// Notes of a boot session.
+const (
+	noteSealed = "krodata.sealed" // the pieces, as they were first
+	noteWant   = "krodata.want"   // their numbers, as JSON parameters
+)
+
+// Name implements protocol.Expectation.
+func (*Krodata) Name() string { return protocol.OpKrodata }
+
+var krodataAsk = []byte(`{"pieces":null}`)
+
+// Params implements protocol.Expectation.
+func (*Krodata) Params(_ io.Reader, st *protocol.ImageState) ([]byte, error) {
+	if want := st.Notes[noteWant]; want != nil && st.Notes[noteSealed] == nil {
+		return want, nil
+	}
+	return krodataAsk, nil
+}
+
+// EnrolParams implements protocol.Enroller.
+func (*Krodata) EnrolParams(io.Reader, *protocol.ImageState) ([]byte, error) { return krodataAsk, nil }
+
+// Enrolled implements protocol.Enroller.
+func (*Krodata) Enrolled(st *protocol.ImageState, refs protocol.References) (bool, error) {
+	r, err := refs.Open(kindKrodata, protocol.ReferenceKey(st))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, r.Close()
+}
+
+// Enrol implements protocol.Enroller.
+func (e *Krodata) Enrol(in protocol.JudgeInput) []protocol.Finding {
+	j := &judge{op: e.Name()}
+	var d protocol.KrodataData
+	if !j.read(in, &d) {
+		return j.list
+	}
+	stock, err := e.stockRodata(d.Base)
+	if err != nil {
+		j.fatal(ReasonKrodataPlace, "%d bytes at %#x: %v", d.Size, d.Base, err)
+		return j.list
+	}
+	signed := uint64(len(stock))
+	if d.Size < signed || d.Size-signed >= protocol.PageSize {
+		j.fatal(ReasonKrodataPlace, "%d bytes at %#x, signed are %d bytes", d.Size, d.Base, signed)
+		return j.list
+	}
+	stock = append(stock, make([]byte, d.Size-signed)...)
+	ref := rodataRef{Base: d.Base, Size: d.Size, Signed: signed, IDTAt: d.IDTAt, IDT: d.IDT}
+	bad := differing(in.Key, stock, d.MACs)
+	if !ref.choose(bad) {
+		j.fatal(ReasonKrodataImage, "differs from the signed kernel at %s", spans(bad, d.Size))
+	}
+	e.idt(j, d.IDTAt, d.IDT)
+	if len(j.list) > 0 {
+		return j.list
+	}
+	if err := ref.put(in.Refs, in.State, stock); err != nil {
+		j.unjudged(err)
+	}
+	return j.list
+}
+
+func (e *Krodata) stockRodata(base uint64) ([]byte, error) {
+	mask, err := e.mask()
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(filepath.Join(e.Dir, manifest.Kernel))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	defer debug.FreeOSMemory()
+	return mask.StockRodata(f, st.Size(), base)
+}
+
+// choose takes the pieces that differ from boot to boot: all from the first to
+// the last that differs from the signed kernel now, which must be a small part of
+// all, and the last of all where it ends behind the signed data.
+func (r *rodataRef) choose(differ []int) bool {
+	last := int((r.Size - 1) / protocol.KtextGranule)
+	tail := len(differ) > 0 && differ[len(differ)-1] == last && r.Signed < r.Size
+	if tail {
+		differ = differ[:len(differ)-1]
+	}
+	if len(differ) > 0 {
+		from, to := differ[0], differ[len(differ)-1]
+		if (to-from+1)*sealedShare > last+1 || to-from >= protocol.MaxRodataPieces {
+			return false
+		}
+		for n := from; n <= to; n++ {
+			r.Pieces = append(r.Pieces, uint32(n))
+		}
+	}
+	if tail {
+		r.Pieces = append(r.Pieces, uint32(last))
+	}
+	return true
+}
+
+// kernelImage is the size of the address range of the kernel image, behind which
+// modules lie. Vectors that are reserved lead into code of the kernel's start,
+// which is not there any more.
+const kernelImage = 1 << 30
+
+// idt checks that every gate leads into the kernel.
+func (e *Krodata) idt(j *judge, at uint64, table []byte) {
+	le := binary.LittleEndian
+	for i := 0; i < len(table); i += 16 {
+		g := table[i:]
+		if g[5]&0x80 == 0 {
+			continue
+		}
+		to := uint64(le.Uint16(g)) | uint64(le.Uint16(g[6:]))<<16 | uint64(le.Uint32(g[8:]))<<32
+		if to < e.kernel.base || to-e.kernel.base >= kernelImage-(e.kernel.base&(kernelImage-1)) {
+			j.fatal(ReasonIDT, "vector %d of the table at %#x leads to %#x, outside of the kernel", i/16, at, to)
+		}
+	}
+}
+
+func (r *rodataRef) put(refs protocol.References, st *protocol.ImageState, stock []byte) error {
+	head, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	if len(head) > maxRodataHead {
+		return fmt.Errorf("read-only data reference: head of %d bytes", len(head))
+	}
+	head = append(head, bytes.Repeat([]byte(" "), maxRodataHead-len(head))...)
+	return refs.Put(kindKrodata, protocol.ReferenceKey(st), append(head, stock...))
+}
+
+// Judge implements protocol.Expectation.
+func (e *Krodata) Judge(in protocol.JudgeInput) []protocol.Finding {
+	j := &judge{op: e.Name()}
+	var d protocol.KrodataData
+	if !j.read(in, &d) {
+		return j.list
+	}
+	file, err := in.Refs.Open(kindKrodata, protocol.ReferenceKey(in.State))
+	if err != nil {
+		j.unjudged(err)
+		return j.list
+	}
+	defer file.Close()
+	ref, err := readRodata(file)
+	if err != nil {
+		j.unjudged(err)
+		return j.list
+	}
+	if d.Base != ref.Base || d.Size != ref.Size {
+		j.fatal(ReasonKrodataPlace, "%d bytes at %#x, enrolled are %d bytes at %#x", d.Size, d.Base, ref.Size, ref.Base)
+		return j.list
+	}
+	if d.IDTAt != ref.IDTAt || !bytes.Equal(d.IDT, ref.IDT) {
+		j.fatal(ReasonIDT, "the interrupt table at %#x is not the one enrolled at %#x: %s", d.IDTAt, ref.IDTAt, vectors(d.IDT, ref.IDT))
+	}
+	bad, err := ref.compare(in, file, d.MACs)
+	if err != nil {
+		j.unjudged(err)
+		return j.list
+	}
+	if len(bad) > 0 {
+		j.fatal(ReasonKrodata, "differs from the signed kernel at %s", spans(bad, ref.Size))
+	}
+	e.sealed(j, in, ref, &d)
+	return j.list
+}
+
+func readRodata(file protocol.Reference) (*rodataRef, error) {
+	head := make([]byte, maxRodataHead)
+	if _, err := file.ReadAt(head, 0); err != nil {
+		return nil, fmt.Errorf("read-only data reference: %w", err)
+	}
+	r := new(rodataRef)
+	if err := json.Unmarshal(head, r); err != nil {
+		return nil, fmt.Errorf("read-only data reference: %w", err)
+	}
+	if uint64(file.Size()) != maxRodataHead+r.Size {
+		return nil, fmt.Errorf("read-only data reference of %d bytes, want %d", file.Size(), maxRodataHead+r.Size)
+	}
+	return r, nil
+}
+
+// compare lists the pieces that must be the signed kernel's and are not.
+func (r *rodataRef) compare(in protocol.JudgeInput, file io.ReaderAt, macs []byte) (bad []int, err error) {
+	buf := make([]byte, protocol.KtextGranule)
+	for i := 0; i*protocol.KtextMACSize < len(macs); i++ {
+		if slices.Contains(r.Pieces, uint32(i)) {
+			continue
+		}
+		b := buf[:r.length(uint32(i))]
+		if _, err := file.ReadAt(b, maxRodataHead+int64(i)*protocol.KtextGranule); err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		if !sameMAC(in.Key, i, b, macs) {
+			bad = append(bad, i)
+		}
+	}
+	return bad, nil
+}
+
+func sameMAC(key protocol.OpKey, i int, piece, macs []byte) bool {
+	m := key.KtextMAC(i, piece)
+	return bytes.Equal(m[:], macs[i*protocol.KtextMACSize:][:protocol.KtextMACSize])
+}
+
+func (r *rodataRef) length(piece uint32) int {
+	return int(min(protocol.KtextGranule, r.Size-uint64(piece)*protocol.KtextGranule))
+}
+
+// sealed holds what was sealed late against the first answer of the session. The
+// first of them only says which pieces there are, the second brings them.
+func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, d *protocol.KrodataData) {
+	st := in.State
+	if st.Notes == nil {
+		st.Notes = map[string][]byte{}
+	}
+	if len(ref.Pieces) == 0 {
+		return
+	}
+	raw := st.Notes[noteSealed]
+	if raw == nil && len(d.Raw) == 0 {
+		want, err := protocol.EncodeOp(protocol.KrodataParams{Pieces: ref.Pieces})
+		if err != nil {
+			j.unjudged(err)
+			return
+		}
+		st.Notes[noteWant] = want
+		return
+	}
+	first := raw == nil
+	if first {
+		total := 0
+		for _, p := range ref.Pieces {
+			total += ref.length(p)
+		}
+		var err error
+		if raw, err = unpackPieces(d.Raw, total); err != nil {
+			j.fatal(ReasonMalformed, "%v", err)
+			return
+		}
+	}
+	var bad []int
+	rest := raw
+	for _, p := range ref.Pieces {
+		n := ref.length(p)
+		if !sameMAC(in.Key, int(p), rest[:n], d.MACs) {
+			bad = append(bad, int(p))
+		}
+		rest = rest[n:]
+	}
+	switch {
+	case len(bad) > 0:
+		j.fatal(ReasonKrodataSealed, "what the kernel sealed at its start has changed at %s", spans(bad, ref.Size))
+	case first && len(j.list) == 0:
+		st.Notes[noteSealed] = raw
+	}
+}
+
+func unpackPieces(packed []byte, size int) ([]byte, error) {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(max(uint64(size)+1, 2<<20)))
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	raw, err := d.DecodeAll(packed, nil)
+	if err != nil {
+		return nil, fmt.Errorf("pieces: %w", err)
+	}
+	if len(raw) != size {
+		return nil, fmt.Errorf("pieces of %d bytes, want %d", len(raw), size)
+	}
+	return raw, nil
+}
+
+// vectors names the gates that differ.
+func vectors(have, want []byte) string {
+	var out []int
+	for i := 0; i+16 <= min(len(have), len(want)); i += 16 {
+		if !bytes.Equal(have[i:i+16], want[i:i+16]) {
+			out = append(out, i/16)
+		}
+	}
+	return fmt.Sprintf("vectors %v", out)
+}

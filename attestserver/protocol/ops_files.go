@@ -1,0 +1,118 @@
+package protocol
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Limits of op files.
+const (
+	MaxTrees       = 32    // roots in one question
+	MaxTreeDirs    = 8192  // directories in one answer
+	MaxTreeEntries = 65536 // entries below all roots
+	MaxTreeChanged = 1024  // entries that are listed because they are not the image's
+	TreeMACSize    = 8     // bytes
+)
+
+// FilesParams says which trees are walked and where the content counts as well.
+type FilesParams struct {
+	Roots   []string `json:"roots"`   // directories; one that does not exist is left out
+	Content []string `json:"content"` // directories below which the content of files is read
+}
+
+// Check bounds the lists and strings.
+func (p *FilesParams) Check() error {
+	if len(p.Roots) == 0 {
+		return errors.New("no tree to walk")
+	}
+	if err := atMost("trees", max(len(p.Roots), len(p.Content)), MaxTrees); err != nil {
+		return err
+	}
+	for _, d := range append(p.Roots, p.Content...) {
+		if !strings.HasPrefix(d, "/") || len(d) > MaxString {
+			return fmt.Errorf("tree %.64q", d)
+		}
+	}
+	return nil
+}
+
+// Reads tells whether the content of a file counts.
+func (p *FilesParams) Reads(path string) bool {
+	for _, d := range p.Content {
+		if strings.HasPrefix(path, d+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// TreeEntry is what one name in a directory is.
+type TreeEntry struct {
+	Path   string `json:"path"`
+	Mode   uint32 `json:"mode"` // type and permissions as in stat(2)
+	UID    uint32 `json:"uid"`
+	GID    uint32 `json:"gid"`
+	Size   int64  `json:"size"`   // of a regular file, else 0
+	CTime  int64  `json:"ctime"`  // nanoseconds; 0 of a directory
+	Target string `json:"target"` // of a symbolic link
+	SHA256 []byte `json:"sha256"` // of a regular file whose content counts
+}
+
+// TreeDir is one directory with a keyed digest over itself and its entries.
+type TreeDir struct {
+	Path string `json:"path"`
+	MAC  []byte `json:"mac"`
+}
+
+// FilesData is the answer of op files.
+type FilesData struct {
+	Dirs    []TreeDir   `json:"dirs"`    // in the order of their paths
+	Changed []TreeEntry `json:"changed"` // entries whose time is not of an image
+}
+
+// Check bounds the lists and strings.
+func (d *FilesData) Check() error {
+	if err := atMost("directories", len(d.Dirs), MaxTreeDirs); err != nil {
+		return err
+	}
+	if err := atMost("changed entries", len(d.Changed), MaxTreeChanged); err != nil {
+		return err
+	}
+	for _, t := range d.Dirs {
+		if len(t.MAC) != TreeMACSize {
+			return errors.New("digest of a directory of another size")
+		}
+		if err := short("directory", t.Path); err != nil {
+			return err
+		}
+	}
+	for _, e := range d.Changed {
+		if len(e.SHA256) != 0 && len(e.SHA256) != 32 {
+			return errors.New("digest of a file of another size")
+		}
+		if err := short("entry", e.Path, e.Target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TreeMAC is the keyed digest of a directory: of itself (an entry whose path is
+// its own) and of its entries, sorted by path.
+func (k OpKey) TreeMAC(dir string, self TreeEntry, entries []TreeEntry) []byte {
+	h := k.NewDigest("files-directory", []byte(dir))
+	for _, e := range append([]TreeEntry{self}, entries...) {
+		writeField(h, []byte(e.Path))
+		var n [8 * 5]byte
+		for i, v := range []uint64{uint64(e.Mode), uint64(e.UID), uint64(e.GID), uint64(e.Size), uint64(e.CTime)} {
+			binary.BigEndian.PutUint64(n[8*i:], v)
+		}
+		h.Write(n[:])
+		writeField(h, []byte(e.Target))
+		writeField(h, e.SHA256)
+	}
+	sum := Sum(h)
+	return sum[:TreeMACSize]
+}

@@ -1,0 +1,68 @@
+package protocol
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+)
+
+// MaxMeasurements bounds the entries in one answer of op ima.
+const MaxMeasurements = 2048
+
+// Measurement is one entry of the kernel's list: a file that was executed,
+// mapped as code or loaded.
+type Measurement struct {
+	Digest string `json:"digest"` // hex, SHA-256 of the content; zeros where the file changed while it was read
+	Path   string `json:"path"`   // as the kernel had it at that moment
+}
+
+// ImaStart is the head of the chain before the first entry.
+var ImaStart = sha256.Sum256([]byte("portcullis-measurements-v1"))
+
+// ImaNext is the chain's head after an entry.
+func ImaNext(head [32]byte, m Measurement) [32]byte {
+	h := sha256.New()
+	h.Write(head[:])
+	writeField(h, []byte(m.Digest))
+	writeField(h, []byte(m.Path))
+	return Sum(h)
+}
+
+// ImaParams asks for the entries after the first From.
+type ImaParams struct {
+	From uint64 `json:"from"`
+}
+
+// Check has nothing to refuse.
+func (*ImaParams) Check() error { return nil }
+
+// ImaData is the answer of op ima.
+type ImaData struct {
+	From       uint64        `json:"from"`
+	HeadFrom   string        `json:"head_from"` // hex, the chain's head after From entries
+	Entries    []Measurement `json:"entries"`
+	Head       string        `json:"head"`       // hex, after the last of Entries
+	Total      uint64        `json:"total"`      // entries there are
+	Violations uint64        `json:"violations"` // files that were written while they were measured
+}
+
+// Check bounds the lists and strings.
+func (d *ImaData) Check() error {
+	if err := atMost("measurements", len(d.Entries), MaxMeasurements); err != nil {
+		return err
+	}
+	if d.From > d.Total || d.From+uint64(len(d.Entries)) > d.Total {
+		return errors.New("more measurements than there are")
+	}
+	for _, e := range d.Entries {
+		if err := short("measurement", e.Digest, e.Path); err != nil {
+			return err
+		}
+	}
+	for _, s := range []string{d.Head, d.HeadFrom} {
+		if b, err := hex.DecodeString(s); err != nil || len(b) != 32 {
+			return errors.New("a head that is no SHA-256")
+		}
+	}
+	return nil
+}
