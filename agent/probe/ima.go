@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"strings"
 
@@ -25,6 +26,10 @@ import (
 // (scripts given to an interpreter), nor what a changed kernel leaves out.
 type Ima struct{ Host }
 
+// measurements is the list with a SHA-1 of each entry, as the kernel always has
+// it; the name without an ending is a link to it.
+const measurements = "integrity/ima/binary_runtime_measurements_sha1"
+
 // Name implements protocol.Probe.
 func (*Ima) Name() string { return protocol.OpIma }
 
@@ -34,7 +39,10 @@ func (p *Ima) Run(ctx context.Context, key protocol.OpKey, params []byte) (proto
 	if err := protocol.DecodeOp(params, protocol.MaxParams, &want); err != nil {
 		return protocol.Output{}, err
 	}
-	b, err := p.Special("securityfs", "integrity/ima/binary_runtime_measurements")
+	b, err := p.Special("securityfs", measurements)
+	if errors.Is(err, fs.ErrNotExist) { // before Linux 6.10
+		b, err = p.Special("securityfs", strings.TrimSuffix(measurements, "_sha1"))
+	}
 	if err != nil {
 		return protocol.Output{}, err
 	}

@@ -270,7 +270,7 @@ func (m *machine) boot() {
 	m.nic("eth0", "0000:00:03.0")
 	m.links = []protocol.Link{{Name: "lo", Index: 1, Loopback: true, Up: true},
 		{Name: "eth0", Index: 2, MAC: testMAC, Permanent: testMAC, Up: true, Carrier: true}}
-	m.special["integrity/ima/binary_runtime_measurements"] = ""
+	m.special["integrity/ima/binary_runtime_measurements_sha1"] = ""
 	m.measured("boot_aggregate", nil)
 	m.measured("/sysroot/usr/lib/systemd/systemd", m.files["/usr/lib/systemd/systemd"])
 	m.measured("/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
@@ -368,7 +368,7 @@ func (m *machine) measured(path string, content []byte) {
 	data := field(nil, append([]byte("sha256:\x00"), sum[:]...)...)
 	data = field(field(data, append([]byte(path), 0)...))
 	entry := field(make([]byte, 24), []byte("ima-sig")...)
-	m.special["integrity/ima/binary_runtime_measurements"] += string(field(entry, data...))
+	m.special["integrity/ima/binary_runtime_measurements_sha1"] += string(field(entry, data...))
 }
 
 // taskImage is the configuration of an approved image, testTask its id.
