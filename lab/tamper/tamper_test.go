@@ -51,7 +51,7 @@ func TestAttacksAreFound(t *testing.T) {
 		time.Sleep(wait) // the PC counts as starting until then
 	}
 	for _, e := range l.Log.Since(mark) {
-		if e.Name == "finding" {
+		if e.Name == "finding" && e.Text("class") != "info" {
 			t.Errorf("found on an honest PC: %s %s: %s", e.Text("probe"), e.Text("reason"), e.Text("detail"))
 		}
 	}
