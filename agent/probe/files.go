@@ -124,8 +124,8 @@ func (w *treeWalk) dir(ctx context.Context, self protocol.TreeEntry) error {
 // young tells whether a directory's time is not of an image: squashfs keeps
 // whole seconds.
 func (h Host) young(name string) bool {
-	st, err := os.Lstat(h.at(name))
-	return err == nil && st.ModTime().Nanosecond() != 0
+	var st unix.Stat_t
+	return unix.Lstat(h.at(name), &st) == nil && st.Ctim.Nsec != 0
 }
 
 func digestOf(name string) ([]byte, error) {

@@ -53,14 +53,16 @@ var booted = map[string]struct {
 	kind   uint32
 	target string
 }{
-	"/etc/machine-id":     {typeRegular, ""},
-	"/etc/default/locale": {typeLink, "../locale.conf"},
-	"/etc/vconsole.conf":  {typeLink, "default/keyboard"},
-	"/etc/cni":            {typeDir, ""},
-	"/etc/cni/net.d":      {typeDir, ""},
-	"/etc/.pwd.lock":      {typeRegular, ""},
-	"/root/.ssh":          {typeDir, ""},
-	"/srv":                {typeDir, ""},
+	"/etc/machine-id":          {typeRegular, ""},
+	"/etc/default/locale":      {typeLink, "../locale.conf"},
+	"/etc/vconsole.conf":       {typeLink, "default/keyboard"},
+	"/etc/cni":                 {typeDir, ""},
+	"/etc/cni/net.d":           {typeDir, ""},
+	"/etc/.pwd.lock":           {typeRegular, ""},
+	"/root/.ssh":               {typeDir, ""},
+	"/etc/credstore":           {typeDir, ""},
+	"/etc/credstore.encrypted": {typeDir, ""},
+	"/srv":                     {typeDir, ""},
 }
 
 // maxBooted bounds the regular files among them: a machine id and its line end.

@@ -86,9 +86,12 @@ func (e *Ima) Judge(in protocol.JudgeInput) []protocol.Finding {
 }
 
 // entry judges one file that ran. hpc-init starts the agent while the root still
-// lies at /sysroot.
+// lies elsewhere: the kernel has its bare name or a path below /sysroot.
 func (e *Ima) entry(j *judge, m protocol.Measurement) error {
 	path := strings.TrimPrefix(m.Path, "/sysroot")
+	if path == "hpc-agent" {
+		path = agentPath
+	}
 	want, found, err := e.expected(path)
 	if err != nil {
 		return err
