@@ -88,8 +88,8 @@ func summary(t *testing.T, n int, all []outcome) {
 		lines = append(lines, fmt.Sprintf("%4d %s", n, what))
 	}
 	slices.SortFunc(lines, func(a, b string) int { return strings.Compare(a[5:], b[5:]) })
-	t.Logf("summary: %d of %d cuts end in a booting Pi with its key; %d of them lost writes (%d whole, %d torn)\n%s",
-		len(all), n, lossy, lost, torn, strings.Join(lines, "\n"))
+	t.Logf("summary: %s: %d of %d cuts end in a booting Pi with its key; %d of them lost writes (%d whole, %d torn)\n%s",
+		t.Name(), len(all), n, lossy, lost, torn, strings.Join(lines, "\n"))
 }
 
 // powered is a Pi whose card loses what was not flushed when the power fails.
