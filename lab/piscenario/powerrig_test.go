@@ -227,6 +227,7 @@ const patience = 15 * time.Second
 // it says end, or where end is "" when it has not done so for a while.
 func (at moment) wait(t *testing.T, p *powered, where medium.Region, end string) {
 	t.Helper()
+	t.Logf("moment: %s", at)
 	if at.line != "" {
 		expect(t, p.Machine, at.line)
 	}

@@ -94,6 +94,7 @@ func (u *powerUpdate) cutWriting(t *testing.T, r *rand.Rand) (outcome, pi.Card) 
 	case 1:
 		at, where = moment{region: "boot partition", writes: r.IntN(u.boot + 1)}, part(t, p.card, card.PartBootB)
 	}
+	t.Logf("moment: %s", at)
 	if at.region != "" {
 		p.disk.CutAfter(at.writes, where)
 	}
