@@ -87,9 +87,18 @@ func (s *Stage) noOffer(ctx context.Context, reason string) (string, error) {
 	return e.Text("detail"), nil
 }
 
-// offered asks for a boot, which must be offered.
-func (s *Stage) offered(ctx context.Context) (*attack.Boot, error) {
-	b, err := s.played().Ask(ctx)
+// firmwareTries is how often firmware asks for a boot, 3 s and more apart, before it
+// gives up.
+const firmwareTries = 4
+
+// offered asks for a boot, which must be offered: as firmware does, which asks again
+// while an emulated Pi still looks at its image.
+func (s *Stage) offered(ctx context.Context) (b *attack.Boot, err error) {
+	for range firmwareTries {
+		if b, err = s.played().Ask(ctx); !errors.Is(err, attack.ErrNoOffer) {
+			break
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the good image is not offered: %w", err)
 	}
