@@ -35,11 +35,9 @@ func rebootPolicy(s *lab.Settings) {
   - name: fatal
     when: findings.exists(f, f.class == "fatal" && f.detail.contains("` + rebootMe + `"))
     then: [report, reboot]
-    cooldown: 1s
   - name: task
     when: '"` + rebootTask + `" in tasks'
     then: [report, reboot]
-    cooldown: 1s
 `
 	s.Ladder, s.Within = "agent, relay-reset", time.Minute
 }
