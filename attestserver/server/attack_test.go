@@ -353,6 +353,7 @@ func TestInvariant11_RubbishAfterTheClaim(t *testing.T) {
 	if f["reason"] != protocol.EvidenceMalformed {
 		t.Errorf("finding %v", f)
 	}
+	l.await(0, "agent.disconnected", nil) // by then it is counted
 	if n := l.verdict().Failures; n != 1 {
 		t.Errorf("%d failures for one bad frame", n)
 	}
