@@ -14,6 +14,7 @@
 //
 // fresh(t, variant) is a card as flashed, with a new chip. image(t, variant)
 // builds other images: a release profile, a higher sequence with its update
-// bundle. The tests run two at a time: a boot leaves one of two cores idle for most of
+// bundle. power(t, c) boots from a disk that loses what was not flushed when the power
+// is cut, and suspend and resume let many cuts begin with one boot. The tests run two at a time: a boot leaves one of two cores idle for most of
 // its time. The PC and its Pi run alone, before the others.
 package piscenario
