@@ -16,7 +16,7 @@ const honest = 8
 // TestAttacksAreFound boots one PC, looks that nothing is found of it, commits
 // every attack of the table that needs no waiting, and waits for the finding of
 // each. With PORTCULLIS_TAMPER=all those that need a PC that has settled are
-// committed as well (make soak).
+// committed as well; make soak does that (deploy/soak.sh).
 func TestAttacksAreFound(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
