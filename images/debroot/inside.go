@@ -21,6 +21,15 @@ const maxInitrd = 512 << 20
 
 // ReadInitrd returns a file of an initrd that is compressed with zstd or xz.
 func ReadInitrd(compressed []byte, name string) ([]byte, error) {
+	archive, err := UnpackInitrd(compressed)
+	if err != nil {
+		return nil, err
+	}
+	return findInArchive(archive, name)
+}
+
+// UnpackInitrd returns the archive in an initrd that is compressed with zstd or xz.
+func UnpackInitrd(compressed []byte) ([]byte, error) {
 	unpack := unzstd
 	if bytes.HasPrefix(compressed, []byte("\xFD7zXZ\x00")) {
 		unpack = unxz
@@ -29,7 +38,7 @@ func ReadInitrd(compressed []byte, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("initrd: %w", err)
 	}
-	return findInArchive(archive, name)
+	return archive, nil
 }
 
 func unzstd(compressed []byte) ([]byte, error) {

@@ -142,13 +142,13 @@ func (b *builder) initramfs(ctx context.Context, k *debroot.Kernel, root *rootIn
 	if err != nil {
 		return nil, fmt.Errorf("initramfs: %w", err)
 	}
-	return squeeze(ctx, archive)
+	return Squeeze(ctx, archive)
 }
 
-// squeeze compresses the initramfs as small as the kernel can unpack it, which it does
+// Squeeze compresses the initramfs as small as the kernel can unpack it, which it does
 // while it starts its drivers: xz with the filter for arm64 code, which kernels from
 // 6.12 know. Code has no use for literal context bits but for positions of four bytes.
-func squeeze(ctx context.Context, archive []byte) ([]byte, error) {
+func Squeeze(ctx context.Context, archive []byte) ([]byte, error) {
 	tool, err := deb.NeedTool("xz", "xz-utils")
 	if err != nil {
 		return nil, err

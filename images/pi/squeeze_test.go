@@ -12,9 +12,9 @@ func TestSqueeze(t *testing.T) {
 	program := bytes.Repeat([]byte("code of a program\n"), 200000)
 	archive, err := debroot.Pack(program, map[string][]byte{"etc/portcullis/modules": []byte("/a.ko\n")}, 1)
 	must(t, err)
-	small, err := squeeze(t.Context(), archive)
+	small, err := Squeeze(t.Context(), archive)
 	must(t, err)
-	again, err := squeeze(t.Context(), archive)
+	again, err := Squeeze(t.Context(), archive)
 	must(t, err)
 	if !bytes.Equal(small, again) {
 		t.Error("the same archive gives other bytes")

@@ -5,11 +5,10 @@ import (
 	"io"
 	"testing"
 
-	"github.com/klauspost/compress/zstd"
-
 	"portcullis/images/card"
-	"portcullis/images/cpio"
+	"portcullis/images/debroot"
 	"portcullis/images/fat"
+	imagepi "portcullis/images/pi"
 	"portcullis/images/uki"
 	"portcullis/lab/pi"
 )
@@ -61,15 +60,15 @@ func TestAttackEditedBootIsSeenByFirmware(t *testing.T) {
 	expect(t, m, `portcullis: stage=switch-root`)
 	m.Kill()
 
-	for name, attack := range map[string]func(c pi.Card){
-		"command line": func(c pi.Card) {
+	for name, attack := range map[string]func(t *testing.T, c pi.Card){
+		"command line": func(t *testing.T, c pi.Card) {
 			edit(t, c, uki.Cmdline, func(old []byte) []byte { return bytes.Replace(old, []byte("panic=10"), []byte("panic=11"), 1) })
 		},
-		"initramfs": func(c pi.Card) { edit(t, c, uki.Initrd, otherInitramfs(t)) },
+		"initramfs": func(t *testing.T, c pi.Card) { edit(t, c, uki.Initrd, otherInitramfs(t)) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := cardOf(t, p.Card)
-			attack(c)
+			attack(t, c)
 			m := boot(t, c, withAAVMF)
 			expect(t, m, `portcullis: stage=measure`)
 			expect(t, m, `portcullis: failed stage=unlock [^\n]*reason=root-policy`)
@@ -82,16 +81,15 @@ func TestAttackEditedBootIsSeenByFirmware(t *testing.T) {
 // its entries: zeros, so that compression does not make it longer than the one it replaces.
 func otherInitramfs(t *testing.T) func([]byte) []byte {
 	return func(old []byte) []byte {
-		d, err := zstd.NewReader(nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		archive, err := d.DecodeAll(old, nil)
+		archive, err := debroot.UnpackInitrd(bytes.TrimRight(old, "\x00"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		const mtime = 6 + 5*8 // the sixth field of a header of the format "newc"
-		return cpio.Zstd(bytes.ReplaceAll(archive, archive[mtime:mtime+8], []byte("00000000")))
+		small, err := imagepi.Squeeze(t.Context(), bytes.ReplaceAll(archive, archive[mtime:mtime+8], []byte("00000000")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return small
 	}
 }
