@@ -10,9 +10,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"portcullis/attestserver/protocol"
+	"portcullis/internal/atomicfile"
 )
 
 // Claimant is a connection whose claim is genuine: attestserver/channel.Conn.
@@ -169,33 +169,10 @@ func (k *Keeper) store() error {
 		return fmt.Errorf("epochs: %w", err)
 	}
 	defer clear(b)
-	if err := replace(k.path, b); err != nil {
+	if err := atomicfile.Replace(k.path, b, true); err != nil {
 		return fmt.Errorf("epochs: %w", err)
 	}
 	return nil
-}
-
-func replace(path string, b []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".epoch-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(b)
-	if err == nil {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Knows tells whether something is kept of the session.

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/mod/sumdb/tlog"
+
+	"portcullis/internal/atomicfile"
 )
 
 // tilePath is the path of a tile of hashes; width is tileWidth for a full one.
@@ -146,38 +148,19 @@ func writeFile(dir, name string, data []byte, durable bool) error {
 	if err := os.MkdirAll(filepath.Dir(full), 0o700); err != nil {
 		return err
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(full), ".new-*")
-	if err != nil {
+	if err := atomicfile.Replace(full, data, durable); err != nil || !durable {
 		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	if err == nil && durable {
-		err = tmp.Sync()
-	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp.Name(), full); err != nil {
-		return err
-	}
-	if !durable {
-		return nil
 	}
 	return syncDirs(dir, filepath.Dir(full))
 }
 
-// syncDirs makes the names from at up to root durable: a directory may be new.
+// syncDirs makes the names above at durable, up to root: a directory may be new.
 func syncDirs(root, at string) error {
-	for {
-		d, err := os.Open(at)
-		if err != nil {
-			return err
-		}
-		err = errors.Join(d.Sync(), d.Close())
-		if err != nil || at == root || len(at) <= len(root) {
-			return err
-		}
+	for at != root && len(at) > len(root) {
 		at = filepath.Dir(at)
+		if err := atomicfile.SyncDir(at); err != nil {
+			return err
+		}
 	}
+	return nil
 }
