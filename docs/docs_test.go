@@ -316,7 +316,7 @@ var (
 
 // Every typed reason is explained where the operator looks for it.
 func TestEveryReasonIsExplained(t *testing.T) {
-	operations := read(t, "docs/operations.md") + read(t, "docs/pi.md")
+	operations := read(t, "docs/operations.md") + read(t, "docs/pi.md") + read(t, "docs/verifier.md")
 	found := map[string]bool{}
 	note := func(file, reason string) {
 		if found[reason] {
@@ -324,7 +324,7 @@ func TestEveryReasonIsExplained(t *testing.T) {
 		}
 		found[reason] = true
 		if !strings.Contains(operations, "`"+reason+"`") {
-			t.Errorf("docs/operations.md and docs/pi.md do not explain the reason %s of %s", reason, file)
+			t.Errorf("docs/operations.md, docs/pi.md and docs/verifier.md do not explain the reason %s of %s", reason, file)
 		}
 	}
 	code(t, func(file string, tree *ast.File) {
