@@ -164,9 +164,8 @@ const resultLife = time.Minute
 
 // facts are those of a result about what v shows.
 func (s *Server) facts(v *view, now time.Time) result.Facts {
-	entries, origin := s.o.Record.place()
 	f := result.Facts{Now: now, Life: resultLife, Verdict: v.verdict, Posture: s.o.Posture, Policy: "portcullis:verdict-machine",
-		LogOrigin: origin, LogEntries: entries}
+		LogOrigin: s.o.Record.origin(), LogEntries: v.entries}
 	f.Verdict.Warnings = s.o.warnings(f.Verdict.Warnings)
 	if v.image != nil {
 		m := v.image.Manifest

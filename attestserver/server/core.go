@@ -50,6 +50,9 @@ type core struct {
 
 	rules rules
 
+	recorded time.Time // when the newest entry of the log that renews the verdict was written
+	entries  int64     // of the log, up to and with the PC's own newest one
+
 	failure error // ends the core
 }
 
@@ -254,12 +257,12 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 	c.rules.begin(now)
 	c.chooser = new(challenge.Chooser)
 	go c.prepare(now) // the PC is booting meanwhile
-	failed, fatal := c.o.Record.failed == s.Id, c.o.Record.fatal
+	failed, fatal := c.o.Record.hasFailed(c.o.Name, s.Id)
 	c.changed(now, 0, c.machine.NewSession(s.Id, reason))
 	if failed {
 		c.machine.Doubt(fatal)
 	}
-	if c.o.Record.wasQuarantined(s.Id) {
+	if c.o.Record.wasQuarantined(c.o.Name, s.Id) {
 		c.changed(now, 0, c.machine.Quarantine(verdict.ReasonRestored))
 	}
 }

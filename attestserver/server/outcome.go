@@ -122,14 +122,14 @@ func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Chang
 	}
 	c.rules.dirty = true
 	renewal := change.From == verdict.Trusted && change.To == verdict.Trusted && change.Reason != verdict.ReasonTier
-	// Quarantine is enforced before it is written down, everything else after:
-	// trust that could not be recorded must not open anything.
+	// Quarantine is enforced before it is written down, everything else when it is on
+	// the disk: trust that could not be recorded must not open anything.
 	if change.To == verdict.Quarantined {
 		c.enforcePhase(change)
 	}
-	if !renewal || now.Sub(c.o.Record.renewed) >= renewEvery {
-		c.o.Record.renewed = now
-		c.write(now, sequence, findings)
+	if !renewal || now.Sub(c.recorded) >= renewEvery {
+		c.recorded = now
+		c.record(now, sequence, findings, change.From != change.To)
 	}
 	if c.failure != nil {
 		return
@@ -156,10 +156,15 @@ func (c *core) enforcePhase(change *verdict.Change) {
 	}
 }
 
+// write records what is believed now and what was found. The kernel has it then.
 func (c *core) write(now time.Time, sequence uint64, findings []protocol.Finding) {
+	c.record(now, sequence, findings, false)
+}
+
+func (c *core) record(now time.Time, sequence uint64, findings []protocol.Finding, durable bool) {
 	v := c.machine.Verdict()
 	e := entry{
-		Time: now.UTC().Format("2006-01-02T15:04:05.000Z"), Session: v.Session, Sequence: sequence,
+		Time: now.UTC().Format("2006-01-02T15:04:05.000Z"), PC: c.o.Name, Session: v.Session, Sequence: sequence,
 		State: v.State.String(), Reason: v.Reason, Challenges: v.Challenges, Failures: v.Failures,
 		Evidence: hex.EncodeToString(v.Evidence[:]), Tier: string(v.Tier), Posture: c.o.Posture,
 	}
@@ -169,7 +174,10 @@ func (c *core) write(now time.Time, sequence uint64, findings []protocol.Finding
 	for _, f := range findings {
 		e.Findings = append(e.Findings, entryFinding{f.Probe, f.Reason, f.Detail, f.Class.String()})
 	}
-	if err := c.o.Record.write(e); err != nil {
+	index, err := c.o.Record.write(e, durable)
+	if err != nil {
 		c.failure = err
+		return
 	}
+	c.entries = index + 1
 }

@@ -4,12 +4,13 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
 	"portcullis/attestserver/identity"
-	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/verdict"
 	"portcullis/internal/translog"
 )
@@ -20,7 +21,8 @@ const renewEvery = time.Minute
 
 // entry is one entry of the verdict log.
 type entry struct {
-	Time       string         `json:"time"` // RFC 3339, milliseconds
+	Time       string         `json:"time"`         // RFC 3339, milliseconds
+	PC         string         `json:"pc,omitempty"` // its name, where attestd serves several
 	Session    string         `json:"session"`
 	Sequence   uint64         `json:"sequence,omitempty"`
 	State      string         `json:"state"`
@@ -46,20 +48,17 @@ type entryFinding struct {
 	Class  string `json:"class"`
 }
 
-// Record is the log of verdicts, open to proofs. It remembers the one thing that
-// must outlive attestd: which session was quarantined last.
+// Record is the log of verdicts, open to proofs: one for all PCs. It remembers
+// what must outlive attestd: which session of each PC was quarantined last, and
+// whether the one that it is in has failed. Its methods may be called concurrently.
 type Record struct {
-	log         *translog.Log
-	key         note.Verifier
-	quarantined string
-	failed      string // session that has failed, not forgiven by a restart
-	fatal       bool   // with a fatal finding
-	renewed     time.Time
-}
+	log *translog.Log
+	key note.Verifier
 
-// remembered is how many entries are read back at the start. Those of the
-// session that the PC is in are the newest ones.
-const remembered = 512
+	mu   sync.Mutex // guards what follows, and that it is what the log says
+	path string
+	past history
+}
 
 // OpenRecord opens or makes the log in dir, which key signs.
 func OpenRecord(dir string, key ed25519.PrivateKey) (*Record, error) {
@@ -71,7 +70,7 @@ func OpenRecord(dir string, key ed25519.PrivateKey) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("verdicts: %w", err)
 	}
-	r := &Record{log: l, key: public}
+	r := &Record{log: l, key: public, path: filepath.Join(dir, historyFile)}
 	if err := r.recall(); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("verdicts: %w", err)
@@ -79,35 +78,43 @@ func OpenRecord(dir string, key ed25519.PrivateKey) (*Record, error) {
 	return r, nil
 }
 
+// recall reads what is remembered, and the entries that came after it.
 func (r *Record) recall() error {
-	last, err := r.log.Last(remembered)
-	if err != nil {
-		return err
-	}
-	for _, b := range last {
+	entries, _ := r.log.Size()
+	r.past = readHistory(r.path, entries)
+	before := r.past.Entries
+	if err := r.log.Each(before, func(b []byte) error {
 		var e entry
 		if err := json.Unmarshal(b, &e); err != nil {
 			return fmt.Errorf("verdict record: %w", err)
 		}
-		if e.State == verdict.Quarantined.String() {
-			r.quarantined = e.Session
-		}
-		r.remember(e)
+		r.past.note(&e)
+		return nil
+	}); err != nil || r.past.Entries-before < historyEvery {
+		return err
 	}
-	return nil
+	return r.remember()
 }
 
 // Close signs what is new and closes the log.
 func (r *Record) Close() error { return r.log.Close() }
 
 // publish signs what is new. It may run beside write.
-func (r *Record) publish() error { return r.log.Publish() }
-
-// place tells how many entries the log has and what its name is.
-func (r *Record) place() (entries int64, origin string) {
-	entries, _ = r.log.Size()
-	return entries, r.key.Name()
+func (r *Record) publish() error {
+	if err := r.log.Publish(); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	late := r.past.Entries-r.past.stored >= historyEvery
+	r.mu.Unlock()
+	if !late {
+		return nil
+	}
+	return r.remember()
 }
+
+// origin is the log's name.
+func (r *Record) origin() string { return r.key.Name() }
 
 // earlier reads a checkpoint that somebody has of this log; "" is none.
 func (r *Record) earlier(text string) (*translog.Checkpoint, error) {
@@ -142,41 +149,42 @@ func (r *Record) prove(index int64, earlier *translog.Checkpoint) (entry []byte,
 	return entry, p.String(), consistency, nil
 }
 
-// wasQuarantined tells whether the session was quarantined, also by an earlier
-// run of attestd.
-func (r *Record) wasQuarantined(session string) bool {
-	return session != "" && r.quarantined == session
+// wasQuarantined tells whether the session of a PC was quarantined, also by an
+// earlier run of attestd.
+func (r *Record) wasQuarantined(pc, session string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return session != "" && r.past.of(pc).Quarantined == session
 }
 
-// remember notes a failure of the session of e.
-func (r *Record) remember(e entry) {
-	if e.Session != r.failed {
-		r.failed, r.fatal = "", false
-	}
-	if e.Failures > 0 && e.Session != "" {
-		r.failed = e.Session
-	}
-	for _, f := range e.Findings {
-		r.fatal = r.fatal || f.Class == protocol.Fatal.String()
-	}
+// hasFailed tells whether the session of a PC has failed before, and fatally.
+func (r *Record) hasFailed(pc, session string) (failed, fatal bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.past.of(pc)
+	return session != "" && p.Failed == session, p.Fatal
 }
 
-// write appends e. The kernel has it when write returns; a quarantine is on
-// the disk, too.
-func (r *Record) write(e entry) error {
+// write appends e: the kernel has it when write returns. With durable it is on the
+// disk, in one fsync with what all others wrote who wait for theirs. A session's
+// quarantine is, whatever the caller wants. It returns the index of the entry.
+func (r *Record) write(e entry, durable bool) (int64, error) {
 	b, err := json.Marshal(e)
 	if err != nil {
-		return fmt.Errorf("verdicts: %w", err)
+		return 0, fmt.Errorf("verdicts: %w", err)
 	}
-	if _, err := r.log.Append(b); err != nil {
-		return fmt.Errorf("verdicts: %w", err)
+	r.mu.Lock()
+	durable = durable || e.State == verdict.Quarantined.String() && r.past.of(e.PC).Quarantined != e.Session
+	index, err := r.log.Append(b)
+	if err == nil {
+		r.past.note(&e)
 	}
-	r.remember(e)
-	if e.State == verdict.Quarantined.String() && r.quarantined != e.Session {
-		r.quarantined = e.Session
-		if err := r.log.Sync(); err != nil {
-			return fmt.Errorf("verdicts: %w", err)
-		}
+	r.mu.Unlock()
+	if err == nil && durable {
+		err = r.log.Sync()
 	}
-	return nil
+	if err != nil {
+		return 0, fmt.Errorf("verdicts: %w", err)
+	}
+	return index, nil
 }

@@ -27,8 +27,9 @@ import (
 	"portcullis/internal/event"
 )
 
-// Options are all that attestd works with. All fields but Warnings are needed.
+// Options are all that attestd works with. All fields but Name and Warnings are needed.
 type Options struct {
+	Name     string             // of the PC in the verdict log; "" where attestd serves one
 	Key      ed25519.PrivateKey // gateway identity
 	Boot     portcullisv1connect.BootClient
 	Gateway  portcullisv1connect.GatewayClient

@@ -18,10 +18,11 @@ import (
 type view struct {
 	verdict verdict.Verdict
 	image   *openImage
-	agent   bool // its channel is up
+	agent   bool  // its channel is up
+	entries int64 // of the log, up to and with the PC's own newest one
 }
 
-func (c *core) view() *view { return &view{c.machine.Verdict(), c.image, c.link != nil} }
+func (c *core) view() *view { return &view{c.machine.Verdict(), c.image, c.link != nil, c.entries} }
 
 // status answers for the core without waiting for it.
 type status struct {

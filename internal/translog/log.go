@@ -27,6 +27,7 @@ type Log struct {
 	entries [][]byte   // those of the tail
 	due     []fullTile // full, not written yet
 	failure error
+	syncs   uint64 // of tails that were replaced
 
 	publishing sync.Mutex // one Publish at a time
 	published  int64      // size of the checkpoint that this run has signed; -1 before, because a power cut may have taken partial tiles
@@ -148,7 +149,8 @@ func (l *Log) fail(err error) error {
 	return l.failure
 }
 
-// Sync returns when everything appended before is on the disk.
+// Sync returns when everything appended before is on the disk. Whoever calls it
+// while an fsync is under way shares the next one with all the others who wait.
 func (l *Log) Sync() error {
 	l.mu.Lock()
 	tail, err := l.tail, l.failure
@@ -165,6 +167,14 @@ func (l *Log) Sync() error {
 		return nil // the tail was replaced, and that one is on the disk
 	}
 	return l.fail(err)
+}
+
+// Syncs is how many fsyncs of entries this run has made for callers of Sync and
+// Publish: fewer than there were calls, where calls came at the same time.
+func (l *Log) Syncs() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.syncs + l.tail.Syncs()
 }
 
 // Size is the number of entries, and the size of the newest checkpoint.
@@ -263,28 +273,49 @@ func (l *Log) Close() error {
 // Reader reads the log's files as they are on the disk now.
 func (l *Log) Reader() fs.FS { return os.DirFS(l.dir) }
 
-// Last returns up to n of the newest entries, the oldest first, those that are
-// not published yet included.
-func (l *Log) Last(n int) ([][]byte, error) {
+// Each hands the entries from index from on to f, in order, those that are not
+// published yet included. An entry is valid only during its call. Entries that are
+// appended meanwhile may be left out.
+func (l *Log) Each(from int64, f func(entry []byte) error) error {
 	l.mu.Lock()
-	entries, start := l.entries, l.start
+	tail, start := l.entries, l.start
 	l.mu.Unlock()
-	for len(entries) < n && start > 0 {
-		start -= tileWidth
-		bundle, err := readBundle(l.Reader(), start/tileWidth, tileWidth)
+	if from < 0 || from > start+int64(len(tail)) {
+		return refuse(ReasonIndex, "entry %d of %d", from, start+int64(len(tail)))
+	}
+	for ; from < start; from += tileWidth - from%tileWidth {
+		bundle, err := l.full(from / tileWidth)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		tile, err := readTile(l.Reader(), 0, start/tileWidth, tileWidth)
-		if err != nil {
-			return nil, err
-		}
-		for i, h := range decodeTile(tile) {
-			if tlog.RecordHash(bundle[i]) != h {
-				return nil, refuse(ReasonBroken, "entry %d is not the one that was signed", start+int64(i))
+		for _, e := range bundle[from%tileWidth:] {
+			if err := f(e); err != nil {
+				return err
 			}
 		}
-		entries = append(bundle, entries...)
 	}
-	return entries[max(0, len(entries)-n):], nil
+	for _, e := range tail[from-start:] {
+		if err := f(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// full reads a full bundle and holds it against its tile.
+func (l *Log) full(n int64) ([][]byte, error) {
+	bundle, err := readBundle(l.Reader(), n, tileWidth)
+	if err != nil {
+		return nil, err
+	}
+	tile, err := readTile(l.Reader(), 0, n, tileWidth)
+	if err != nil {
+		return nil, err
+	}
+	for i, h := range decodeTile(tile) {
+		if tlog.RecordHash(bundle[i]) != h {
+			return nil, refuse(ReasonBroken, "entry %d is not the one that was signed", n*tileWidth+int64(i))
+		}
+	}
+	return bundle, nil
 }

@@ -1,12 +1,15 @@
 package translog
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -571,7 +574,7 @@ func BenchmarkAppendAndPublish(b *testing.B) {
 	}
 }
 
-func TestLastReachesBackOverTheTail(t *testing.T) {
+func TestEachReachesBackOverTheTail(t *testing.T) {
 	dir, k := t.TempDir(), newKeys(t, "test.log")
 	l := open(t, dir, k)
 	fill(t, l, 0, 600)
@@ -579,20 +582,80 @@ func TestLastReachesBackOverTheTail(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, l, 600, 610)
-	for _, n := range []int{0, 1, 98, 99, 400, 610, 1000} {
-		last, err := l.Last(n)
-		want := min(n, 610)
-		if err != nil || len(last) != want {
-			t.Fatalf("%d asked: %d, %v", n, len(last), err)
-		}
-		for i, e := range last {
-			if string(e) != string(entry(610-want+i)) {
-				t.Fatalf("%d asked: %q at %d", n, e, i)
+	for _, from := range []int{0, 1, 255, 256, 300, 511, 512, 513, 600, 609, 610} {
+		i := from
+		if err := l.Each(int64(from), func(e []byte) error {
+			if string(e) != string(entry(i)) {
+				t.Fatalf("from %d: %q at %d", from, e, i)
 			}
+			i++
+			return nil
+		}); err != nil || i != 610 {
+			t.Fatalf("from %d: up to %d, %v", from, i, err)
 		}
 	}
+	for _, from := range []int64{-1, 611} {
+		if err := l.Each(from, func([]byte) error { return nil }); Reason(err) != ReasonIndex {
+			t.Errorf("from %d: %v", from, err)
+		}
+	}
+	stop := errors.New("enough")
+	if err := l.Each(10, func([]byte) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("goes on after an error: %v", err)
+	}
 	flip(t, dir, "tile/entries/001")
-	if _, err := l.Last(200); Reason(err) != ReasonBroken {
+	if err := l.Each(300, func([]byte) error { return nil }); Reason(err) != ReasonBroken {
 		t.Errorf("a changed entry is believed: %v", err)
+	}
+	if err := l.Each(512, func([]byte) error { return nil }); err != nil {
+		t.Errorf("entries behind the changed one: %v", err)
+	}
+}
+
+// Those who wait at the same time share an fsync.
+func TestSyncsAreShared(t *testing.T) {
+	l := open(t, t.TempDir(), newKeys(t, "test.log"))
+	const writers, each = 64, 20
+	var group sync.WaitGroup
+	for w := range writers {
+		group.Go(func() {
+			for i := range each {
+				if _, err := l.Append(entry(w*each + i)); err != nil {
+					t.Error(err)
+				}
+				if err := l.Sync(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	// Each of them waits for at most the one under way and the next one, so a round of
+	// all writers needs two, however they come.
+	if n := l.Syncs(); n == 0 || n > writers*each/4 {
+		t.Errorf("%d fsyncs for %d entries of %d writers", n, writers*each, writers)
+	}
+}
+
+// BenchmarkAppendDurableTogether is an entry that waits for the disk, beside as many
+// others as there would be PCs.
+func BenchmarkAppendDurableTogether(b *testing.B) {
+	for _, writers := range []int{1, 16, 256} {
+		b.Run(strconv.Itoa(writers), func(b *testing.B) {
+			l := open(b, b.TempDir(), newKeys(b, "test.log"))
+			b.SetParallelism(max(1, writers/runtime.GOMAXPROCS(0)))
+			b.RunParallel(func(p *testing.PB) {
+				e := bytes.Repeat([]byte("x"), 400)
+				for p.Next() {
+					if _, err := l.Append(e); err != nil {
+						b.Error(err)
+					}
+					if err := l.Sync(); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+			b.ReportMetric(float64(l.Syncs())/float64(b.N), "fsyncs/op")
+		})
 	}
 }

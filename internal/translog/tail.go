@@ -110,6 +110,7 @@ func (l *Log) rotate(start int64) error {
 		}
 	}
 	old, before := l.tail, l.start
+	l.syncs += old.Syncs()
 	l.tail, l.start, l.entries = next, start, slices.Clone(rest)
 	if err := errors.Join(next.Sync(), old.Close()); err != nil {
 		return err
