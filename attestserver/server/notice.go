@@ -34,11 +34,20 @@ func (c *core) noticed(now time.Time, n *protocol.Notice) {
 	if !slices.Contains(c.must, n.GetProbe()) {
 		c.must = append(c.must, n.GetProbe())
 	}
-	c.hurried = schedule.BurstSize
+	c.hurry(now)
+}
+
+// hurry begins a burst: BurstSize challenges follow what has just happened, the
+// first within a burst's gap.
+func (c *core) hurry(now time.Time) {
 	gap, err := schedule.Burst(c.o.Random)
 	if err != nil {
 		c.failure = err
 		return
+	}
+	c.hurried = schedule.BurstSize
+	if c.open == nil && !c.judging {
+		c.hurried-- // the one that is due now; plan makes the others follow
 	}
 	if at := now.Add(gap); at.Before(c.due) {
 		c.due = at

@@ -119,6 +119,35 @@ type gatewayd struct {
 	status *portcullisv1.GetGatewayStatusResponse
 	asked  atomic.Int64 // for it
 	fail   connect.Code // 0: works
+	heard  []chan struct{}
+}
+
+// change changes the status and rings.
+func (g *gatewayd) change(f func(*portcullisv1.GetGatewayStatusResponse)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	f(g.status)
+	for _, c := range g.heard {
+		c <- struct{}{}
+	}
+}
+
+func (g *gatewayd) WatchGateway(ctx context.Context, _ *connect.Request[portcullisv1.WatchGatewayRequest], out *connect.ServerStream[portcullisv1.WatchGatewayResponse]) error {
+	bell := make(chan struct{}, 100)
+	g.mu.Lock()
+	g.heard = append(g.heard, bell)
+	g.mu.Unlock()
+	for n := range uint64(1 << 20) {
+		if err := out.Send(&portcullisv1.WatchGatewayResponse{Changes: n}); err != nil {
+			return err
+		}
+		select {
+		case <-bell:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
 }
 
 func (g *gatewayd) SetPhase(_ context.Context, r *connect.Request[portcullisv1.SetPhaseRequest]) (*connect.Response[portcullisv1.SetPhaseResponse], error) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -54,6 +55,7 @@ type wire struct {
 	carrier    bool
 	losses     uint64
 	tasks      []string
+	grants     uint64 // given and ended: one that came and went between two questions shows
 	violations uint64
 	banned     bool
 }
@@ -129,14 +131,23 @@ func age(now, since time.Time) time.Duration { return max(now.Sub(since), 0) }
 
 func short(s string) string { return strings.ToValidUTF8(s[:min(len(s), policy.MaxText)], "") }
 
-// watchWire asks gatewayd for what rules may want to know.
+// watchWire asks gatewayd for what rules may want to know, at once when it says
+// that something has changed.
 func (s *Server) watchWire(ctx context.Context) {
+	bell := make(chan struct{}, 1)
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() { s.heed(ctx, bell) })
 	for ctx.Err() == nil {
 		w := s.askWire(ctx)
 		if !s.post(func(c *core) { c.wired(w) }) {
 			return
 		}
-		s.sleep(ctx, wireTick)
+		select {
+		case <-ctx.Done():
+		case <-bell:
+		case <-s.o.Clock.After(wireTick):
+		}
 	}
 }
 
@@ -147,7 +158,7 @@ func (s *Server) askWire(ctx context.Context) (w wire) {
 	if err != nil {
 		return w
 	}
-	w = wire{known: true, heard: true, carrier: r.Msg.Carrier, losses: r.Msg.CarrierLosses, violations: r.Msg.ViolationsTotal, banned: len(r.Msg.Bans) > 0}
+	w = wire{known: true, heard: true, carrier: r.Msg.Carrier, losses: r.Msg.CarrierLosses, grants: r.Msg.GrantChanges, violations: r.Msg.ViolationsTotal, banned: len(r.Msg.Bans) > 0}
 	for _, g := range r.Msg.Grants {
 		if !slices.Contains(w.tasks, g.Task) && len(w.tasks) < policy.MaxTasks {
 			w.tasks = append(w.tasks, short(g.Task))
@@ -173,6 +184,7 @@ func (c *core) wired(w wire) {
 		w.violations != was.violations || !slices.Equal(w.tasks, was.tasks)
 	c.rules.wire = w
 	c.continuous(w)
+	c.wireBurst(was, w)
 }
 
 // Session is the newest boot session that attestd knows, "" before the first.

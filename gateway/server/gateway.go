@@ -68,7 +68,9 @@ type Gateway struct {
 	index  int  // of the port's interface when last seen; 0 = none
 	link   bool // it carries
 	losses uint64
-	dirty  bool // the state file is older than the policy
+	grants uint64 // given and ended since New
+	bell   bell   // rung by each change of grants and carrier
+	dirty  bool   // the state file is older than the policy
 	ring   violation.Ring
 }
 
@@ -79,7 +81,8 @@ func New(opt Options) (*Gateway, error) {
 	if err := os.MkdirAll(opt.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("server: state directory: %w", err)
 	}
-	g := &Gateway{opt: opt, path: filepath.Join(opt.StateDir, "state.json"), do: make(chan func()), done: make(chan struct{})}
+	g := &Gateway{opt: opt, path: filepath.Join(opt.StateDir, "state.json"), do: make(chan func()), done: make(chan struct{}),
+		bell: newBell()}
 	p, found, err := loadState(g.path, opt.Port)
 	if err != nil {
 		opt.Events.Emit("state.refused", event.Fields{"reason": "state-unreadable", "detail": err.Error()})
@@ -293,6 +296,7 @@ func (g *Gateway) remaining(p policy.Policy) policy.Policy {
 }
 
 func (g *Gateway) grantEnded(x policy.Grant, reason string) {
+	g.granted()
 	g.opt.Events.Emit("grant.ended", event.Fields{"grant": x.ID, "task": x.Task, "reason": reason})
 }
 

@@ -63,6 +63,7 @@ func (g *Gateway) addGrant(task string, t policy.Target, d time.Duration) (polic
 		// Not on disk is not granted: take it back out of the kernel.
 		return policy.Grant{}, errors.Join(err, g.setGrants(before))
 	}
+	g.granted()
 	g.opt.Events.Emit("grant.added", event.Fields{"grant": x.ID, "task": x.Task, "target": t.String(), "seconds": d.Seconds()})
 	return x, nil
 }
@@ -119,6 +120,9 @@ func (g *Gateway) Link(ctx context.Context, s link.State) error {
 		g.index = s.Index
 		if g.link && !s.Carrier {
 			g.losses++
+		}
+		if g.link != s.Carrier {
+			g.bell.ring()
 		}
 		g.link = s.Carrier
 		g.opt.Events.Emit("link", event.Fields{"present": s.Index != 0, "carrier": s.Carrier, "bound": s.Index != 0 && g.opt.Kernel.LinkBound() == nil})

@@ -128,7 +128,7 @@ func (s *Service) status(out *v1.GetGatewayStatusResponse) error {
 		}
 	}
 	out.Grants = grantMessages(p.Grants)
-	out.Carrier, out.CarrierLosses = s.g.link, s.g.losses
+	out.Carrier, out.CarrierLosses, out.GrantChanges = s.g.link, s.g.losses, s.g.grants
 	counters, err := s.g.opt.Kernel.Counters()
 	if err != nil {
 		return err

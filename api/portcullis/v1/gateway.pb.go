@@ -838,6 +838,7 @@ type GetGatewayStatusResponse struct {
 	ViolationsTotal uint64                 `protobuf:"varint,9,opt,name=violations_total,json=violationsTotal,proto3" json:"violations_total,omitempty"`                                    // packets dropped, counted in the kernel
 	Carrier         bool                   `protobuf:"varint,10,opt,name=carrier,proto3" json:"carrier,omitempty"`                                                                          // the cable carries
 	CarrierLosses   uint64                 `protobuf:"varint,11,opt,name=carrier_losses,json=carrierLosses,proto3" json:"carrier_losses,omitempty"`                                         // since gatewayd started
+	GrantChanges    uint64                 `protobuf:"varint,12,opt,name=grant_changes,json=grantChanges,proto3" json:"grant_changes,omitempty"`                                            // grants given and ended since gatewayd started
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -949,6 +950,93 @@ func (x *GetGatewayStatusResponse) GetCarrierLosses() uint64 {
 	return 0
 }
 
+func (x *GetGatewayStatusResponse) GetGrantChanges() uint64 {
+	if x != nil {
+		return x.GrantChanges
+	}
+	return 0
+}
+
+type WatchGatewayRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchGatewayRequest) Reset() {
+	*x = WatchGatewayRequest{}
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchGatewayRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchGatewayRequest) ProtoMessage() {}
+
+func (x *WatchGatewayRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchGatewayRequest.ProtoReflect.Descriptor instead.
+func (*WatchGatewayRequest) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{15}
+}
+
+type WatchGatewayResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Changes       uint64                 `protobuf:"varint,1,opt,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchGatewayResponse) Reset() {
+	*x = WatchGatewayResponse{}
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchGatewayResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchGatewayResponse) ProtoMessage() {}
+
+func (x *WatchGatewayResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchGatewayResponse.ProtoReflect.Descriptor instead.
+func (*WatchGatewayResponse) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *WatchGatewayResponse) GetChanges() uint64 {
+	if x != nil {
+		return x.Changes
+	}
+	return 0
+}
+
 type WakeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -957,7 +1045,7 @@ type WakeRequest struct {
 
 func (x *WakeRequest) Reset() {
 	*x = WakeRequest{}
-	mi := &file_portcullis_v1_gateway_proto_msgTypes[15]
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1057,7 @@ func (x *WakeRequest) String() string {
 func (*WakeRequest) ProtoMessage() {}
 
 func (x *WakeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_gateway_proto_msgTypes[15]
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1070,7 @@ func (x *WakeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeRequest.ProtoReflect.Descriptor instead.
 func (*WakeRequest) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{15}
+	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{17}
 }
 
 type WakeResponse struct {
@@ -993,7 +1081,7 @@ type WakeResponse struct {
 
 func (x *WakeResponse) Reset() {
 	*x = WakeResponse{}
-	mi := &file_portcullis_v1_gateway_proto_msgTypes[16]
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1093,7 @@ func (x *WakeResponse) String() string {
 func (*WakeResponse) ProtoMessage() {}
 
 func (x *WakeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_gateway_proto_msgTypes[16]
+	mi := &file_portcullis_v1_gateway_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1106,7 @@ func (x *WakeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WakeResponse.ProtoReflect.Descriptor instead.
 func (*WakeResponse) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{16}
+	return file_portcullis_v1_gateway_proto_rawDescGZIP(), []int{18}
 }
 
 var File_portcullis_v1_gateway_proto protoreflect.FileDescriptor
@@ -1072,7 +1160,7 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"\x03mac\x18\x01 \x01(\tR\x03mac\x12 \n" +
 	"\fnot_after_ms\x18\x02 \x01(\x03R\n" +
 	"notAfterMs\"\x19\n" +
-	"\x17GetGatewayStatusRequest\"\x94\x04\n" +
+	"\x17GetGatewayStatusRequest\"\xb9\x04\n" +
 	"\x18GetGatewayStatusResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12*\n" +
 	"\x05phase\x18\x02 \x01(\x0e2\x14.portcullis.v1.PhaseR\x05phase\x12\x10\n" +
@@ -1087,10 +1175,14 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"\x10violations_total\x18\t \x01(\x04R\x0fviolationsTotal\x12\x18\n" +
 	"\acarrier\x18\n" +
 	" \x01(\bR\acarrier\x12%\n" +
-	"\x0ecarrier_losses\x18\v \x01(\x04R\rcarrierLosses\x1a:\n" +
+	"\x0ecarrier_losses\x18\v \x01(\x04R\rcarrierLosses\x12#\n" +
+	"\rgrant_changes\x18\f \x01(\x04R\fgrantChanges\x1a:\n" +
 	"\fDroppedEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\r\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x15\n" +
+	"\x13WatchGatewayRequest\"0\n" +
+	"\x14WatchGatewayResponse\x12\x18\n" +
+	"\achanges\x18\x01 \x01(\x04R\achanges\"\r\n" +
 	"\vWakeRequest\"\x0e\n" +
 	"\fWakeResponse*u\n" +
 	"\x05Phase\x12\x15\n" +
@@ -1101,7 +1193,7 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"PHASE_BOOT\x10\x02\x12\x10\n" +
 	"\fPHASE_ATTEST\x10\x03\x12\r\n" +
 	"\tPHASE_RUN\x10\x04\x12\x14\n" +
-	"\x10PHASE_QUARANTINE\x10\x052\xbf\x04\n" +
+	"\x10PHASE_QUARANTINE\x10\x052\x9a\x05\n" +
 	"\aGateway\x12K\n" +
 	"\bOpenBoot\x12\x1e.portcullis.v1.OpenBootRequest\x1a\x1f.portcullis.v1.OpenBootResponse\x12K\n" +
 	"\bSetPhase\x12\x1e.portcullis.v1.SetPhaseRequest\x1a\x1f.portcullis.v1.SetPhaseResponse\x12K\n" +
@@ -1109,7 +1201,8 @@ const file_portcullis_v1_gateway_proto_rawDesc = "" +
 	"\n" +
 	"ListGrants\x12 .portcullis.v1.ListGrantsRequest\x1a!.portcullis.v1.ListGrantsResponse\x12T\n" +
 	"\vRevokeGrant\x12!.portcullis.v1.RevokeGrantRequest\x1a\".portcullis.v1.RevokeGrantResponse\x12c\n" +
-	"\x10GetGatewayStatus\x12&.portcullis.v1.GetGatewayStatusRequest\x1a'.portcullis.v1.GetGatewayStatusResponse\x12?\n" +
+	"\x10GetGatewayStatus\x12&.portcullis.v1.GetGatewayStatusRequest\x1a'.portcullis.v1.GetGatewayStatusResponse\x12Y\n" +
+	"\fWatchGateway\x12\".portcullis.v1.WatchGatewayRequest\x1a#.portcullis.v1.WatchGatewayResponse0\x01\x12?\n" +
 	"\x04Wake\x12\x1a.portcullis.v1.WakeRequest\x1a\x1b.portcullis.v1.WakeResponseB+Z)portcullis/api/portcullis/v1;portcullisv1b\x06proto3"
 
 var (
@@ -1125,7 +1218,7 @@ func file_portcullis_v1_gateway_proto_rawDescGZIP() []byte {
 }
 
 var file_portcullis_v1_gateway_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portcullis_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_portcullis_v1_gateway_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_portcullis_v1_gateway_proto_goTypes = []any{
 	(Phase)(0),                       // 0: portcullis.v1.Phase
 	(*OpenBootRequest)(nil),          // 1: portcullis.v1.OpenBootRequest
@@ -1143,9 +1236,11 @@ var file_portcullis_v1_gateway_proto_goTypes = []any{
 	(*Ban)(nil),                      // 13: portcullis.v1.Ban
 	(*GetGatewayStatusRequest)(nil),  // 14: portcullis.v1.GetGatewayStatusRequest
 	(*GetGatewayStatusResponse)(nil), // 15: portcullis.v1.GetGatewayStatusResponse
-	(*WakeRequest)(nil),              // 16: portcullis.v1.WakeRequest
-	(*WakeResponse)(nil),             // 17: portcullis.v1.WakeResponse
-	nil,                              // 18: portcullis.v1.GetGatewayStatusResponse.DroppedEntry
+	(*WatchGatewayRequest)(nil),      // 16: portcullis.v1.WatchGatewayRequest
+	(*WatchGatewayResponse)(nil),     // 17: portcullis.v1.WatchGatewayResponse
+	(*WakeRequest)(nil),              // 18: portcullis.v1.WakeRequest
+	(*WakeResponse)(nil),             // 19: portcullis.v1.WakeResponse
+	nil,                              // 20: portcullis.v1.GetGatewayStatusResponse.DroppedEntry
 }
 var file_portcullis_v1_gateway_proto_depIdxs = []int32{
 	0,  // 0: portcullis.v1.SetPhaseRequest.phase:type_name -> portcullis.v1.Phase
@@ -1154,7 +1249,7 @@ var file_portcullis_v1_gateway_proto_depIdxs = []int32{
 	0,  // 3: portcullis.v1.GetGatewayStatusResponse.phase:type_name -> portcullis.v1.Phase
 	5,  // 4: portcullis.v1.GetGatewayStatusResponse.grants:type_name -> portcullis.v1.Grant
 	13, // 5: portcullis.v1.GetGatewayStatusResponse.bans:type_name -> portcullis.v1.Ban
-	18, // 6: portcullis.v1.GetGatewayStatusResponse.dropped:type_name -> portcullis.v1.GetGatewayStatusResponse.DroppedEntry
+	20, // 6: portcullis.v1.GetGatewayStatusResponse.dropped:type_name -> portcullis.v1.GetGatewayStatusResponse.DroppedEntry
 	12, // 7: portcullis.v1.GetGatewayStatusResponse.violations:type_name -> portcullis.v1.Violation
 	1,  // 8: portcullis.v1.Gateway.OpenBoot:input_type -> portcullis.v1.OpenBootRequest
 	3,  // 9: portcullis.v1.Gateway.SetPhase:input_type -> portcullis.v1.SetPhaseRequest
@@ -1162,16 +1257,18 @@ var file_portcullis_v1_gateway_proto_depIdxs = []int32{
 	8,  // 11: portcullis.v1.Gateway.ListGrants:input_type -> portcullis.v1.ListGrantsRequest
 	10, // 12: portcullis.v1.Gateway.RevokeGrant:input_type -> portcullis.v1.RevokeGrantRequest
 	14, // 13: portcullis.v1.Gateway.GetGatewayStatus:input_type -> portcullis.v1.GetGatewayStatusRequest
-	16, // 14: portcullis.v1.Gateway.Wake:input_type -> portcullis.v1.WakeRequest
-	2,  // 15: portcullis.v1.Gateway.OpenBoot:output_type -> portcullis.v1.OpenBootResponse
-	4,  // 16: portcullis.v1.Gateway.SetPhase:output_type -> portcullis.v1.SetPhaseResponse
-	7,  // 17: portcullis.v1.Gateway.AddGrant:output_type -> portcullis.v1.AddGrantResponse
-	9,  // 18: portcullis.v1.Gateway.ListGrants:output_type -> portcullis.v1.ListGrantsResponse
-	11, // 19: portcullis.v1.Gateway.RevokeGrant:output_type -> portcullis.v1.RevokeGrantResponse
-	15, // 20: portcullis.v1.Gateway.GetGatewayStatus:output_type -> portcullis.v1.GetGatewayStatusResponse
-	17, // 21: portcullis.v1.Gateway.Wake:output_type -> portcullis.v1.WakeResponse
-	15, // [15:22] is the sub-list for method output_type
-	8,  // [8:15] is the sub-list for method input_type
+	16, // 14: portcullis.v1.Gateway.WatchGateway:input_type -> portcullis.v1.WatchGatewayRequest
+	18, // 15: portcullis.v1.Gateway.Wake:input_type -> portcullis.v1.WakeRequest
+	2,  // 16: portcullis.v1.Gateway.OpenBoot:output_type -> portcullis.v1.OpenBootResponse
+	4,  // 17: portcullis.v1.Gateway.SetPhase:output_type -> portcullis.v1.SetPhaseResponse
+	7,  // 18: portcullis.v1.Gateway.AddGrant:output_type -> portcullis.v1.AddGrantResponse
+	9,  // 19: portcullis.v1.Gateway.ListGrants:output_type -> portcullis.v1.ListGrantsResponse
+	11, // 20: portcullis.v1.Gateway.RevokeGrant:output_type -> portcullis.v1.RevokeGrantResponse
+	15, // 21: portcullis.v1.Gateway.GetGatewayStatus:output_type -> portcullis.v1.GetGatewayStatusResponse
+	17, // 22: portcullis.v1.Gateway.WatchGateway:output_type -> portcullis.v1.WatchGatewayResponse
+	19, // 23: portcullis.v1.Gateway.Wake:output_type -> portcullis.v1.WakeResponse
+	16, // [16:24] is the sub-list for method output_type
+	8,  // [8:16] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1188,7 +1285,7 @@ func file_portcullis_v1_gateway_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portcullis_v1_gateway_proto_rawDesc), len(file_portcullis_v1_gateway_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -46,6 +46,8 @@ const (
 	// GatewayGetGatewayStatusProcedure is the fully-qualified name of the Gateway's GetGatewayStatus
 	// RPC.
 	GatewayGetGatewayStatusProcedure = "/portcullis.v1.Gateway/GetGatewayStatus"
+	// GatewayWatchGatewayProcedure is the fully-qualified name of the Gateway's WatchGateway RPC.
+	GatewayWatchGatewayProcedure = "/portcullis.v1.Gateway/WatchGateway"
 	// GatewayWakeProcedure is the fully-qualified name of the Gateway's Wake RPC.
 	GatewayWakeProcedure = "/portcullis.v1.Gateway/Wake"
 )
@@ -62,6 +64,9 @@ type GatewayClient interface {
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)
 	RevokeGrant(context.Context, *connect.Request[v1.RevokeGrantRequest]) (*connect.Response[v1.RevokeGrantResponse], error)
 	GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error)
+	// WatchGateway sends the number of changes of the grants and of the carrier, at once
+	// and after each change; changes that follow each other closely may come as one.
+	WatchGateway(context.Context, *connect.Request[v1.WatchGatewayRequest]) (*connect.ServerStreamForClient[v1.WatchGatewayResponse], error)
 	// Wake sends the magic packet for the known PC out of its port.
 	Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error)
 }
@@ -113,6 +118,12 @@ func NewGatewayClient(httpClient connect.HTTPClient, baseURL string, opts ...con
 			connect.WithSchema(gatewayMethods.ByName("GetGatewayStatus")),
 			connect.WithClientOptions(opts...),
 		),
+		watchGateway: connect.NewClient[v1.WatchGatewayRequest, v1.WatchGatewayResponse](
+			httpClient,
+			baseURL+GatewayWatchGatewayProcedure,
+			connect.WithSchema(gatewayMethods.ByName("WatchGateway")),
+			connect.WithClientOptions(opts...),
+		),
 		wake: connect.NewClient[v1.WakeRequest, v1.WakeResponse](
 			httpClient,
 			baseURL+GatewayWakeProcedure,
@@ -130,6 +141,7 @@ type gatewayClient struct {
 	listGrants       *connect.Client[v1.ListGrantsRequest, v1.ListGrantsResponse]
 	revokeGrant      *connect.Client[v1.RevokeGrantRequest, v1.RevokeGrantResponse]
 	getGatewayStatus *connect.Client[v1.GetGatewayStatusRequest, v1.GetGatewayStatusResponse]
+	watchGateway     *connect.Client[v1.WatchGatewayRequest, v1.WatchGatewayResponse]
 	wake             *connect.Client[v1.WakeRequest, v1.WakeResponse]
 }
 
@@ -163,6 +175,11 @@ func (c *gatewayClient) GetGatewayStatus(ctx context.Context, req *connect.Reque
 	return c.getGatewayStatus.CallUnary(ctx, req)
 }
 
+// WatchGateway calls portcullis.v1.Gateway.WatchGateway.
+func (c *gatewayClient) WatchGateway(ctx context.Context, req *connect.Request[v1.WatchGatewayRequest]) (*connect.ServerStreamForClient[v1.WatchGatewayResponse], error) {
+	return c.watchGateway.CallServerStream(ctx, req)
+}
+
 // Wake calls portcullis.v1.Gateway.Wake.
 func (c *gatewayClient) Wake(ctx context.Context, req *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error) {
 	return c.wake.CallUnary(ctx, req)
@@ -180,6 +197,9 @@ type GatewayHandler interface {
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)
 	RevokeGrant(context.Context, *connect.Request[v1.RevokeGrantRequest]) (*connect.Response[v1.RevokeGrantResponse], error)
 	GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error)
+	// WatchGateway sends the number of changes of the grants and of the carrier, at once
+	// and after each change; changes that follow each other closely may come as one.
+	WatchGateway(context.Context, *connect.Request[v1.WatchGatewayRequest], *connect.ServerStream[v1.WatchGatewayResponse]) error
 	// Wake sends the magic packet for the known PC out of its port.
 	Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error)
 }
@@ -227,6 +247,12 @@ func NewGatewayHandler(svc GatewayHandler, opts ...connect.HandlerOption) (strin
 		connect.WithSchema(gatewayMethods.ByName("GetGatewayStatus")),
 		connect.WithHandlerOptions(opts...),
 	)
+	gatewayWatchGatewayHandler := connect.NewServerStreamHandler(
+		GatewayWatchGatewayProcedure,
+		svc.WatchGateway,
+		connect.WithSchema(gatewayMethods.ByName("WatchGateway")),
+		connect.WithHandlerOptions(opts...),
+	)
 	gatewayWakeHandler := connect.NewUnaryHandler(
 		GatewayWakeProcedure,
 		svc.Wake,
@@ -247,6 +273,8 @@ func NewGatewayHandler(svc GatewayHandler, opts ...connect.HandlerOption) (strin
 			gatewayRevokeGrantHandler.ServeHTTP(w, r)
 		case GatewayGetGatewayStatusProcedure:
 			gatewayGetGatewayStatusHandler.ServeHTTP(w, r)
+		case GatewayWatchGatewayProcedure:
+			gatewayWatchGatewayHandler.ServeHTTP(w, r)
 		case GatewayWakeProcedure:
 			gatewayWakeHandler.ServeHTTP(w, r)
 		default:
@@ -280,6 +308,10 @@ func (UnimplementedGatewayHandler) RevokeGrant(context.Context, *connect.Request
 
 func (UnimplementedGatewayHandler) GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Gateway.GetGatewayStatus is not implemented"))
+}
+
+func (UnimplementedGatewayHandler) WatchGateway(context.Context, *connect.Request[v1.WatchGatewayRequest], *connect.ServerStream[v1.WatchGatewayResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Gateway.WatchGateway is not implemented"))
 }
 
 func (UnimplementedGatewayHandler) Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error) {

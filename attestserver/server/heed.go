@@ -1,0 +1,69 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"connectrpc.com/connect"
+
+	portcullisv1 "portcullis/api/portcullis/v1"
+	"portcullis/attestserver/verdict"
+	"portcullis/internal/event"
+)
+
+// What a burst follows, in the event challenge.burst.
+const (
+	burstTask    = "task"    // a grant was given or has ended: a task begins or ends
+	burstCarrier = "carrier" // the cable
+)
+
+// heed rings bell whenever gatewayd says that grants or carrier have changed. While
+// gatewayd does not answer, watchWire still asks it now and then.
+func (s *Server) heed(ctx context.Context, bell chan<- struct{}) {
+	wait := firstRetry
+	for ctx.Err() == nil {
+		_ = s.heedOnce(ctx, func() {
+			wait = firstRetry
+			select {
+			case bell <- struct{}{}:
+			default: // rung, and not heard yet
+			}
+		})
+		s.sleep(ctx, wait)
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+func (s *Server) heedOnce(ctx context.Context, ring func()) error {
+	stream, err := s.o.Gateway.WatchGateway(ctx, connect.NewRequest(&portcullisv1.WatchGatewayRequest{}))
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for stream.Receive() {
+		ring()
+	}
+	if err := stream.Err(); err != nil {
+		return err
+	}
+	return errors.New("gatewayd ended the stream")
+}
+
+// wireBurst begins a burst where a task has begun or ended, or the cable's carrier
+// has changed: what is worth hiding between two challenges begins and ends there. The
+// count of a gatewayd that was started anew differs as well, which costs one burst.
+func (c *core) wireBurst(was, now wire) {
+	cause := ""
+	switch {
+	case !was.heard || !now.known || c.link == nil || c.machine.State() == verdict.Quarantined:
+		return
+	case now.grants != was.grants:
+		cause = burstTask
+	case now.carrier != was.carrier:
+		cause = burstCarrier
+	default:
+		return
+	}
+	c.o.Events.Emit("challenge.burst", event.Fields{"session": c.machine.Session(), "cause": cause})
+	c.hurry(c.o.Clock.Now())
+}
