@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"portcullis/attestserver/protocol"
 )
@@ -20,7 +21,8 @@ import (
 // lists as changed, each of which is judged.
 type Files struct {
 	user
-	tree map[string]*treeDir // of the image, by path; made with the first answer
+	making sync.Mutex
+	tree   map[string]*treeDir // of the image, by path; made with the first answer, of whatever PC
 }
 
 // treeDir is one directory of the image.
@@ -176,6 +178,8 @@ func allowedBoot(c protocol.TreeEntry) bool {
 
 // load reads the trees of the image.
 func (e *Files) load() error {
+	e.making.Lock()
+	defer e.making.Unlock()
 	if e.tree != nil {
 		return nil
 	}

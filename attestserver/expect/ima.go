@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"io"
 	"strings"
+	"sync"
 
 	"portcullis/attestserver/protocol"
 )
@@ -14,7 +15,9 @@ import (
 // kernel's list does not say where a path counts from.
 type Ima struct {
 	user
-	tasks   bool
+	tasks bool
+
+	mu      sync.Mutex
 	digests map[string]string // of files of the image, hex
 }
 
@@ -112,7 +115,10 @@ func (e *Ima) entry(j *judge, m protocol.Measurement) error {
 }
 
 func (e *Ima) expected(path string) (string, bool, error) {
-	if d, ok := e.digests[path]; ok {
+	e.mu.Lock()
+	d, ok := e.digests[path]
+	e.mu.Unlock()
+	if ok {
 		return d, true, nil
 	}
 	_, found, err := e.inImage(path)
@@ -126,9 +132,12 @@ func (e *Ima) expected(path string) (string, bool, error) {
 	if err != nil {
 		return "", false, err
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	if e.digests == nil {
 		e.digests = map[string]string{}
 	}
-	e.digests[path] = hex.EncodeToString(sum)
-	return e.digests[path], true, nil
+	d = hex.EncodeToString(sum)
+	e.digests[path] = d
+	return d, true, nil
 }

@@ -28,6 +28,8 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, errors.New("negative offset")
 	}
+	f.fs.mu.Lock()
+	defer f.fs.mu.Unlock()
 	n := 0
 	for n < len(p) {
 		at := uint64(off) + uint64(n)

@@ -14,6 +14,7 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+	"sync"
 )
 
 const (
@@ -31,8 +32,10 @@ const (
 // ErrNotRegular is a path that leads to something else than a regular file.
 var ErrNotRegular = errors.New("not a regular file")
 
-// FS is an opened root image.
+// FS is an opened root image. Its methods and those of its files may be called
+// concurrently: one reads at a time.
 type FS struct {
+	mu         sync.Mutex // guards the caches, which every read fills
 	r          io.ReaderAt
 	blockSize  uint32
 	fragments  uint32
@@ -77,6 +80,8 @@ func Open(r io.ReaderAt) (*FS, error) {
 // Lookup finds a regular file by its absolute path. It returns an error that
 // is fs.ErrNotExist or ErrNotRegular where there is none.
 func (f *FS) Lookup(path string) (*File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if file := f.files[path]; file != nil {
 		return file, nil
 	}

@@ -47,6 +47,8 @@ var typeBits = map[uint16]uint32{1: modeDir, 2: modeRegular, 3: modeLink, 4: 0o0
 // List returns a directory's entries, sorted by name. It returns an error that
 // is fs.ErrNotExist where there is no such directory.
 func (f *FS) List(path string) ([]Entry, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	dir, err := f.walk(path)
 	if err != nil {
 		return nil, err
