@@ -40,7 +40,7 @@ type fileCase struct {
 
 // LoadCases reads a table of cases.
 func LoadCases(path string) ([]Case, error) {
-	b, err := readFile(path)
+	b, err := Read(path)
 	if err != nil {
 		return nil, fmt.Errorf("policy cases: %w", err)
 	}

@@ -97,7 +97,7 @@ func (c *Claims) from(f fileClaims) error {
 
 // LoadClaims reads claims from a YAML or JSON file.
 func LoadClaims(path string) (*Claims, error) {
-	b, err := readFile(path)
+	b, err := Read(path)
 	if err != nil {
 		return nil, fmt.Errorf("claims: %w", err)
 	}

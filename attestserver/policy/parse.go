@@ -40,14 +40,15 @@ func Default() *Policy {
 // Load reads and checks the policy at path. The error joins every mistake, each a
 // *config.Error with line and advice.
 func Load(path string) (*Policy, error) {
-	b, err := readFile(path)
+	b, err := Read(path)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	return Parse(path, b)
 }
 
-func readFile(path string) ([]byte, error) {
+// Read returns the content of a file, and no more of it than Parse needs to refuse it.
+func Read(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err

@@ -412,3 +412,29 @@ func BenchmarkEvaluateDefault(b *testing.B) {
 		p.Evaluate(&c)
 	}
 }
+
+// A policy that is changed while a rule holds: what stands there as before goes on, what
+// was changed begins anew, and no cooldown ends early.
+func TestTrackerUnderAnotherPolicy(t *testing.T) {
+	never := func(string) time.Time { return time.Time{} }
+	at := time.Unix(1_800_000_000, 0)
+	c := Claims{Banned: true}
+	tr := NewTracker(parse(t, "rules:\n  - {name: fired, when: banned, then: [report], cooldown: 1h}\n  - {name: holds, when: banned, then: [report], hold: 1m}\n  - {name: other, when: banned, then: [report], hold: 1m}\n"), never)
+	if f, _, _ := tr.Step(at, &c); len(f) != 1 || f[0].Rule.Name != "fired" {
+		t.Fatalf("%v", f)
+	}
+	tr = tr.With(parse(t, "# a comment\nrules:\n  - {name: holds, when: banned, then: [report], hold: 1m}\n  - {name: other, when: banned, then: [report], hold: 59s}\n  - {name: fired, when: 'banned || carrier', then: [report], cooldown: 1h}\n"), never)
+	var names []string
+	for s := range 3 {
+		f, _, _ := tr.Step(at.Add(time.Duration(59+s)*time.Second), &c)
+		for _, x := range f {
+			names = append(names, x.Rule.Name)
+		}
+	}
+	if len(names) != 1 || names[0] != "holds" {
+		t.Errorf("fired: %v, want the rule that was not changed, a minute after it became true", names)
+	}
+	if f, _, _ := tr.Step(at.Add(time.Hour), &c); len(f) != 2 {
+		t.Errorf("after an hour: %v", f)
+	}
+}

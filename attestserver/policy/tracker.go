@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Tracker gives the rules their sense of time: hold and cooldown. One goroutine
 // owns it.
@@ -36,6 +39,30 @@ func NewTracker(p *Policy, last func(rule string) time.Time) *Tracker {
 		t.rules[i].last = last(p.Rules[i].Name)
 	}
 	return t
+}
+
+// With is t under another policy. A rule that stands there as before goes on as it
+// was: writing a comment into a file must not delay what a rule waits for. One that
+// was changed begins as false, and its cooldown goes on.
+func (t *Tracker) With(p *Policy, last func(rule string) time.Time) *Tracker {
+	out := NewTracker(p, last)
+	for i := range p.Rules {
+		for k := range t.policy.Rules {
+			switch old, now := &t.policy.Rules[k], &p.Rules[i]; {
+			case old.Name != now.Name:
+			case old.same(now):
+				out.rules[i] = t.rules[k]
+			case t.rules[k].last.After(out.rules[i].last):
+				out.rules[i].last = t.rules[k].last
+			}
+		}
+	}
+	return out
+}
+
+// same tells whether two rules of one name ask and do the same.
+func (r *Rule) same(o *Rule) bool {
+	return r.When == o.When && slices.Equal(r.Then, o.Then) && r.Hold == o.Hold && r.Cooldown == o.Cooldown && r.DryRun == o.DryRun
 }
 
 // Session begins a new boot session: no rule has been true in it yet. Cooldowns go on.

@@ -67,6 +67,7 @@ type lab struct {
 	address string
 	events  *events
 	attest  portcullisv1connect.AttestClient
+	server  *server.Server
 	stop    func()
 }
 
@@ -165,6 +166,7 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	l.server = s
 	listen := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
 	if l.listen != nil {
 		listen = l.listen

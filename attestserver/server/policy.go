@@ -62,7 +62,15 @@ type wire struct {
 
 func newRules(s *Server) rules {
 	now := s.o.Clock.Now()
-	return rules{tracker: policy.NewTracker(s.o.Policy, s.actions.Fired), dirty: true, stateSince: now, sessionSince: now}
+	return rules{tracker: policy.NewTracker(s.policy.Load(), s.actions.Fired), dirty: true, stateSince: now, sessionSince: now}
+}
+
+// SetPolicy puts another policy in force, of which the next judgement is.
+func (s *Server) SetPolicy(p *policy.Policy) {
+	s.policy.Store(p)
+	s.post(func(c *core) {
+		c.rules.tracker, c.rules.dirty = c.rules.tracker.With(p, s.actions.Fired), true
+	})
 }
 
 // begin takes note of a new boot session.

@@ -64,6 +64,16 @@ func TestRuleQuarantinesAtTheFirstFailure(t *testing.T) {
 	l.awaitState(0, "quarantined")
 }
 
+// Another policy comes into force while attestd runs, and with the next judgement.
+func TestSetPolicyTakesEffectAtOnce(t *testing.T) {
+	l := believed(t, "rules: []", nil)
+	l.server.SetPolicy(rules(t, "rules: [{name: now, when: 'agent && state == \"trusted\"', then: [quarantine]}]"))
+	_, e := l.awaitState(0, "quarantined")
+	if e["reason"] != "policy-rule" {
+		t.Errorf("%v", e)
+	}
+}
+
 // The whole way: a fatal finding, the message to the agent on the real channel, the PC
 // boots, the action is over, and what boots is judged anew.
 func TestRuleRebootsThePCThroughItsAgent(t *testing.T) {

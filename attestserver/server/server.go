@@ -13,6 +13,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -41,10 +42,10 @@ type Options struct {
 	Random   io.Reader // crypto/rand outside of tests
 	Plan     schedule.Plan
 	Epochs   *continuity.Keeper
-	Rekey    time.Duration // mean time between two key exchanges with the agent
-	Deadline time.Duration // of one answer; a challenge with every probe gets FullFactor of it
-	Posture  string        // of the Pi: "none" where no root of trust is set up
-	Policy   *policy.Policy
+	Rekey    time.Duration  // mean time between two key exchanges with the agent
+	Deadline time.Duration  // of one answer; a challenge with every probe gets FullFactor of it
+	Posture  string         // of the Pi: "none" where no root of trust is set up
+	Policy   *policy.Policy // of the start, see SetPolicy
 	// Actions opens what carries out the policy. It gets the server itself to see and
 	// reach the PC, and may not call it before Run.
 	Actions func(*Server) (Actions, error)
@@ -82,6 +83,7 @@ type Server struct {
 	status  status
 	enforce *enforcer
 	actions Actions
+	policy  atomic.Pointer[policy.Policy]
 	pace    *rate.Limiter // of accepting: bounds what a hostile PC can have logged
 	refused *rate.Limiter // of events about refused callers
 	askPace *rate.Limiter // of questions that others bring
@@ -101,6 +103,7 @@ func New(o Options) (*Server, error) {
 	s := &Server{o: o, gateway: g, events: make(chan func(*core)), done: make(chan struct{}),
 		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20),
 		askPace: rate.NewLimiter(2, 16)}
+	s.policy.Store(o.Policy)
 	s.status.o, s.status.s = &s.o, s
 	s.status.set(newCore(s).view())
 	if s.actions, err = o.Actions(s); err != nil {

@@ -100,17 +100,24 @@ func run(ctx context.Context, file string, initKey bool) error {
 	if len(warnings) > 0 {
 		events.Emit("posture.warning", event.Fields{"posture": string(posture), "warnings": warnings})
 	}
+	own := &policyFile{path: c.Attest.PolicyFile, events: events}
 	s, err := server.New(server.Options{
 		Key:     key,
 		Boot:    portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(c.RunDir, rpc.BootSocket)), rpc.BaseURL),
 		Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: events,
 		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Epochs: epochs, Rekey: c.Attest.Rekey, Posture: string(posture), Warnings: warnings,
-		Policy: policyOf(c.Attest.PolicyFile, events), Actions: actionsOf(c, events),
+		Policy: own.first(), Actions: actionsOf(c, events),
 	})
 	if err != nil {
 		return err
 	}
+	hangup, look := make(chan os.Signal, 1), time.NewTicker(policyLook)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer look.Stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go own.follow(ctx, hangup, look.C, s.SetPolicy)
 	return serve(ctx, c, s, events)
 }
 

@@ -6,29 +6,12 @@ import (
 
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/action"
-	"portcullis/attestserver/policy"
 	"portcullis/attestserver/server"
 	"portcullis/internal/clock"
 	"portcullis/internal/config"
 	"portcullis/internal/event"
 	"portcullis/internal/rpc"
 )
-
-// policyOf reads the configured policy. One that is refused costs an event, and the
-// built-in policy stays in force: a mistake in a file must not make anything lenient.
-func policyOf(file string, events *event.Writer) *policy.Policy {
-	p := policy.Default()
-	if file != "" {
-		own, err := policy.Load(file)
-		if err != nil {
-			events.Emit("policy.refused", event.Fields{"file": file, "detail": err.Error()})
-		} else {
-			p = own
-		}
-	}
-	events.Emit("policy.loaded", event.Fields{"name": p.Name, "rules": len(p.Rules)})
-	return p
-}
 
 // actionsOf opens what carries out the policy. A webhook that cannot be used costs an event: the
 // other actions must go on.

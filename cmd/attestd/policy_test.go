@@ -31,7 +31,7 @@ func TestBadPolicyLeavesTheBuiltinOneInForce(t *testing.T) {
 		"not there": {filepath.Join(dir, "none"), policy.Builtin, "no such file"},
 	} {
 		var out bytes.Buffer
-		p := policyOf(tc.file, event.NewJSON(&out, "attestd", time.Now))
+		p := (&policyFile{path: tc.file, events: event.NewJSON(&out, "attestd", time.Now)}).first()
 		if p.Name != tc.want || !strings.Contains(out.String(), tc.told) || strings.Contains(out.String(), "policy.refused") != (tc.told != "") {
 			t.Errorf("%s: %s; %s", name, p.Name, out.String())
 		}
