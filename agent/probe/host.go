@@ -55,6 +55,11 @@ type Host struct {
 	Uevents func() (next func() ([]byte, error), err error)
 	// Uptime is the time since the kernel started; nil asks the kernel.
 	Uptime func() time.Duration
+	// TSC is the rate of the time stamp counter in kHz, 0 where it cannot be
+	// measured; nil measures it.
+	TSC func() uint64
+	// PUF is an experiment and nil outside of tests.
+	PUF PUF
 }
 
 func (h Host) withDefaults() Host {
@@ -103,6 +108,9 @@ func (h Host) withDefaults() Host {
 	}
 	if h.Uptime == nil {
 		h.Uptime = bootTime
+	}
+	if h.TSC == nil {
+		h.TSC = tscRate
 	}
 	return h
 }

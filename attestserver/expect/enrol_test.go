@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"fmt"
 	"os"
 	"testing"
 	"time"
@@ -200,6 +201,53 @@ func TestTime_ClockIsSet(t *testing.T) {
 	if f := m.judge(protocol.OpTime); len(f) > 0 {
 		t.Errorf("told twice: %+v", f)
 	}
+}
+
+// A machine is trusted from its first boot; the verdict says how far its
+// enrolment is, and what waits for an operator.
+func TestHw_WarnsUntilEnrolledAndApproved(t *testing.T) {
+	m := newMachine(t)
+	m.write([]byte("1.0\n"), "sys/class/dmi/id/bios_version")
+	m.enrol()
+	warnings := func() []string { return m.twins[protocol.OpHw].(protocol.Warner).Warnings(m.state, m.refs) }
+	boot := func(session string) {
+		m.state.Session, m.state.Notes = session, map[string][]byte{}
+	}
+	for i, want := range []string{"fingerprint enrolled over 1 of 3 boots", "fingerprint enrolled over 2 of 3 boots", ""} {
+		if i > 0 {
+			boot(fmt.Sprint("session", i))
+		}
+		if f := m.judge(protocol.OpHw); len(f) > 0 {
+			t.Fatalf("boot %d: %+v", i+1, f)
+		}
+		if w := warnings(); len(w) > 1 || want == "" && len(w) > 0 || want != "" && w[0] != want {
+			t.Errorf("boot %d warns %q", i+1, w)
+		}
+	}
+	boot("session3")
+	m.write([]byte("2.0\n"), "sys/class/dmi/id/bios_version")
+	m.wants(m.judge(protocol.OpHw), protocol.Info, expect.ReasonHwReview, `dmi bios_version is "2.0", was "1.0"`)
+	if f := m.judge(protocol.OpHw); len(f) > 0 {
+		t.Errorf("told twice: %+v", f)
+	}
+	if w := warnings(); len(w) != 1 || w[0] != "fingerprint drift waits for an operator: dmi bios_version changed (review)" {
+		t.Errorf("%q", w)
+	}
+	m.write([]byte("3.0\n"), "sys/class/dmi/id/bios_version")
+	m.wants(m.judge(protocol.OpHw), protocol.Fatal, expect.ReasonHwChanged, "while the session ran")
+}
+
+// The fingerprint is of the machine: another image finds it enrolled.
+func TestHw_ANewImageDoesNotEnrolAnew(t *testing.T) {
+	m := newMachine(t)
+	m.enrol()
+	m.state.Image.Digest[0] ^= 1
+	m.state.Session = "another"
+	if !m.enrolled(protocol.OpHw) {
+		t.Error("a new image enrols the machine anew")
+	}
+	m.write([]byte("0x8086\n"), "sys/bus/pci/devices/0000:00:09.0/vendor")
+	m.wants(m.judge(protocol.OpHw), protocol.Fatal, expect.ReasonHwAdded, "pci 0000:00:09.0")
 }
 
 // A card that was enrolled may stay, as long as it carries nothing.

@@ -1,45 +1,22 @@
 package expect
 
 import (
-	"cmp"
+	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"slices"
-	"strings"
 	"time"
 
+	"portcullis/attestserver/fingerprint"
 	"portcullis/attestserver/protocol"
 )
 
-// Hw is the twin of probe.Hw. Its reference is taken of one machine (by its
-// MAC) with one image: kernels name parts differently. Any difference is fatal
-// until the operator removes the reference: nothing is learned silently.
+// Hw is the twin of probe.Hw. It holds the machine against its fingerprint, which
+// is of one machine (by its MAC), whatever image it boots. What differs is fatal
+// or for review; nothing is learned silently after the enrolling boots.
 type Hw struct{ user }
-
-// kindHw is the sort of reference.
-const kindHw = "hw"
-
-// settle is how long after power-on a machine may still be finding its parts:
-// disks, USB devices and network cards appear when user space loads their
-// drivers, and the first question comes earlier.
-const settle = 180 * time.Second
-
-// late are the classes that it may find late.
-var late = map[string]bool{protocol.HwUSB: true, protocol.HwBlock: true, protocol.HwNIC: true}
-
-// memoryTolerance: firmware and kernel reserve a little more or less at each
-// boot; a DIMM is more than a 32nd of the memory.
-const memoryTolerance = 32
-
-type hwReference struct {
-	Session    string               `json:"session"` // the boot session that enrolled it
-	MemoryKiB  uint64               `json:"memory_kib"`
-	Components []protocol.Component `json:"components"`
-}
 
 // Name implements protocol.Expectation.
 func (*Hw) Name() string { return protocol.OpHw }
@@ -61,7 +38,7 @@ func (*Hw) CPUClass(out protocol.Output) (string, error) {
 
 // Enrolled implements protocol.Enroller.
 func (*Hw) Enrolled(st *protocol.ImageState, refs protocol.References) (bool, error) {
-	_, err := readHw(refs, st)
+	_, err := fingerprint.Load(refs, st.MAC)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -79,7 +56,7 @@ func (e *Hw) Enrol(in protocol.JudgeInput) []protocol.Finding {
 		j.fatal(ReasonMalformed, "no memory or no components were listed")
 		return j.list
 	}
-	if err := writeHw(in.Refs, in.State, hwReference{in.State.Session, d.MemoryKiB, d.Components}); err != nil {
+	if err := fingerprint.Enrol(in.Refs, observation(in.State, &d), rand.Reader); err != nil {
 		j.unjudged(err)
 	}
 	return j.list
@@ -92,83 +69,96 @@ func (e *Hw) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if !j.read(in, &d) {
 		return j.list
 	}
-	ref, err := readHw(in.Refs, in.State)
+	res, err := fingerprint.Observe(in.Refs, observation(in.State, &d))
 	if err != nil {
 		j.unjudged(err)
 		return j.list
 	}
-	young := time.Duration(d.UptimeMs)*time.Millisecond < settle
-	learned := ref.compare(j, &d, young, young && ref.Session == in.State.Session)
-	if len(learned) > 0 && !slices.ContainsFunc(j.list, func(f protocol.Finding) bool { return f.Class != protocol.Info }) {
-		ref.Components = append(ref.Components, learned...)
-		if err := writeHw(in.Refs, in.State, *ref); err != nil {
-			j.unjudged(err)
+	for _, c := range res.Changes {
+		if c.Level == fingerprint.Fatal {
+			j.fatal(hwReason(c), "%s", describe(c))
 		}
+	}
+	// What is for review is told once: the verdict warns as long as it waits.
+	if told := in.State.Notes[e.Name()]; res.Waits != "" && string(told) != res.Waits {
+		for _, c := range res.Changes {
+			if c.Level == fingerprint.Review {
+				j.add(protocol.Info, ReasonHwReview, "%s", describe(c))
+			}
+		}
+		if in.State.Notes != nil {
+			in.State.Notes[e.Name()] = []byte(res.Waits)
+		}
+	}
+	for _, p := range res.Learned {
+		j.add(protocol.Info, ReasonHwLearned, "%s: %s", p, p.Value)
+	}
+	for _, p := range res.Unstable {
+		j.add(protocol.Info, ReasonHwUnstable, "%s: %s", p, p.Value)
 	}
 	return j.list
 }
 
-// compare names every difference. young: parts of the late classes may still be
-// missing. learning: this is the boot that enrolled, and they may still be added.
-func (r *hwReference) compare(j *judge, d *protocol.HwData, young, learning bool) (learned []protocol.Component) {
-	old := map[string]protocol.Component{}
-	for _, c := range r.Components {
-		old[c.Class+"\x00"+c.Slot] = c
-	}
-	for _, c := range d.Components {
-		k := c.Class + "\x00" + c.Slot
-		was, ok := old[k]
-		delete(old, k)
-		switch {
-		case ok && was.Value == c.Value:
-		case ok:
-			j.fatal(ReasonHwChanged, "%s %s is %q, was %q", c.Class, c.Slot, c.Value, was.Value)
-		case learning && late[c.Class]:
-			j.add(protocol.Info, ReasonHwLearned, "%s %s: %s", c.Class, c.Slot, c.Value)
-			learned = append(learned, c)
-		default:
-			j.fatal(ReasonHwAdded, "%s %s: %s", c.Class, c.Slot, c.Value)
-		}
-	}
-	gone := make([]protocol.Component, 0, len(old))
-	for _, c := range old {
-		gone = append(gone, c)
-	}
-	slices.SortFunc(gone, func(a, b protocol.Component) int {
-		return cmp.Or(strings.Compare(a.Class, b.Class), strings.Compare(a.Slot, b.Slot))
-	})
-	for _, c := range gone {
-		if !young || !late[c.Class] {
-			j.fatal(ReasonHwRemoved, "%s %s: %s", c.Class, c.Slot, c.Value)
-		}
-	}
-	if diff := max(d.MemoryKiB, r.MemoryKiB) - min(d.MemoryKiB, r.MemoryKiB); diff > r.MemoryKiB/memoryTolerance {
-		j.fatal(ReasonHwMemory, "%d KiB of memory, was %d KiB", d.MemoryKiB, r.MemoryKiB)
-	}
-	return learned
-}
+// maxNamed is how many parts a warning names.
+const maxNamed = 3
 
-// hwKey names the reference of one machine with one image.
-func hwKey(st *protocol.ImageState) string {
-	return hex.EncodeToString(st.Image.Digest[:16]) + "." + strings.ReplaceAll(st.MAC, ":", "-")
-}
-
-func readHw(refs protocol.References, st *protocol.ImageState) (*hwReference, error) {
-	b, err := refs.Get(kindHw, hwKey(st))
+// Warnings implements protocol.Warner.
+func (e *Hw) Warnings(st *protocol.ImageState, refs protocol.References) (out []string) {
+	r, err := fingerprint.Load(refs, st.MAC)
 	if err != nil {
-		return nil, err
+		return nil // the judgement has told
 	}
-	var r hwReference
-	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("hardware reference: %w", err)
+	if !r.Complete() {
+		out = append(out, fmt.Sprintf("fingerprint enrolled over %d of %d boots", len(r.Boots), fingerprint.EnrolBoots))
 	}
-	return &r, nil
+	p, err := fingerprint.LoadPending(refs, st.MAC)
+	if err != nil || p == nil {
+		return out
+	}
+	text := "fingerprint drift waits for an operator: "
+	for i, c := range p.Changes {
+		if i == maxNamed {
+			text += fmt.Sprintf(" and %d more", len(p.Changes)-i)
+			break
+		}
+		if i > 0 {
+			text += ", "
+		}
+		text += c.String() + " (" + c.Level.String() + ")"
+	}
+	return append(out, plain(text))
 }
 
-func writeHw(refs protocol.References, st *protocol.ImageState, r hwReference) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("hardware reference: %w", err)
+func observation(st *protocol.ImageState, d *protocol.HwData) fingerprint.Observation {
+	return fingerprint.Observation{Machine: st.MAC, Session: st.Session, Image: hex.EncodeToString(st.Image.Digest[:]),
+		Uptime: time.Duration(d.UptimeMs) * time.Millisecond, Parts: fingerprint.Parts(d)}
+}
+
+func hwReason(c fingerprint.Change) string {
+	switch {
+	case c.Class == fingerprint.ClassMemory:
+		return ReasonHwMemory
+	case c.Kind == fingerprint.Added:
+		return ReasonHwAdded
+	case c.Kind == fingerprint.Removed:
+		return ReasonHwRemoved
 	}
-	return refs.Put(kindHw, hwKey(st), b)
+	return ReasonHwChanged
+}
+
+func describe(c fingerprint.Change) string {
+	within := ""
+	if c.Within {
+		within = ", while the session ran"
+	}
+	if c.Class == fingerprint.ClassMemory {
+		return fmt.Sprintf("%s KiB of memory, was %s KiB%s", c.Is, c.Was, within)
+	}
+	switch c.Kind {
+	case fingerprint.Added:
+		return fmt.Sprintf("%s %s: %s%s", c.Class, c.Slot, c.Is, within)
+	case fingerprint.Removed:
+		return fmt.Sprintf("%s %s: %s%s", c.Class, c.Slot, c.Was, within)
+	}
+	return fmt.Sprintf("%s %s is %q, was %q%s", c.Class, c.Slot, c.Is, c.Was, within)
 }

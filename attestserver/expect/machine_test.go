@@ -63,6 +63,7 @@ type machine struct {
 	uptime   time.Duration
 	approved []string      // containers
 	step     time.Duration // by which the wall clock was set
+	tsc      uint64        // kHz
 	made     time.Time
 }
 
@@ -74,7 +75,7 @@ func newMachine(t testing.TB) *machine {
 // newMachineWith makes a machine whose gateway approves testTask, or no container.
 func newMachineWith(t testing.TB, tasks bool) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, uptime: 20 * time.Second,
+	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, uptime: 20 * time.Second, tsc: 3_000_000,
 		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}
 	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), Entry: entry,
 		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
@@ -84,6 +85,7 @@ func newMachineWith(t testing.TB, tasks bool) *machine {
 			return m.uptime.Nanoseconds(), boot, m.made.UnixMilli() + boot + m.step.Milliseconds(), nil
 		},
 		Uptime: func() time.Duration { return m.uptime },
+		TSC:    func() uint64 { return m.tsc },
 		Stat:   m.stat,
 		BPF:    func() ([]protocol.BPFObject, error) { return slices.Clone(m.bpf), nil },
 		Keys:   func(serial int) ([]string, error) { return slices.Clone(m.keys[serial]), nil },

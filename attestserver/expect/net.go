@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strings"
 
+	"portcullis/attestserver/fingerprint"
 	"portcullis/attestserver/protocol"
 )
 
@@ -108,7 +109,7 @@ func otherHardware(j *judge, l protocol.Link, enrolled map[string]bool) {
 // there when the machine was enrolled. Before the enrolment every card counts
 // as known, provided that it is down.
 func enrolledNICs(refs protocol.References, st *protocol.ImageState) (map[string]bool, error) {
-	ref, err := readHw(refs, st)
+	ref, err := fingerprint.Load(refs, st.MAC)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -116,7 +117,7 @@ func enrolledNICs(refs protocol.References, st *protocol.ImageState) (map[string
 		return nil, err
 	}
 	out := map[string]bool{}
-	for _, c := range ref.Components {
+	for _, c := range ref.Parts {
 		if c.Class == protocol.HwNIC {
 			out[c.Slot] = true
 		}

@@ -59,7 +59,10 @@ const (
 	ReasonHwRemoved = "hw-removed" // a part that was there at enrolment
 	ReasonHwChanged = "hw-changed" // another part in its place
 	ReasonHwMemory  = "hw-memory"  // another size of memory
-	ReasonHwLearned = "hw-learned" // found late in the enrolling boot and added
+	ReasonHwLearned = "hw-learned" // found late in the first boot and added
+
+	ReasonHwReview   = "hw-review"   // a drift that an operator should look at
+	ReasonHwUnstable = "hw-unstable" // differs between the enrolling boots: no longer compared
 
 	ReasonTpmMissing    = "tpm-missing"    // enrolled with a TPM, and none answers
 	ReasonTpmFault      = "tpm-fault"      // the enrolled TPM answers and gives no quote

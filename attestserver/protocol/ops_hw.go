@@ -14,6 +14,21 @@ const (
 	HwUSB   = "usb"   // devices on USB
 	HwBlock = "block" // disks
 	HwNIC   = "nic"   // network hardware, by permanent MAC
+
+	HwFirmware    = "firmware"    // versions of programs inside parts: disks
+	HwThunderbolt = "thunderbolt" // routers on Thunderbolt and USB4
+	HwACPI        = "acpi"        // digests of the firmware's tables
+	HwMemmap      = "memmap"      // digest of the memory map that the firmware gave
+	HwCache       = "cache"       // caches of the first CPU
+	HwTSC         = "tsc"         // rate of the time stamp counter
+	HwPUF         = "puf-sim"     // a simulated DRAM PUF, an experiment: no agent sends it
+)
+
+// Slots with a meaning of their own.
+const (
+	SlotMicrocode = "microcode" // of class cpu
+	SlotKHz       = "khz"       // of class tsc: a decimal number
+	SlotResponse  = "response"  // of class puf-sim: hex
 )
 
 // Component is one part of the machine.

@@ -65,6 +65,13 @@ type Enroller interface {
 	Enrol(in JudgeInput) []Finding
 }
 
+// Warner is implemented by an Expectation that has something to say beside the
+// verdict for as long as it holds. It is asked after each judgement of its op.
+type Warner interface {
+	Expectation
+	Warnings(st *ImageState, refs References) []string
+}
+
 // Classifier is implemented by the one Expectation (hw) whose answer names the
 // CPU class: what decides how the kernel patches itself at boot (vendor,
 // family, model, stepping, microcode, feature words). The class is at most 128

@@ -17,6 +17,7 @@ const (
 // Reasons why evidence fails.
 const (
 	EvidenceLate       = "evidence-late"       // not there at the deadline
+	EvidenceSlow       = "evidence-slow"       // within the deadline, but slower than was learned
 	EvidenceMissing    = "evidence-missing"    // the connection ended with a challenge open
 	EvidenceReplayed   = "evidence-replayed"   // its challenge has been answered before
 	EvidenceUnknown    = "evidence-unknown"    // answers no challenge of this connection

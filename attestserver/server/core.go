@@ -9,6 +9,7 @@ import (
 
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/attestserver/challenge"
+	"portcullis/attestserver/deadline"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/schedule"
 	"portcullis/attestserver/verdict"
@@ -33,6 +34,7 @@ type core struct {
 	asked   time.Time
 	judging bool      // an Expectation is at work: nothing is asked meanwhile
 	due     time.Time // of the next challenge
+	pace    pace      // how long answers take
 
 	losses   *uint64   // of the carrier by gatewayd's count, first heard after the session's claim
 	attached bool      // the session has been claimed
@@ -256,6 +258,7 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 	c.losses, c.attached = nil, false
 	c.rules.begin(now)
 	c.chooser = new(challenge.Chooser)
+	c.pace.watch = deadline.Watch{Window: c.machine.Window()}
 	go c.prepare(now) // the PC is booting meanwhile
 	failed, fatal := c.o.Record.hasFailed(c.o.Name, s.Id)
 	c.changed(now, 0, c.machine.NewSession(s.Id, reason))

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime/debug"
+	"slices"
+	"strings"
 	"time"
 
 	"portcullis/attestserver/challenge"
 	"portcullis/attestserver/protocol"
+	"portcullis/attestserver/verdict"
 	"portcullis/internal/event"
 )
 
@@ -22,6 +25,7 @@ type opinion struct {
 	taken    []string                 // references that were taken from this answer
 	full     bool                     // every op was judged
 	tiers    map[string]protocol.Tier // shown by the ops that ask a root of trust
+	warnings map[string][]string      // what stands beside the verdict from now on, by op
 }
 
 // judge has an accepted answer judged beside the core: it may take long, and
@@ -48,8 +52,16 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 	defer c.answerAsks(now, sent)
 	sequence := sent.Message.Sequence
 	slow, longest := slowest(a.Answers)
+	times, timed := timesOf(sent, a, took, c.o.Deadline)
+	limit := time.Duration(sent.Message.DeadlineMs) * time.Millisecond
+	if timed {
+		limit = c.limit(times)
+	}
 	c.o.Events.Emit("evidence", event.Fields{"session": state.Session, "sequence": sequence, "seconds": took.Seconds(),
-		"slowest": slow, "slowest_seconds": longest.Seconds()})
+		"limit_seconds": limit.Seconds(), "slowest": slow, "slowest_seconds": longest.Seconds()})
+	for op, list := range o.warnings {
+		c.machine.Stand(op, list)
+	}
 	for _, reference := range o.taken {
 		c.machine.Warn("the reference of " + reference + " was taken on this boot")
 		c.o.Events.Emit("enrol", event.Fields{"session": state.Session, "reference": reference, "class": state.CPUClass})
@@ -59,6 +71,17 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 		return
 	}
 	c.note(now, sequence, o.findings...)
+	if timed && len(o.missing) == 0 {
+		found, repeated := c.paced(now, times, limit)
+		if repeated && c.machine.State() == verdict.Trusted {
+			c.doubtful(now, sequence, found, a.Head)
+			return
+		}
+		for i := range found {
+			found[i].Class = protocol.Info
+		}
+		c.note(now, sequence, found...)
+	}
 	c.enrol = o.missing
 	for op, tier := range o.tiers {
 		c.machine.Raise(op, tier)
@@ -104,6 +127,9 @@ func weigh(refs References, st *protocol.ImageState, sent *challenge.Sent, a *ch
 			o.enrol(refs, st, answer)
 		}
 	}
+	for _, answer := range a.Answers {
+		o.warn(refs, st, answer)
+	}
 	o.full = sent.Full && len(o.missing) == 0
 	if o.full && !failing(o.findings) {
 		o.pinClass(refs, st)
@@ -134,6 +160,19 @@ func (o *opinion) op(refs References, st *protocol.ImageState, a challenge.Answe
 		}
 	}
 	o.add(a.Judge(in)...)
+}
+
+// warn asks an Expectation for what stands beside the verdict.
+func (o *opinion) warn(refs References, st *protocol.ImageState, a challenge.Answer) {
+	w, ok := a.Expectation.(protocol.Warner)
+	if !ok {
+		return
+	}
+	defer o.survive(a.Name())
+	if o.warnings == nil {
+		o.warnings = make(map[string][]string)
+	}
+	o.warnings[a.Name()] = warningsOf(w, refs, st) // where there are none, those of before are over
 }
 
 // enrol has a reference taken, unless anything else in the same answer is wrong:
@@ -237,11 +276,21 @@ func (o *opinion) classify(refs References, st *protocol.ImageState, a challenge
 		}
 		was = string(pinned)
 	}
-	if was != "" && was != class {
+	if was != "" && was != class && (st.CPUClass != "" || !onlyMicrocode(was, class)) {
 		o.add(finding(a.Name(), protocol.CPUClassChanged, protocol.Fatal, fmt.Sprintf("%s, enrolled for this image is %s", class, was)))
 		return
 	}
 	st.CPUClass = class
+}
+
+// onlyMicrocode tells whether two CPU classes name one CPU with different
+// microcode, which also brings feature words and takes them away. Between boots
+// that is for the fingerprint to judge; kernel text is enrolled anew for it, held
+// against the signed kernel. A CPU class ends with microcode, features, mode.
+func onlyMicrocode(a, b string) bool {
+	x, y := strings.Split(a, "-"), strings.Split(b, "-")
+	n := len(x)
+	return n == len(y) && n >= 5 && x[n-3] != y[n-3] && x[n-1] == y[n-1] && slices.Equal(x[:n-3], y[:n-3])
 }
 
 // pinClass pins the class on the first boot of an image that passed in full.

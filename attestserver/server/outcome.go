@@ -90,6 +90,14 @@ func (c *core) failed(now time.Time, sequence uint64, findings []protocol.Findin
 	c.plan(now)
 }
 
+// doubtful makes a suspect of a PC whose answers are right and slow. It counts as
+// no failure.
+func (c *core) doubtful(now time.Time, sequence uint64, findings []protocol.Finding, head [32]byte) {
+	c.report(sequence, findings)
+	c.changedWith(now, sequence, c.machine.Doubtful(now, sequence, findings, head), findings)
+	c.plan(now)
+}
+
 // note records findings that fail nothing.
 func (c *core) note(now time.Time, sequence uint64, findings ...protocol.Finding) {
 	if len(findings) == 0 {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"portcullis/attestserver/protocol"
 )
@@ -61,6 +62,10 @@ func (p stubProbe) Run(_ context.Context, key protocol.OpKey, params []byte) (pr
 		return protocol.Output{}, errors.New("cannot read \xff")
 	case fact == "panic":
 		panic("as the test wants")
+	}
+	if d, err := time.ParseDuration(fact); err == nil {
+		time.Sleep(d)
+		fact = "good"
 	}
 	out := protocol.Output{Digest: key.Digest(p.name, params, []byte(fact))}
 	switch {

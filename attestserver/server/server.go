@@ -28,7 +28,8 @@ import (
 	"portcullis/internal/event"
 )
 
-// Options are all that attestd works with. All fields but Name and Warnings are needed.
+// Options are all that attestd works with. All fields but Name, Warnings, Machine and
+// Operators are needed.
 type Options struct {
 	Name     string             // of the PC in the verdict log; "" where attestd serves one
 	Key      ed25519.PrivateKey // gateway identity
@@ -52,6 +53,10 @@ type Options struct {
 	// Warnings are what there is to say of the Pi beside its posture; they stand in
 	// front of a verdict's own. May be empty.
 	Warnings []string
+
+	// Of the fingerprint; both may be missing.
+	Machine   string              // MAC of the one PC, where a call names none
+	Operators []ed25519.PublicKey // who may approve a fingerprint
 }
 
 // warnings are those of the Pi and those of a verdict.

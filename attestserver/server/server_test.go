@@ -251,6 +251,31 @@ func TestAnotherCPUIsAFinding(t *testing.T) {
 	l.awaitState(at, "quarantined")
 }
 
+// Other microcode alone is for the fingerprint to judge, between boots; within a
+// session it cannot change.
+func TestOtherMicrocodeIsNoOtherCPU(t *testing.T) {
+	l := newLab(t)
+	l.machine.class = "genuineintel-6.158.10-f0-0123456789ab-smp"
+	l.pxed.open(sid)
+	l.start()
+	stop := l.agent(sid, newKey(t))
+	l.awaitState(0, "trusted")
+	stop()
+	l.machine.class = "genuineintel-6.158.10-f4-ba9876543210-smp"
+	at := l.events.count()
+	l.pxed.open(sid2)
+	l.awaitState(at, "unknown")
+	l.agent(sid2, newKey(t))
+	at, _ = l.awaitState(at, "trusted")
+	if _, f, _ := l.events.find(0, "finding", map[string]any{"reason": "cpu-class-changed"}); f != nil {
+		t.Errorf("%v", f)
+	}
+	l.machine.mu.Lock()
+	l.machine.class = "genuineintel-6.158.10-f8-ba9876543210-smp"
+	l.machine.mu.Unlock()
+	l.await(at, "finding", map[string]any{"reason": "cpu-class-changed"})
+}
+
 func TestProbeThatFailsOrPanicsCostsOneTypedFinding(t *testing.T) {
 	for _, how := range []string{"error", "panic"} {
 		t.Run(how, func(t *testing.T) {

@@ -39,6 +39,8 @@ func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(portcullisv1connect.NewAttestHandler(&s.status))
 	mux.HandleFunc("POST /attest", s.status.postAttest)
+	mux.Handle(portcullisv1connect.NewFingerprintHandler(&Fingerprints{Refs: s.o.Refs, Events: s.o.Events, Refused: s.refused,
+		Machine: s.o.Machine, Operators: s.o.Operators, Approved: func() { s.post(func(c *core) { c.warnAnew() }) }}))
 	return mux
 }
 

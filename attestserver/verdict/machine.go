@@ -6,10 +6,15 @@
 //	   │                      │                    │
 //	   └─reference missing─▶ enrolling          2nd failure ─▶ quarantined
 //
+// Answers that are right and slow again and again make a suspect too, and are no
+// failure.
+//
 // Quarantined ends with the next boot session only.
 package verdict
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"portcullis/attestserver/protocol"
@@ -106,11 +111,14 @@ type Machine struct {
 
 	full   bool      // one challenge with every probe has passed in this session, on this start of attestd
 	doubt  bool      // a failure has not been followed by a clean burst yet
+	mild   bool      // the doubt is of findings that are no failure
 	last   time.Time // of the last failure
 	fatal  bool      // there was a failure with a fatal finding: never forgiven within the session
 	clean  int       // good answers in a row since the last failure
 	failed []string
 	roots  map[string]protocol.Tier // what each op that asks a root of trust has shown, and not lost since
+
+	standing map[string][]string // warnings that hold for now, by who gave them
 }
 
 // New starts at unknown.
@@ -123,6 +131,9 @@ func (m *Machine) Verdict() Verdict {
 	v := m.v
 	v.Findings = append([]Finding(nil), m.v.Findings...)
 	v.Warnings = append([]string(nil), m.v.Warnings...)
+	for _, source := range slices.Sorted(maps.Keys(m.standing)) {
+		v.Warnings = append(v.Warnings, m.standing[source]...)
+	}
 	return v
 }
 
@@ -197,6 +208,14 @@ func (m *Machine) tier() protocol.Tier {
 	return highest
 }
 
+// Stand replaces the warnings of one source that hold for now.
+func (m *Machine) Stand(source string, warnings []string) {
+	if m.standing == nil {
+		m.standing = make(map[string][]string)
+	}
+	m.standing[source] = warnings
+}
+
 // Passed takes an accepted answer. full: every probe was asked and judged.
 // It returns a Change also when a trusted verdict was renewed.
 func (m *Machine) Passed(now time.Time, full bool, evidence [32]byte) *Change {
@@ -211,7 +230,7 @@ func (m *Machine) Passed(now time.Time, full bool, evidence [32]byte) *Change {
 		if m.clean < BurstSize {
 			return nil
 		}
-		m.doubt, m.failed = false, nil
+		m.doubt, m.mild, m.failed = false, false, nil
 	}
 	reason := ReasonPassed
 	if m.v.State == Suspect {
@@ -257,8 +276,8 @@ func (m *Machine) Fail(now time.Time, sequence uint64, findings []protocol.Findi
 	m.v.Challenges++
 	m.v.Failures++
 	m.clean = 0
-	second := m.doubt || (!m.last.IsZero() && now.Sub(m.last) < m.limits.Window)
-	m.doubt, m.last = true, now
+	second := m.doubt && !m.mild || (!m.last.IsZero() && now.Sub(m.last) < m.limits.Window)
+	m.doubt, m.mild, m.last = true, false, now
 	m.failed = nil
 	reason, fatal := "", false
 	for _, f := range findings {
@@ -284,6 +303,25 @@ func (m *Machine) Fail(now time.Time, sequence uint64, findings []protocol.Findi
 		return m.move(Suspect, reason)
 	}
 }
+
+// Doubtful makes a suspect of a trusted PC whose answer was right but came with
+// findings that may be chance however often they come: a burst is asked. It is no
+// failure: the next one is the first, so that by such findings alone nobody is
+// quarantined.
+func (m *Machine) Doubtful(now time.Time, sequence uint64, findings []protocol.Finding, evidence [32]byte) *Change {
+	if m.v.State != Trusted || len(findings) == 0 {
+		return nil
+	}
+	m.Note(now, sequence, findings)
+	m.v.Challenges++
+	m.v.Evidence = evidence
+	m.clean = 0
+	m.doubt, m.mild, m.failed = true, true, nil
+	return m.move(Suspect, findings[0].Reason)
+}
+
+// Window is how near to each other two failures quarantine.
+func (m *Machine) Window() time.Duration { return m.limits.Window }
 
 // Tick lets a verdict expire. What counts against the session stays counted.
 func (m *Machine) Tick(now time.Time) *Change {

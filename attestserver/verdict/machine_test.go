@@ -299,3 +299,55 @@ func TestInvariant10_TierFollowsTheRootOfTrust(t *testing.T) {
 	m.Passed(at(2), true, [32]byte{})
 	tier(protocol.TierSoftware)
 }
+
+// What stands is replaced by its source, also by nothing, and ends with the session.
+func TestStandingWarningsAreReplaced(t *testing.T) {
+	m := New(Limits{})
+	m.Warn("for good")
+	m.Stand("hw", []string{"one", "two"})
+	m.Stand("net", []string{"three"})
+	m.Stand("hw", []string{"four"})
+	if w := m.Verdict().Warnings; len(w) != 3 || w[0] != "for good" || w[1] != "four" || w[2] != "three" {
+		t.Errorf("%q", w)
+	}
+	m.Stand("hw", nil)
+	if w := m.Verdict().Warnings; len(w) != 2 {
+		t.Errorf("%q", w)
+	}
+	m.NewSession("another", ReasonSession)
+	if w := m.Verdict().Warnings; len(w) != 0 {
+		t.Errorf("in the next session: %q", w)
+	}
+}
+
+// Doubt that is no failure: the failure after it is the first.
+func TestDoubtfulIsNoFailure(t *testing.T) {
+	slow := []protocol.Finding{{Probe: "evidence", Reason: "evidence-slow", Class: protocol.Soft}}
+	m := trusted(t)
+	for i := range 20 {
+		if c := m.Doubtful(at(10*i), 1, slow, [32]byte{}); c == nil || *c != (Change{Trusted, Suspect, "evidence-slow"}) {
+			t.Fatalf("%v", c)
+		}
+		if !m.Burst() {
+			t.Fatal("no burst")
+		}
+		for range BurstSize {
+			m.Passed(at(10*i+1), false, [32]byte{})
+		}
+		if m.State() != Trusted {
+			t.Fatalf("after a clean burst: %v", m.State())
+		}
+	}
+	m.Doubtful(at(300), 1, slow, [32]byte{})
+	m.Fail(at(301), 2, soft)
+	if m.State() != Suspect || m.Verdict().Failures != 1 {
+		t.Errorf("the first failure: %v, %d", m.State(), m.Verdict().Failures)
+	}
+	if c := m.Doubtful(at(302), 3, slow, [32]byte{}); c != nil {
+		t.Errorf("a suspect is doubted: %v", c)
+	}
+	m.Fail(at(303), 4, soft)
+	if m.State() != Quarantined {
+		t.Errorf("the second failure: %v", m.State())
+	}
+}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -76,6 +77,14 @@ func run(ctx context.Context, file string, initKey bool) error {
 	if err != nil {
 		return err
 	}
+	var operators []ed25519.PublicKey
+	for _, k := range c.Attest.OperatorKeys {
+		b, err := base64.StdEncoding.DecodeString(k)
+		if err != nil {
+			return fmt.Errorf("attest.operator_keys: %w", err) // the configuration was checked
+		}
+		operators = append(operators, b)
+	}
 	plan, err := schedule.NewPlan(c.Attest.MeanGap, c.Attest.MinGap)
 	if err != nil {
 		return err
@@ -108,6 +117,7 @@ func run(ctx context.Context, file string, initKey bool) error {
 		Images:  images, Refs: refs, Record: record, Events: events,
 		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Epochs: epochs, Rekey: c.Attest.Rekey, Posture: string(posture), Warnings: warnings,
 		Policy: own.first(), Actions: actionsOf(c, events),
+		Machine: c.Link.PCMAC, Operators: operators,
 	})
 	if err != nil {
 		return err

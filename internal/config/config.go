@@ -67,6 +67,9 @@ type Attest struct {
 	NoiseMiB    int      // noise kept in the PC's memory; 16 MiB (0 .. 65536)
 	Containers  []string // approved container images: sha256 of their configurations, hex
 	AllowedUIDs []int
+	// OperatorKeys may approve a changed fingerprint: base64 Ed25519 public keys,
+	// at most 16; none = no approval is accepted.
+	OperatorKeys []string
 }
 
 // Webhook is an address that the action webhook tells.

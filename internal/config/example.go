@@ -51,6 +51,7 @@ attest:
   noise_mib: 16                     # memory of the PC that is kept filled with noise
   containers: []                    # approved images, as "sha256:…" that docker prints as their ID
   allowed_uids: []
+  operator_keys: []                 # who may approve a changed fingerprint, like release_keys
 
 power:                              # the services behind the rungs relay-… and hook
   hook:                             # reset and off: [/absolute/path, argument, …]

@@ -49,7 +49,7 @@ func root(c *Config) []field {
 		}},
 		{key: "pxe", required: true, sub: []field{
 			{key: "image_dir", set: absPath(&c.PXE.ImageDir)},
-			{key: "release_keys", required: true, set: keys(&c.PXE.ReleaseKeys)},
+			{key: "release_keys", required: true, set: keys(&c.PXE.ReleaseKeys, false)},
 			{key: "threshold", set: number(&c.PXE.Threshold, 1, 16)},
 			{key: "min_version", set: number(&c.PXE.MinVersion, 0, 1<<53)},
 			{key: "http_port", set: number(&c.PXE.HTTPPort, 1, 65535)},
@@ -75,6 +75,7 @@ func root(c *Config) []field {
 			{key: "noise_mib", set: number(&c.Attest.NoiseMiB, 0, 65536)},
 			{key: "containers", set: digests(&c.Attest.Containers)},
 			{key: "allowed_uids", set: uids(&c.Attest.AllowedUIDs)},
+			{key: "operator_keys", set: keys(&c.Attest.OperatorKeys, true)},
 		}},
 		{key: "power", sub: []field{
 			{key: "hook", sub: []field{
@@ -277,10 +278,11 @@ func uids(dst *[]int) func(*yaml.Node) error {
 	}
 }
 
-func keys(dst *[]string) func(*yaml.Node) error {
+// keys reads a list of keys; empty: it may have none.
+func keys(dst *[]string, empty bool) func(*yaml.Node) error {
 	const advice = "write the lines of the .pub files that 'portcullis image keygen' made"
 	return func(n *yaml.Node) error {
-		if n.Kind != yaml.SequenceNode || len(n.Content) == 0 || len(n.Content) > 16 {
+		if n.Kind != yaml.SequenceNode || len(n.Content) == 0 && !empty || len(n.Content) > 16 {
 			return &badValue{"is not a list of 1 to 16 keys", advice}
 		}
 		seen := map[string]bool{}

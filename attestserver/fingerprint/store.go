@@ -1,0 +1,120 @@
+package fingerprint
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"sync"
+
+	"portcullis/attestserver/protocol"
+)
+
+// Kinds of references. The key of each is the machine's MAC with dashes; of an
+// approval also a dot and the generation that it made or confirmed.
+const (
+	KindRecord   = "fingerprint"
+	KindPending  = "fingerprint-pending"
+	KindSession  = "fingerprint-session"
+	KindApproval = "fingerprint-approval"
+)
+
+// writing keeps an answer that is judged and an approval from overtaking each
+// other. What is written is small and seldom.
+var writing sync.Mutex
+
+// Key names the references of a machine.
+func Key(mac string) string { return strings.ReplaceAll(mac, ":", "-") }
+
+// Load returns the record of a machine; an error that is fs.ErrNotExist where
+// none is enrolled.
+func Load(refs protocol.References, mac string) (*Record, error) {
+	b, err := refs.Get(KindRecord, Key(mac))
+	if err != nil {
+		return nil, err
+	}
+	r, err := decodeRecord(b)
+	if err != nil {
+		return nil, err
+	}
+	if r.Machine != mac {
+		return nil, refuse(ReasonRecord, "it is of %.40q", r.Machine)
+	}
+	return r, nil
+}
+
+// LoadPending returns the drift that waits; nil where nothing does.
+func LoadPending(refs protocol.References, mac string) (*Pending, error) {
+	b, err := refs.Get(KindPending, Key(mac))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	p, err := decodePending(b)
+	if err != nil || p.Record == nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func save(refs protocol.References, r *Record) error {
+	if err := r.seal(); err != nil {
+		return err
+	}
+	return put(refs, KindRecord, Key(r.Machine), r)
+}
+
+func savePending(refs protocol.References, mac string, p *Pending) error {
+	p.Schema = 1
+	return put(refs, KindPending, Key(mac), p)
+}
+
+// sessionParts are the parts as the first answer of a boot session had them.
+type sessionParts struct {
+	Session string `json:"session"`
+	Parts   []Part `json:"parts"` // without those that may come late
+}
+
+// firstOf returns the parts of the session's first answer; nil when this is it.
+func firstOf(refs protocol.References, mac, session string) ([]Part, error) {
+	b, err := refs.Get(KindSession, Key(mac))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var s sessionParts
+	if err := strictUpTo(b, MaxRecord, &s); err != nil {
+		return nil, refuse(ReasonRecord, "the session's parts: %v", err)
+	}
+	if s.Session != session {
+		return nil, nil
+	}
+	return s.Parts, nil
+}
+
+func saveFirst(refs protocol.References, mac, session string, parts []Part) error {
+	return put(refs, KindSession, Key(mac), sessionParts{session, early(parts)})
+}
+
+// early are the parts that are there from the kernel's start.
+func early(parts []Part) (out []Part) {
+	for _, p := range parts {
+		if !late[p.Class] {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func put(refs protocol.References, kind, key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("fingerprint: %w", err)
+	}
+	return refs.Put(kind, key, b)
+}
