@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"cmp"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"portcullis/images/manifest"
 	"portcullis/internal/config"
 	"portcullis/lab/channel"
 	"portcullis/lab/pi"
@@ -37,6 +40,12 @@ type Options struct {
 
 // Lab is a running lab. Its methods may be called concurrently, Close and Leave once.
 type Lab struct {
+	// Hardware of the PC when it is powered on next.
+	Hardware qemu.Hardware
+	// PCMAC is the MAC of the PC's card when it is powered on next; "" = the one
+	// that the Pi knows.
+	PCMAC string
+
 	Log      *Log
 	Wire     *wire.Wire
 	Settings Settings
@@ -128,6 +137,11 @@ func (l *Lab) prepare(ctx context.Context) error {
 	l.Built, l.bin = built, built.Bin
 	l.Settings = defaultSettings()
 	l.Settings.ImageDir, l.Settings.ReleaseKey = built.Image, built.ReleaseKey
+	operator, err := manifest.GenerateKey(l.OperatorKey())
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	l.Settings.OperatorKey = base64.StdEncoding.EncodeToString(operator)
 	if l.opts.Tune != nil {
 		l.opts.Tune(&l.Settings)
 	}
@@ -262,8 +276,8 @@ func (l *Lab) PowerOnWith(ctx context.Context, strings ...string) error {
 		return errors.New("lab: the PC is on")
 	}
 	m, err := qemu.Start(ctx, qemu.Config{
-		Name: l.Name, Dir: l.place.file("pc"), Firmware: l.opts.Firmware, MAC: l.MAC, Tap: wire.PCPort,
-		MemoryMB: 2048, CPUs: 2, TPM: l.opts.TPM, Strings: strings, Start: l.Wire.Gateway.Start,
+		Name: l.Name, Dir: l.place.file("pc"), Firmware: l.opts.Firmware, MAC: cmp.Or(l.PCMAC, l.MAC), Tap: wire.PCPort,
+		MemoryMB: 2048, CPUs: 2, TPM: l.opts.TPM, Strings: strings, Hardware: l.Hardware, Start: l.Wire.Gateway.Start,
 	})
 	if err != nil {
 		return err
@@ -353,6 +367,10 @@ func (l *Lab) StateFile(rel string) string {
 	}
 	return l.place.file(filepath.Join("state", rel))
 }
+
+// OperatorKey is the key file of the operator who may approve fingerprints. It is
+// beside the lab, not on the Pi.
+func (l *Lab) OperatorKey() string { return l.place.file("operator.key") }
 
 // RunDir is where the services' sockets are, as the commands of Run see it.
 func (l *Lab) RunDir() string {

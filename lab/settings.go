@@ -24,6 +24,7 @@ type Settings struct {
 	MeanGap     time.Duration
 	Deadline    time.Duration
 	Rekey       time.Duration
+	OperatorKey string // base64 Ed25519 public key: who may approve fingerprints
 }
 
 // defaultSettings keeps the product's defaults where a lab can live with them.
@@ -69,6 +70,7 @@ attest:
   deadline: {{.Deadline}}
   rekey: {{.Rekey}}
   allowed_uids: {{.UIDs}}
+  operator_keys: [{{printf "%q" .OperatorKey}}]
 `))
 
 // values are what differs between a Pi in a namespace and one that is a machine.

@@ -18,7 +18,7 @@ const ChannelPort = "org.portcullis.lab"
 // HotplugBus is a free PCIe root port: devices can be added there at run time.
 const HotplugBus = "hotplug0"
 
-// Config describes one machine. Every field but TPM, Strings and Start is needed.
+// Config describes one machine. Every field but TPM, Strings, Hardware and Start is needed.
 type Config struct {
 	Name     string // shown in the process list
 	Dir      string // sockets, variables and logs; must exist
@@ -30,9 +30,29 @@ type Config struct {
 	TPM      bool   // a TPM 2.0 by swtpm
 	// Strings are OEM strings of the SMBIOS table (type 11), which the owner of a
 	// machine can set and systemd-stub listens to.
-	Strings []string
+	Strings  []string
+	Hardware Hardware
 	// Start starts a prepared command where the tap is; nil starts it here.
 	Start func(*exec.Cmd) error
+}
+
+// Hardware is what differs from the machine as it always is. The zero value is
+// that machine.
+type Hardware struct {
+	SMBIOS []string // tables as -smbios takes them, for instance type=1,serial=4711
+	Disk   string   // serial number of one more, empty disk; "" = none
+}
+
+// args are the options of QEMU for h.
+func (h Hardware) args() (out []string) {
+	for _, t := range h.SMBIOS {
+		out = append(out, "-smbios", t)
+	}
+	if h.Disk != "" {
+		out = append(out, "-blockdev", "driver=null-co,node-name=extra0,size=16777216,read-zeroes=on",
+			"-device", "virtio-blk-pci,drive=extra0,serial="+Escape(h.Disk))
+	}
+	return out
 }
 
 // SerialLog, QMPSocket and ChannelSocket are the files a machine makes in dir.
@@ -76,6 +96,7 @@ func Args(cfg Config) ([]string, error) {
 		"-qmp", "unix:" + Escape(QMPSocket(cfg.Dir)) + ",server=on,wait=off",
 	}
 	args = append(args, fw...)
+	args = append(args, cfg.Hardware.args()...)
 	if cfg.TPM {
 		args = append(args, tpmArgs(cfg.Dir)...)
 	}

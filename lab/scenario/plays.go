@@ -26,7 +26,7 @@ func Plays() []Play {
 		{Name: "files", Played: true, Image: same, Scenes: []Scene{changedArtefact(), badManifest()}},
 		{Name: "claims", Played: true, Tune: short, Scenes: []Scene{secondClaim(), lateClaim(), replayedEvidence()}},
 		{Name: "http", Firmware: qemu.UEFIHTTP, Scenes: append([]Scene{
-			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(),
+			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(), changedHardware(),
 		}, intruderScenes()...)},
 		{Name: "pxe", Firmware: qemu.UEFIPXE, Scenes: []Scene{trusted(qemu.UEFIPXE)}},
 		{Name: "ipxe", Firmware: qemu.IPXE, Scenes: []Scene{trusted(qemu.IPXE)}},
