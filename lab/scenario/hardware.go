@@ -70,7 +70,7 @@ func otherMachine(ctx context.Context, s *Stage) (string, error) {
 	if _, err := s.UntilTrusted(ctx, mark); !errors.Is(err, lab.ErrNotTrusted) {
 		return "", fmt.Errorf("the boot with other hardware ended with %v", err)
 	}
-	for _, want := range []string{"hw-changed dmi product_serial", "hw-added pci "} {
+	for _, want := range []string{"hw-added dmi product_serial", "hw-added pci "} {
 		if !s.found(mark, want) {
 			return "", fmt.Errorf("no finding %q: %s", want, s.Why(mark))
 		}
