@@ -1,7 +1,7 @@
 #!/bin/sh
 # soak.sh N runs what is too long for make test: the power of a Pi cut N times in its
-# first boot and N times in an update, every scenario through the built card, and every
-# attack on the PC of lab/tamper. The
+# first boot and N times in an update, every scenario through the built card, the long
+# scenarios, and every attack on the PC of lab/tamper. The
 # full logs are in build/soak; the summary is printed at the end, and on every failure
 # the exit code is 1. It runs as root in the checkout, after the programs are built.
 set -u
@@ -15,6 +15,8 @@ echo "soak: $n power cuts of each kind, seed ${PORTCULLIS_POWERCUT_SEED:-1}; log
 PORTCULLIS_POWERCUTS=$n "$GO" test -timeout 24h -parallel 2 -count 1 -v -tags soak -run 'PowerCut|ZymbitCard' ./lab/piscenario >"$logs/power.log" 2>&1 || failed=1
 echo "soak: the scenarios through the card; log $logs/check.log"
 bin/portcullis lab check --pi image >"$logs/check.log" 2>&1 || failed=1
+echo "soak: the long scenarios; log $logs/hardware.log"
+bin/portcullis lab check --scenario changed-hardware >"$logs/hardware.log" 2>&1 || failed=1
 echo "soak: every attack of lab/tamper; log $logs/tamper.log"
 PORTCULLIS_TAMPER=all "$GO" test -timeout 1h -count 1 -v ./lab/tamper >"$logs/tamper.log" 2>&1 || failed=1
 
@@ -22,6 +24,6 @@ echo
 sed -n -e '/summary: /,/^[^ ]/{/summary: /{s/.*summary: //;p};/^  *[0-9][0-9]* /p}' "$logs/power.log"
 grep -hE '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log" "$logs/tamper.log"
 echo
-cat "$logs/check.log"
+cat "$logs/check.log" "$logs/hardware.log"
 [ "$failed" = 0 ] && echo "soak: all of it holds" || echo "soak: something does not hold; see $logs"
 exit "$failed"

@@ -26,8 +26,9 @@ func Plays() []Play {
 		{Name: "files", Played: true, Image: same, Scenes: []Scene{changedArtefact(), badManifest()}},
 		{Name: "claims", Played: true, Tune: short, Scenes: []Scene{secondClaim(), lateClaim(), replayedEvidence()}},
 		{Name: "http", Firmware: qemu.UEFIHTTP, Scenes: append([]Scene{
-			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(), changedHardware(),
+			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(),
 		}, intruderScenes()...)},
+		{Name: "hardware", Firmware: qemu.UEFIHTTP, Long: true, Scenes: []Scene{changedHardware()}},
 		{Name: "pxe", Firmware: qemu.UEFIPXE, Scenes: []Scene{trusted(qemu.UEFIPXE)}},
 		{Name: "ipxe", Firmware: qemu.IPXE, Scenes: []Scene{trusted(qemu.IPXE)}},
 		{Name: "bios", Firmware: qemu.BIOS, Scenes: []Scene{trusted(qemu.BIOS)}},

@@ -32,6 +32,8 @@ type Play struct {
 	Tune     func(*lab.Settings)            // of the Pi's configuration
 	Image    func(*lab.Built, string) error // makes another image in the given directory
 	Scenes   []Scene
+	// Long plays are for `lab check` and `make soak`: make test leaves them out.
+	Long bool
 }
 
 // Scene is one claim.

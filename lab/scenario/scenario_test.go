@@ -8,10 +8,13 @@ import (
 	"portcullis/lab"
 )
 
-// TestScenarios plays everything that `portcullis lab check` plays.
+// TestScenarios plays what `portcullis lab check` plays, but for the long plays.
 func TestScenarios(t *testing.T) {
 	builder := &lab.Builder{Repository: "../.."}
 	for _, p := range Plays() {
+		if p.Long {
+			continue
+		}
 		t.Run(p.Name, func(t *testing.T) {
 			name := "t-" + p.Name
 			o := Options{Builder: builder, Name: name, State: t.TempDir()}
