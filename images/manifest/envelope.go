@@ -119,6 +119,16 @@ func Cosign(data []byte, signer crypto.Signer) ([]byte, error) {
 	return seal(e, []crypto.Signer{signer})
 }
 
+// CosignPayload adds signatures to an envelope of SignPayload. It looks at nothing
+// of the payload and not at the signatures that are already there.
+func CosignPayload(payloadType string, data []byte, signers ...crypto.Signer) ([]byte, error) {
+	e, err := openEnvelope(data, payloadType)
+	if err != nil {
+		return nil, fmt.Errorf("cosign: %w", err)
+	}
+	return seal(e, signers)
+}
+
 func seal(e envelope, signers []crypto.Signer) ([]byte, error) {
 	for _, s := range signers {
 		key, ok := s.Public().(ed25519.PublicKey)
