@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"regexp"
+	"strconv"
 	"time"
 
 	"portcullis/images/manifest"
@@ -59,7 +60,7 @@ func (a *Approval) Validate() error {
 	if err := a.Image.validate(); err != nil {
 		return err
 	}
-	return a.Profile.validate()
+	return a.Profile.Validate()
 }
 
 // Encode returns the one encoding of a: JSON without white space, fields in the
@@ -67,11 +68,12 @@ func (a *Approval) Validate() error {
 func (a Approval) Encode() ([]byte, error) {
 	a.NotBefore, a.NotAfter = a.NotBefore.UTC().Truncate(time.Second), a.NotAfter.UTC().Truncate(time.Second)
 	a.Image.Layers = list(a.Image.Layers)
-	a.Profile = a.Profile.listed()
+	a.Profile = a.Profile.Listed()
 	return compact(a)
 }
 
-func (p Profile) listed() Profile {
+// Listed is p with empty lists where it has none, as they are encoded.
+func (p Profile) Listed() Profile {
 	p.Capabilities, p.Command, p.Env = list(p.Capabilities), list(p.Command), list(p.Env)
 	p.Mounts, p.Tmpfs = list(p.Mounts), list(p.Tmpfs)
 	return p
@@ -118,3 +120,6 @@ func seal(payloadType string, payload []byte, signers []crypto.Signer) ([]byte, 
 	}
 	return data, nil
 }
+
+// Version is the name and the version of a for people: "pxed version 3".
+func Version(a *Approval) string { return a.Name + " version " + strconv.FormatUint(a.Version, 10) }

@@ -69,7 +69,8 @@ var (
 	envForm     = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}(=[^\x00-\x1f\x7f]*)?$`)
 )
 
-func (p *Profile) validate() error {
+// Validate checks every field against its range.
+func (p *Profile) Validate() error {
 	for _, check := range []func() error{p.checkUser, p.checkMounts, p.checkCommand, p.checkLimits} {
 		if err := check(); err != nil {
 			return err

@@ -1,0 +1,179 @@
+package record
+
+import (
+	"crypto/ed25519"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"portcullis/verifier/approval"
+	"portcullis/verifier/witness"
+)
+
+// witnesses starts n of them for the log of r.
+func (r *rig) witnesses(n int) (clients []*witness.Client, servers []*httptest.Server) {
+	r.t.Helper()
+	signers, _ := keys(r.t, n)
+	for i, s := range signers {
+		w, err := witness.NewServer(r.t.TempDir(), "w"+string(rune('0'+i)), s.(ed25519.PrivateKey), []note.Verifier{r.key}, r.clock.now)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		h := httptest.NewServer(w)
+		r.t.Cleanup(h.Close)
+		clients, servers = append(clients, &witness.Client{URL: h.URL, Key: w.Key(), HTTP: h.Client()}), append(servers, h)
+	}
+	return clients, servers
+}
+
+func (r *rig) askNow() error {
+	r.t.Helper()
+	if err := r.log.Publish(); err != nil {
+		r.t.Fatal(err)
+	}
+	return r.ask(r.t.Context())
+}
+
+func again(clients []*witness.Client) (fresh []*witness.Client) {
+	for _, c := range clients {
+		fresh = append(fresh, &witness.Client{URL: c.URL, Key: c.Key, HTTP: c.HTTP})
+	}
+	return fresh
+}
+
+func TestApprovalWaitsForTheQuorum(t *testing.T) {
+	r := newRig(t)
+	clients, servers := r.witnesses(3)
+	var err error
+	if r.options.Witnesses, err = NewWitnesses(2, clients); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	a := pxed(1, "1")
+	r.approve(a)
+	r.wants("nobody has seen it", load(a), approval.ReasonUncosigned)
+	servers[0].Close()
+	servers[1].Config.Handler = http.NotFoundHandler()
+	if err := r.askNow(); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.Status(); s.Quorum != 2 || s.Witnesses != 3 || s.Cosigned != 0 || len(s.Faults) != 2 {
+		t.Errorf("status %+v", s)
+	}
+	r.wants("one of two", load(a), approval.ReasonUncosigned)
+	clients = again(clients)
+	more, _ := r.witnesses(1)
+	clients[0] = more[0]
+	if r.options.Witnesses, err = NewWitnesses(2, clients); err != nil {
+		t.Fatal(err)
+	}
+	r.reopen()
+	if err := r.askNow(); err != nil {
+		t.Fatal(err)
+	}
+	r.wants("two of two", load(a), "")
+	for _, s := range servers {
+		s.Close()
+	}
+	r.reopen()
+	r.wants("a restart without any witness in reach", load(a), "")
+	var known []*witness.Key
+	for _, c := range clients {
+		known = append(known, c.Key)
+	}
+	report, err := r.audit(AuditOptions{Witnesses: known, Quorum: 2})
+	if err != nil || report.Cosigned == 0 || len(report.Cosigners) != 2 {
+		t.Errorf("audit: %+v %v", report, err)
+	}
+	if _, err := r.audit(AuditOptions{Witnesses: known, Quorum: 3}); Reason(err) != ReasonWitnesses {
+		t.Errorf("audit with a quorum of 3: %v", err)
+	}
+	b := pxed(2, "2")
+	added := r.approve(b)
+	if _, err := r.Add(r.revocation(approval.Revocation{Approval: added.Digest})); err != nil {
+		t.Fatal(err)
+	}
+	r.wants("a revocation waits for nobody", load(b), approval.ReasonRevoked)
+}
+
+// The whole directory is an old copy: in itself it is in order. A witness shows
+// what the log had signed, and nothing is permitted any more.
+func TestAttack_OldCopyOfTheLog(t *testing.T) {
+	r := newRig(t)
+	clients, _ := r.witnesses(1)
+	a := pxed(1, "1")
+	added := r.approve(a)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old := t.TempDir()
+	if err := os.CopyFS(old, os.DirFS(r.options.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	r.options.Witnesses, _ = NewWitnesses(0, clients)
+	r.open()
+	if _, err := r.Add(r.revocation(approval.Revocation{Approval: added.Digest})); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.askNow(); err != nil {
+		t.Fatal(err)
+	}
+	r.wants("after the revocation", start(a), approval.ReasonRevoked)
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole := r.options.Dir
+	r.options.Dir = old
+	r.options.Witnesses, _ = NewWitnesses(0, again(clients))
+	r.open()
+	r.wants("the old copy, before a witness was asked", start(a), "")
+	r.wants("the old copy goes on", start(a), "")
+	if err := r.askNow(); Reason(err) != ReasonRolledBack {
+		t.Errorf("asked: %v", err)
+	}
+	if _, err := r.Decide(start(a)); Reason(err) != ReasonRolledBack {
+		t.Errorf("still permitted: %v", err)
+	}
+	if r.Status().Failed == "" {
+		t.Error("the status does not tell")
+	}
+	// The cosigned checkpoint of the newer log beside the old files says it without a witness.
+	b, err := os.ReadFile(filepath.Join(whole, CosignedFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	third := r.options
+	third.Dir = t.TempDir()
+	if err := os.CopyFS(third.Dir, os.DirFS(old)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(third.Dir, CosignedFile), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := Open(third); Reason(err) != ReasonRolledBack {
+		t.Errorf("opened: %v %v", rec, err)
+	}
+}
+
+func TestWitnessesThatWouldCountTwice(t *testing.T) {
+	r := newRig(t)
+	clients, _ := r.witnesses(2)
+	_, public := keys(t, 1)
+	one, _ := witness.NewKey("a", public[0])
+	two, _ := witness.NewKey("b", public[0])
+	for name, c := range map[string]struct {
+		quorum  int
+		clients []*witness.Client
+	}{
+		"one twice": {1, []*witness.Client{clients[0], clients[0]}}, "one key under two names": {1, []*witness.Client{{Key: one}, {Key: two}}},
+		"more than there are": {3, clients}, "less than none": {-1, clients},
+	} {
+		if _, err := NewWitnesses(c.quorum, c.clients); Reason(err) != ReasonWitnesses {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
