@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"portcullis/attestserver/policy"
 	"portcullis/images/card"
 	"portcullis/images/flash"
 	"portcullis/images/manifest"
@@ -33,7 +34,12 @@ func flashCommand() *cli.Command {
 			"  hostname: door\n" +
 			"  uplink: dhcp\n" +
 			"  config: |\n" +
-			"    ...                   # portcullis.yaml; see 'portcullis config example'",
+			"    ...                   # portcullis.yaml; see 'portcullis config example'\n" +
+			"  policy: |               # attest.policy_file: " + card.PolicyPath + "\n" +
+			"    ...                   # see 'portcullis policy show'\n" +
+			"  webhooks:\n" +
+			"    allow: [192.0.2.10/32]\n" +
+			"    secrets: {ops: ...}   # 32 to 256 characters; secret_file: " + card.SecretPath("ops"),
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		f := flashing{stdio: stdio, system: flash.Host(), now: time.Now}
@@ -178,7 +184,26 @@ func (f *flashing) seed() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return card.SeedImage(f.seedPath, b)
+	return seedImage(f.seedPath, b)
+}
+
+// seedImage is card.SeedImage with the policy checked as well: on the Pi one with a
+// mistake would leave the built-in policy in force, which nobody may notice.
+func seedImage(name string, b []byte) ([]byte, error) {
+	image, err := card.SeedImage(name, b)
+	if err != nil {
+		return nil, err
+	}
+	s, err := card.ParseSeed(name, b)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Policy) > 0 {
+		if _, err := policy.Parse(name+", policy", s.Policy); err != nil {
+			return nil, err
+		}
+	}
+	return image, nil
 }
 
 // zymbitState reads what the vendor's software keeps of a module.

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -16,6 +18,7 @@ import (
 	"portcullis/images/flash/flashtest"
 	"portcullis/images/manifest"
 	"portcullis/internal/cli"
+	"portcullis/internal/config"
 )
 
 const goodSeed = "schema: portcullis/seed/v1\nhostname: door\nuplink: dhcp\n"
@@ -229,5 +232,21 @@ func TestFlashLocksItsTarget(t *testing.T) {
 	}
 	if _, err := flash.OpenDevice(d); err == nil || errors.Is(err, os.ErrExist) {
 		t.Errorf("no file: %v", err)
+	}
+}
+
+// On the Pi a policy with a mistake would leave the built-in one in force, unnoticed.
+func TestSeedWithABadPolicyIsNotFlashed(t *testing.T) {
+	pub, _, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.Replace(config.Example(base64.StdEncoding.EncodeToString(pub)), "  # policy_file: /var/lib/portcullis/attestd/policy.yaml ", "  policy_file: "+card.PolicyPath, 1)
+	seed := "schema: portcullis/seed/v1\nconfig: |\n  " + strings.ReplaceAll(own, "\n", "\n  ") + "\npolicy: |\n  rules: [{name: a, when: WHEN, then: [report]}]\n"
+	if _, err := seedImage("seed.yml", []byte(strings.Replace(seed, "WHEN", "banned", 1))); err != nil {
+		t.Errorf("a good one: %v", err)
+	}
+	if _, err := seedImage("seed.yml", []byte(strings.Replace(seed, "WHEN", "baned", 1))); err == nil || !strings.Contains(err.Error(), "seed.yml, policy:1") {
+		t.Errorf("a bad one: %v", err)
 	}
 }

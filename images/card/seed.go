@@ -26,6 +26,8 @@ type Seed struct {
 	Uplink      Uplink
 	ConfigText  []byte         // portcullis.yaml as it stands in the seed
 	Config      *config.Config // the same, parsed
+	Policy      []byte         // what stands at PolicyPath
+	Webhooks    Webhooks
 }
 
 // Uplink is the Pi's port to the outside; the zero value asks by DHCP.
@@ -85,6 +87,8 @@ type seedReader struct {
 	file string
 	seed Seed
 	errs []error
+
+	policyLine, webhooksLine int
 }
 
 func (r *seedReader) fail(line int, key, problem, advice string) {
@@ -94,9 +98,13 @@ func (r *seedReader) fail(line int, key, problem, advice string) {
 func (r *seedReader) top(n *yaml.Node) {
 	got := r.section("", n, map[string]func(*yaml.Node){
 		"schema": r.schema, "operator_key": r.operatorKey, "hostname": r.hostname, "uplink": r.uplink, "config": r.config,
+		"policy": r.policy, "webhooks": r.webhooks,
 	})
 	if !got["schema"] {
 		r.fail(n.Line, "schema", "is missing", fmt.Sprintf("write %q", SeedSchema))
+	}
+	if len(r.errs) == 0 {
+		r.together()
 	}
 }
 

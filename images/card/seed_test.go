@@ -60,6 +60,39 @@ func TestSeed(t *testing.T) {
 	}
 }
 
+// hookSecret is one of an example.
+const hookSecret = "0123456789abcdef0123456789abcdef"
+
+// full is a seed with all that a webhook and a policy need, in which one thing is replaced.
+func full(old, by string) string {
+	text := "schema: " + SeedSchema + "\nconfig: |\n" + indent(exampleConfig+"attest:\n  policy_file: /etc/portcullis/policy.yaml\n"+
+		"  webhooks: [{name: ops, url: http://192.0.2.10/x, secret_file: /etc/portcullis/webhooks/ops.secret}]\n") +
+		"policy: |\n  rules: []\nwebhooks:\n  allow: [192.0.2.10/32]\n  secrets: {ops: " + hookSecret + "}\n"
+	return strings.Replace(text, old, by, 1)
+}
+
+// Lines of full.
+const (
+	policyLine   = 13
+	webhooksLine = 16
+)
+
+// What a policy and webhooks need comes along, and old settings without it stay good.
+func TestSeedWithPolicyAndWebhooks(t *testing.T) {
+	s, err := ParseSeed("seed.yml", []byte(full("", "")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(s.Policy) != "rules: []\n" || string(s.Webhooks.Secrets["ops"]) != hookSecret || len(s.Webhooks.Allow) != 1 || s.Webhooks.Allow[0].String() != "192.0.2.10/32" {
+		t.Errorf("%+v", s)
+	}
+	old := "schema: " + SeedSchema + "\nconfig: |\n" + indent(exampleConfig+
+		"attest:\n  webhooks: [{name: ops, url: http://192.0.2.10/x, secret_file: /var/lib/portcullis/attestd/ops.secret}]\n")
+	if _, err := ParseSeed("seed.yml", []byte(old)); err != nil {
+		t.Errorf("settings that were good are refused: %v", err)
+	}
+}
+
 // Every mistake is named with its line and key.
 func TestSeedRefusals(t *testing.T) {
 	key, secret := operator(t)
@@ -90,6 +123,18 @@ func TestSeedRefusals(t *testing.T) {
 		"empty":                         {"\n\n", "", 0},
 		"a mistake in the config block": {head + "config: |\n" + indent(broken), "config.link.pc_address", 6},
 		"config is no text":             {head + "config:\n  link: {}\n", "config", 3},
+		"a policy nothing names":        {full("policy_file: /etc/portcullis/policy.yaml", "policy_file: /etc/policy.yaml"), "policy", policyLine},
+		"a policy that is not there":    {full("policy: |\n  rules: []\n", ""), "config.attest.policy_file", 0},
+		"no configuration":              {head + "policy: |\n  rules: []\n", "policy", 2},
+		"a secret for no webhook":       {full("  secrets: {", "  secrets: {other: "+hookSecret+", "), "webhooks.secrets.other", webhooksLine},
+		"a webhook without secret":      {full("  secrets: {ops: "+hookSecret+"}\n", ""), "webhooks.secrets.ops", webhooksLine},
+		"a secret of elsewhere":         {full("secret_file: /etc/portcullis/webhooks/ops", "secret_file: /etc/portcullis/webhooks/cops"), "webhooks.secrets.ops", webhooksLine},
+		"a short secret":                {full(hookSecret, "horse-battery-staple"), "webhooks.secrets.ops", webhooksLine + 1},
+		"nobody to speak to":            {full("  allow: [192.0.2.10/32]\n", ""), "webhooks.allow", webhooksLine},
+		"everybody to speak to":         {full("192.0.2.10/32", "0.0.0.0/0"), "webhooks.allow", webhooksLine},
+		"an address with a network":     {full("192.0.2.10/32", "192.0.2.10/24"), "webhooks.allow", webhooksLine},
+		"no certificate":                {full("  allow:", "  ca: nonsense\n  allow:"), "webhooks.ca", webhooksLine},
+		"a ca that is not there":        {full("ops.secret}", "ops.secret, ca_file: /etc/portcullis/webhooks/ca.pem}"), "webhooks.ca", webhooksLine},
 		"too large":                     {head + strings.Repeat("#", SeedSize), "", 0},
 	} {
 		s, err := ParseSeed("seed.yml", []byte(c.text))
@@ -101,8 +146,8 @@ func TestSeedRefusals(t *testing.T) {
 		if !errors.As(err, &e) || e.Key != c.key || e.Line != c.line {
 			t.Errorf("%s: %v; want line %d, key %q", name, err, c.line, c.key)
 		}
-		if strings.Contains(err.Error(), secret) {
-			t.Errorf("%s: the secret half is in the message", name)
+		if strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), hookSecret) || strings.Contains(err.Error(), "staple") {
+			t.Errorf("%s: a secret is in the message", name)
 		}
 	}
 }
@@ -114,6 +159,7 @@ const lowOrder = "age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq5cu47z
 func FuzzSeed(f *testing.F) {
 	key, _ := operator(f)
 	f.Add([]byte("schema: " + SeedSchema + "\noperator_key: " + key + "\nuplink: {address: 10.0.0.2/24, dns: [1.1.1.1]}\nconfig: |\n" + indent(exampleConfig)))
+	f.Add([]byte(full("", "")))
 	f.Add([]byte("schema: &a [*a]\n"))
 	f.Add([]byte("uplink: !!map\nconfig: >\n a\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {

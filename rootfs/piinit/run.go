@@ -193,6 +193,9 @@ func (p *process) settings(ctx context.Context, r *Result) error {
 	if err := install(newRoot, files); err != nil {
 		return err
 	}
+	if err := installSecrets(newRoot, seed); err != nil {
+		return err
+	}
 	if err := p.keep(); err != nil {
 		p.log.Note("zymbit", "problem", err)
 	}

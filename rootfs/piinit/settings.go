@@ -41,6 +41,15 @@ func settingFiles(s *card.Seed) map[string][]byte {
 			files["etc/systemd/system/attestd.service.d/10-link.conf"] = allow(link.String())
 			files["etc/systemd/system/pxed.service.d/10-link.conf"] = allow(link.String(), "255.255.255.255", "0.0.0.0")
 		}
+		if len(s.Policy) > 0 {
+			files[strings.TrimPrefix(card.PolicyPath, "/")] = s.Policy
+		}
+		if len(s.Webhooks.CA) > 0 {
+			files[strings.TrimPrefix(card.WebhookCA, "/")] = s.Webhooks.CA
+		}
+		if len(s.Webhooks.Allow) > 0 {
+			files["etc/systemd/system/attestd.service.d/20-webhooks.conf"] = allowMore(s.Webhooks.Allow)
+		}
 		if c.Gateway.Uplink != "" {
 			uplink = c.Gateway.Uplink
 		}
@@ -80,6 +89,41 @@ func uplinkNetwork(name string, u card.Uplink) []byte {
 // allow replaces the networks that a unit may speak to.
 func allow(nets ...string) []byte {
 	return []byte("[Service]\nIPAddressAllow=\nIPAddressAllow=" + strings.Join(nets, " ") + "\n")
+}
+
+// resolver is the Pi's own: it asks the name servers, for names of webhooks.
+const resolver = "127.0.0.53/32"
+
+// allowMore adds networks to those that a unit may speak to.
+func allowMore(nets []netip.Prefix) []byte {
+	text := "[Service]\nIPAddressAllow=" + resolver
+	for _, n := range nets {
+		text += " " + n.String()
+	}
+	return []byte(text + "\n")
+}
+
+// attestUser is the user and group of attestd, as portcullis.sysusers makes it.
+const attestUser = 972
+
+// installSecrets writes what attestd alone may read.
+func installSecrets(root string, s *card.Seed) error {
+	if s == nil {
+		return nil
+	}
+	for name, secret := range s.Webhooks.Secrets {
+		path := filepath.Join(root, card.SecretPath(name))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return boot.Failf(ReasonSettings, "%w", err)
+		}
+		if err := replaceFile(path, secret, 0o600); err != nil {
+			return boot.Failf(ReasonSettings, "%w", err)
+		}
+		if err := os.Lchown(path, attestUser, attestUser); err != nil {
+			return boot.Failf(ReasonSettings, "%w", err)
+		}
+	}
+	return nil
 }
 
 // install writes the files below root.

@@ -3,9 +3,11 @@ package piinit
 import (
 	"crypto/ed25519"
 	"encoding/base64"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"portcullis/images/card"
@@ -13,14 +15,14 @@ import (
 )
 
 // seedOf is a seed with a configuration.
-func seedOf(t *testing.T, uplink string, change func(string) string) *card.Seed {
+func seedOf(t *testing.T, uplink string, change func(string) string, more ...string) *card.Seed {
 	t.Helper()
 	pub, _, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := change(config.Example(base64.StdEncoding.EncodeToString(pub)))
-	s, err := card.ParseSeed("seed", []byte("schema: portcullis/seed/v1\nhostname: gate\nuplink: "+uplink+"\nconfig: |\n  "+strings.ReplaceAll(text, "\n", "\n  ")+"\n"))
+	s, err := card.ParseSeed("seed", []byte("schema: portcullis/seed/v1\nhostname: gate\nuplink: "+uplink+"\nconfig: |\n  "+strings.ReplaceAll(text, "\n", "\n  ")+"\n"+strings.Join(more, "")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,6 +102,39 @@ func TestNoUplinkOnThePCsPort(t *testing.T) {
 	}
 	if !strings.Contains(string(f["etc/systemd/network/20-pc.network"]), "Name=eth0") {
 		t.Errorf("%q", f["etc/systemd/network/20-pc.network"])
+	}
+}
+
+// Policy, webhooks' secrets and whom attestd may speak to lie where /etc cannot be
+// written later; only attestd reads a secret.
+func TestSettingsBringPolicyAndWebhooks(t *testing.T) {
+	const secret = "0123456789abcdef0123456789abcdef"
+	s := seedOf(t, "dhcp", func(c string) string {
+		return strings.NewReplacer("  # policy_file: /var/lib/portcullis/attestd/policy.yaml ", "  policy_file: "+card.PolicyPath,
+			"  webhooks: []", "  webhooks: [{name: ops, url: https://ops.example/x, secret_file: "+card.SecretPath("ops")+"}]").Replace(c)
+	}, "policy: |\n  rules: []\nwebhooks:\n  allow: [192.0.2.10/32, 198.51.100.0/28]\n  secrets: {ops: "+secret+"}\n")
+	f := settingFiles(s)
+	for name, want := range map[string]string{
+		"etc/portcullis/policy.yaml":                            "rules: []\n",
+		"etc/systemd/system/attestd.service.d/20-webhooks.conf": "[Service]\nIPAddressAllow=127.0.0.53/32 192.0.2.10/32 198.51.100.0/28\n",
+	} {
+		if string(f[name]) != want {
+			t.Errorf("%s is %q", name, f[name])
+		}
+	}
+	root := t.TempDir()
+	if err := installSecrets(root, s); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(root, "etc/portcullis/webhooks/ops.secret")
+	b, err := os.ReadFile(path)
+	st, err2 := os.Stat(path)
+	if err != nil || err2 != nil || string(b) != secret || st.Mode() != 0o600 || st.Sys().(*syscall.Stat_t).Uid != attestUser {
+		t.Errorf("%q %v %v %v", b, st, err, err2)
+	}
+	users, err := os.ReadFile("../../systemd/portcullis.sysusers")
+	if err != nil || !strings.Contains(string(users), fmt.Sprintf("u portcullis-attest %d ", attestUser)) {
+		t.Errorf("attestd's user is not %d: %v", attestUser, err)
 	}
 }
 
