@@ -85,6 +85,14 @@ func modulesTest(t *testing.T, files map[string][]byte, first, early, late strin
 	if len(list) == 0 || path.Base(list[0]) != first+".ko" {
 		t.Errorf("the first module is not %s: %q", first, list)
 	}
+	// pi-init asks the chip once all before dm-mod are loaded: no driver of hardware may
+	// come after it.
+	volume := slices.IndexFunc(list, func(p string) bool { return path.Base(p) == "dm-mod.ko" })
+	for i, m := range list {
+		if driver := strings.Contains(m, "/kernel/drivers/") && !strings.Contains(m, "/drivers/md/"); volume < 0 || driver && i > volume {
+			t.Errorf("module %d, %s, and dm-mod is %d", i, m, volume)
+		}
+	}
 	for _, m := range strings.Fields(early) {
 		if !has[m] {
 			t.Errorf("the initramfs lacks the module %s", m)

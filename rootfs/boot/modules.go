@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -52,20 +53,28 @@ func LoadModules(paths []string) []ModuleResult {
 
 // ModuleLoading is the loading of modules beside the rest of a boot.
 type ModuleLoading struct {
-	first, done chan struct{}
-	results     []ModuleResult
+	first, before, done chan struct{}
+	results             []ModuleResult
 }
 
 // StartModules loads the files as LoadModules does, in order, and returns at once.
+// mark is the name of the module (of its file, without suffix) that Before waits for.
 // ended, where given, is called with the results before Wait returns.
-func StartModules(paths []string, ended func([]ModuleResult)) *ModuleLoading {
-	l := &ModuleLoading{first: make(chan struct{}), done: make(chan struct{})}
+func StartModules(paths []string, mark string, ended func([]ModuleResult)) *ModuleLoading {
+	l := &ModuleLoading{first: make(chan struct{}), before: make(chan struct{}), done: make(chan struct{})}
 	first := min(1, len(paths))
+	marked := slices.IndexFunc(paths, func(p string) bool { return moduleName(p) == mark })
+	if marked < 0 {
+		marked = len(paths)
+	}
+	marked = max(marked, first)
 	go func() {
 		defer close(l.done)
 		l.results = LoadModules(paths[:first])
 		close(l.first)
-		l.results = append(l.results, LoadModules(paths[first:])...)
+		l.results = append(l.results, LoadModules(paths[first:marked])...)
+		close(l.before)
+		l.results = append(l.results, LoadModules(paths[marked:])...)
 		if ended != nil {
 			ended(l.results)
 		}
@@ -73,8 +82,17 @@ func StartModules(paths []string, ended func([]ModuleResult)) *ModuleLoading {
 	return l
 }
 
+// moduleName is a module's file without directory and suffixes.
+func moduleName(p string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(path.Base(p), xzSuffix), ".ko")
+}
+
 // First waits until the first module is loaded.
 func (l *ModuleLoading) First() { <-l.first }
+
+// Before waits until every module is loaded that the list names before the marked one;
+// without such a one, until all are.
+func (l *ModuleLoading) Before() { <-l.before }
 
 // Wait waits until all are loaded and returns what became of each.
 func (l *ModuleLoading) Wait() []ModuleResult {

@@ -3,6 +3,8 @@ package boot
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -96,8 +98,9 @@ func TestAbsentHardwareIsNoModuleError(t *testing.T) {
 func TestModulesBesideTheBoot(t *testing.T) {
 	for _, paths := range [][]string{nil, {"/nowhere/a.ko"}, {"/nowhere/a.ko", "/nowhere/b.ko"}} {
 		var told []ModuleResult
-		l := StartModules(paths, func(r []ModuleResult) { told = r })
+		l := StartModules(paths, "dm-mod", func(r []ModuleResult) { told = r })
 		l.First()
+		l.Before()
 		r := l.Wait()
 		if len(r) != len(paths) || len(told) != len(paths) {
 			t.Fatalf("%v: %+v, told %+v", paths, r, told)
@@ -107,6 +110,29 @@ func TestModulesBesideTheBoot(t *testing.T) {
 				t.Errorf("%v: %+v", paths, r[i])
 			}
 		}
+	}
+}
+
+// TestModulesUntilTheMarked: the drivers of hardware are waited for, what follows them is not.
+func TestModulesUntilTheMarked(t *testing.T) {
+	marked := filepath.Join(t.TempDir(), "dm-mod.ko")
+	if err := unix.Mkfifo(marked, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := StartModules([]string{"/nowhere/a.ko", "/nowhere/b.ko", marked, "/nowhere/c.ko"}, "dm-mod", nil)
+	l.Before() // opening the pipe waits for a writer
+	select {
+	case <-l.done:
+		t.Fatal("the marked module was not waited with")
+	default:
+	}
+	w, err := os.OpenFile(marked, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if r := l.Wait(); len(r) != 4 || r[2].Path != marked || r[2].Err == nil {
+		t.Fatalf("%+v", r)
 	}
 }
 

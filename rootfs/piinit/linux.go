@@ -23,7 +23,8 @@ var labels = map[string]int{
 // linux is the Host of a real machine.
 type linux struct {
 	tpmPath string
-	drivers func() // waits until all are loaded
+	drivers func() // waits until those of the hardware are loaded
+	modules func() // waits until all are, those of the open volume too
 	waited  bool   // for the chip
 	tpm     *tpm2.TPM
 	// zymbitWait is zymbitWait, or 0 where no network card comes before the system does.
@@ -31,8 +32,8 @@ type linux struct {
 	card       *linuxCard
 }
 
-func newLinux(info *card.Info, drivers func()) *linux {
-	l := &linux{tpmPath: tpm2.DefaultPath, drivers: drivers, zymbitWait: zymbitWait}
+func newLinux(info *card.Info, drivers, modules func()) *linux {
+	l := &linux{tpmPath: tpm2.DefaultPath, drivers: drivers, modules: modules, zymbitWait: zymbitWait}
 	if info.Model == card.ModelQEMU {
 		l.zymbitWait = 0 // the driver is in the system, not here; and no module is bound to it
 	}
@@ -66,7 +67,7 @@ func (l *linux) Card(ctx context.Context) (Card, error) {
 	return c, nil
 }
 
-// Settled looks for the card again once all drivers are loaded.
+// Settled looks for the card again once all drivers of hardware are loaded.
 func (l *linux) Settled(ctx context.Context) error {
 	l.drivers()
 	again, err := boot.FindCard(ctx, boot.SysBlock, labels)
@@ -187,7 +188,7 @@ func (l *linux) TPM(ctx context.Context, config tpm2.Config) (TPM, error) {
 
 // Map makes the dm-crypt device and, on it, the linear devices of its inside.
 func (l *linux) Map(h *luks2.Header, key []byte) (Space, error) {
-	l.drivers()
+	l.modules()
 	crypt, err := boot.OpenCrypt(card.MapperCrypt, l.card.disk.Partitions[card.PartCrypt], boot.Crypt{
 		UUID: h.UUID(), Offset: h.PayloadOffset(), Size: h.PayloadSize(), SectorSize: h.SectorSize()}, key)
 	if err != nil {

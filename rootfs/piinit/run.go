@@ -76,7 +76,7 @@ func (p *process) run() error {
 	}
 	b := &Boot{
 		Info: info, Cmdline: cmdline, Firmware: os.DirFS(detect.DeviceTree), EFI: isDir(efiDir),
-		Host: newLinux(info, func() { p.modules.Wait() }), Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
+		Host: newLinux(info, p.modules.Before, func() { p.modules.Wait() }), Console: p.terminals, Log: p.log, Allow: p.watchdog.Allow,
 		Random: rand.Reader, Times: DefaultTimes, People: luks2.ForPeople(),
 	}
 	p.stage, p.keep = b.Stage, func() error { return keepZymbit(newRoot, zymbitDir, b.moduleWorked(), b.conf) }
@@ -133,6 +133,11 @@ func (p *process) prepare() (*card.Info, error) {
 	return info, nil
 }
 
+// volumeModules is the module with which what only an open volume needs begins in the
+// image's list: mappings, ciphers, file systems. They are loaded, and the kernel tries
+// its ciphers out, while the chip is asked for the key.
+const volumeModules = "dm-mod"
+
 // startModules begins to load the drivers; the card is looked for meanwhile.
 func (p *process) startModules() error {
 	list, err := os.ReadFile(ModulesPath)
@@ -143,7 +148,7 @@ func (p *process) startModules() error {
 	if err != nil {
 		return err
 	}
-	p.modules = boot.StartModules(paths, func(results []boot.ModuleResult) {
+	p.modules = boot.StartModules(paths, volumeModules, func(results []boot.ModuleResult) {
 		failed := 0
 		for _, r := range results {
 			if r.Err != nil {
