@@ -1,0 +1,252 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/verifier/approval"
+)
+
+// Layer is one layer of an image that was read.
+type Layer struct {
+	Digest    string // of the blob as it is packed
+	DiffID    string // unpacked
+	Size      int64  // packed, bytes
+	Unpacked  int64  // bytes
+	MediaType string
+	Tree      *Tree // its files
+
+	packing packing
+	file    string // name in the source
+	blob    *blob
+}
+
+// Archive is an image outside of an engine: every digest was held against its
+// bytes. Its files stay open until Close.
+type Archive struct {
+	Platform string // "linux/arm64"
+	User     string // that the configuration names; the engine's default for a container
+	Layers   []Layer
+
+	manifest     []byte
+	manifestType string
+	config       []byte
+	source       source
+}
+
+// Open reads the image in a directory (OCI layout) or in a tar archive (OCI layout
+// or docker save). Every blob is opened once and read once.
+func Open(ctx context.Context, path string, o Options) (*Archive, error) {
+	s, err := openSource(path)
+	if err != nil {
+		return nil, err
+	}
+	return read(ctx, s, o)
+}
+
+func openSource(path string) (source, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.IsDir() {
+		root, err := os.OpenRoot(path)
+		if err != nil {
+			return nil, err
+		}
+		return dirSource{root}, nil
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(refuse(ReasonFormat, "%s is neither a directory nor a regular file", path), err, f.Close())
+	}
+	s, err := newTarSource(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return s, nil
+}
+
+// Read takes a tar archive from a stream. It is kept in a file in dir that has no
+// name, so that nobody can change it between the reading and the writing.
+func Read(ctx context.Context, from io.Reader, dir string, o Options) (*Archive, error) {
+	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("quarantine: %w", err)
+	}
+	limit := o.Limits.filled().Packed
+	n, err := io.Copy(f, io.LimitReader(from, limit+1))
+	if err == nil && n > limit {
+		err = refuse(ReasonTooLarge, "more than %d bytes", limit)
+	}
+	var s *tarSource
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		s, err = newTarSource(f)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return read(ctx, s, o)
+}
+
+func read(ctx context.Context, s source, o Options) (*Archive, error) {
+	a := &Archive{source: s}
+	if err := a.read(ctx, o); err != nil {
+		return nil, errors.Join(err, a.Close())
+	}
+	return a, nil
+}
+
+func (a *Archive) read(ctx context.Context, o Options) error {
+	err := a.ociImage(a.source, o.Platform)
+	made := errors.Is(err, fs.ErrNotExist)
+	if made {
+		err = a.dockerImage(a.source)
+	}
+	if err != nil {
+		return err
+	}
+	if o.Platform != "" && a.Platform != o.Platform {
+		return refuse(ReasonPlatform, "for %s, not for %s", a.Platform, o.Platform)
+	}
+	g := &budget{limits: o.Limits.filled(), links: map[string]bool{}, progress: o.Progress}
+	if err := a.openLayers(g); err != nil {
+		return err
+	}
+	for i := range a.Layers {
+		if err := a.Layers[i].read(ctx, a.Layers[i].blob, g); err != nil {
+			return fmt.Errorf("layer %d: %w", i, err)
+		}
+	}
+	if made {
+		return a.makeManifest()
+	}
+	return nil
+}
+
+func (a *Archive) openLayers(g *budget) (err error) {
+	for i := range a.Layers {
+		l := &a.Layers[i]
+		if l.blob, err = a.source.open(l.file); err != nil {
+			return missing(err, l.file)
+		}
+		if l.Size != 0 && l.blob.size != l.Size {
+			return refuse(ReasonBlob, "layer %d has %d bytes, %d were named", i, l.blob.size, l.Size)
+		}
+		if g.total += l.blob.size; g.total > g.limits.Packed {
+			return refuse(ReasonTooLarge, "more than %d bytes", g.limits.Packed)
+		}
+	}
+	return nil
+}
+
+// Image is what the image is.
+func (a *Archive) Image() approval.Image {
+	i := approval.Image{Manifest: approval.Digest(a.manifest), Config: approval.Digest(a.config)}
+	for _, l := range a.Layers {
+		i.Layers = append(i.Layers, l.DiffID)
+	}
+	return i
+}
+
+// Close lets go of the files.
+func (a *Archive) Close() error {
+	var all []error
+	for _, l := range a.Layers {
+		if l.blob != nil {
+			all = append(all, l.blob.close())
+		}
+	}
+	return errors.Join(append(all, a.source.Close())...)
+}
+
+// Tar writes the one form of the image that an engine gets: an OCI layout which is
+// an archive of docker save as well, without a name or tag, of the files that were
+// read and nothing else. It has the same bytes for the same image. Whoever loads it
+// asks the engine for the digests afterwards: it computes them itself.
+func (a *Archive) Tar() io.ReadCloser {
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(a.write(w)) }()
+	return r
+}
+
+type tarFile struct {
+	name string
+	data io.Reader
+	size int64
+}
+
+func (a *Archive) write(w io.Writer) error {
+	files, err := a.files()
+	if err != nil {
+		return err
+	}
+	t := tar.NewWriter(w)
+	for _, f := range files {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o644, Size: f.size, Format: tar.FormatUSTAR}
+		if f.size > 8<<30-1 {
+			h.Format = tar.FormatGNU
+		}
+		if err := t.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := io.Copy(t, f.data); err != nil {
+			return err
+		}
+	}
+	return t.Close()
+}
+
+// files are those of the archive, in their order. A layer that is there twice is
+// written once.
+func (a *Archive) files() ([]tarFile, error) {
+	i := a.Image()
+	top, err := compact(index{SchemaVersion: 2, MediaType: ociIndex, Manifests: []descriptor{{MediaType: a.manifestType, Digest: i.Manifest, Size: int64(len(a.manifest))}}})
+	if err != nil {
+		return nil, err
+	}
+	type saved struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	old := saved{Config: blobPath(i.Config)}
+	for _, l := range a.Layers {
+		old.Layers = append(old.Layers, blobPath(l.Digest))
+	}
+	list, err := compact([]saved{old})
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	var files []tarFile
+	add := func(name string, data io.Reader, size int64) {
+		if !seen[name] {
+			files, seen[name] = append(files, tarFile{name, data, size}), true
+		}
+	}
+	text := func(name string, b []byte) { add(name, bytes.NewReader(b), int64(len(b))) }
+	text("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`))
+	text("index.json", top)
+	text("manifest.json", list)
+	text(blobPath(i.Manifest), a.manifest)
+	text(blobPath(i.Config), a.config)
+	for _, l := range a.Layers {
+		add(blobPath(l.Digest), l.blob.reader(), l.Size)
+	}
+	return files, nil
+}

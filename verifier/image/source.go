@@ -1,0 +1,157 @@
+package image
+
+import (
+	"archive/tar"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// blob is a file of the archive: opened once, read through this handle only.
+type blob struct {
+	io.ReaderAt
+	size  int64
+	close func() error
+}
+
+func (b *blob) reader() *io.SectionReader { return io.NewSectionReader(b, 0, b.size) }
+
+// source is where the files of an archive come from.
+type source interface {
+	// open returns a regular file by its clean path; fs.ErrNotExist where there is none.
+	open(name string) (*blob, error)
+	Close() error
+}
+
+// dirSource is a directory. No link in it is followed.
+type dirSource struct{ root *os.Root }
+
+func (d dirSource) Close() error { return d.root.Close() }
+
+func (d dirSource) open(name string) (*blob, error) {
+	if !fs.ValidPath(name) {
+		return nil, refuse(ReasonFormat, "file %.100q", name)
+	}
+	// O_NONBLOCK: a pipe in the place of a file must not hold us up.
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		if st, err := d.root.Lstat(dir); err != nil || !st.IsDir() {
+			return nil, errors.Join(refuse(ReasonFormat, "%s is no directory", dir), err)
+		}
+	}
+	before, err := d.root.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !before.Mode().IsRegular() {
+		return nil, refuse(ReasonFormat, "%s is no regular file", name)
+	}
+	f, err := d.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || !os.SameFile(before, st) {
+		return nil, errors.Join(refuse(ReasonFormat, "%s is no regular file, or was exchanged", name), err, f.Close())
+	}
+	return &blob{f, st.Size(), f.Close}, nil
+}
+
+// maxMembers is how many files an archive may have: three for each layer of an old
+// docker save, and some.
+const maxMembers = 2048
+
+// tarSource is a tar archive in one file, with the places of its files.
+type tarSource struct {
+	file    *os.File
+	members map[string]member
+}
+
+type member struct {
+	at, size int64
+	link     string // of a symbolic link: docker save makes one for a layer that is there twice
+}
+
+func (t *tarSource) Close() error { return t.file.Close() }
+
+func (t *tarSource) open(name string) (*blob, error) {
+	m, ok := t.members[name]
+	if ok && m.link != "" {
+		m, ok = t.members[m.link]
+	}
+	if !ok || m.link != "" {
+		return nil, fs.ErrNotExist
+	}
+	return &blob{io.NewSectionReader(t.file, m.at, m.size), m.size, func() error { return nil }}, nil
+}
+
+// newTarSource finds the files of the archive. Only headers are read.
+func newTarSource(f *os.File) (*tarSource, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	t := &tarSource{f, map[string]member{}}
+	r := tar.NewReader(f)
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return t, nil
+		}
+		if err != nil {
+			return nil, refuse(ReasonTar, "the archive: %v", err)
+		}
+		at, err := f.Seek(0, io.SeekCurrent)
+		if err != nil {
+			return nil, err
+		}
+		if err := t.add(h, at, st.Size()); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (t *tarSource) add(h *tar.Header, at, size int64) error {
+	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, "./"), "/")
+	if h.Typeflag == tar.TypeDir && (name == "" || name == ".") {
+		return nil
+	}
+	if !fs.ValidPath(name) || name == "." {
+		return refuse(ReasonName, "the archive has a file %.100q", h.Name)
+	}
+	if _, twice := t.members[name]; twice {
+		return refuse(ReasonDuplicate, "the archive has %.100q twice", name)
+	}
+	if len(t.members) == maxMembers {
+		return refuse(ReasonTooLarge, "the archive has more than %d files", maxMembers)
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return refuse(ReasonType, "the archive has a sparse file %.100q", name)
+		}
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		if h.Size > size-at {
+			return refuse(ReasonTar, "the archive ends inside of %.100q", name)
+		}
+		t.members[name] = member{at: at, size: h.Size}
+	case tar.TypeDir:
+	case tar.TypeSymlink:
+		target := path.Join(path.Dir(name), h.Linkname)
+		if path.IsAbs(h.Linkname) || !fs.ValidPath(target) {
+			return refuse(ReasonLink, "the archive has a link from %.100q to %.100q", name, h.Linkname)
+		}
+		t.members[name] = member{link: target}
+	default:
+		return refuse(ReasonType, "the archive has %.100q of the type %q", name, h.Typeflag)
+	}
+	return nil
+}
