@@ -12,6 +12,7 @@ type Facts struct {
 	Now     time.Time
 	Life    time.Duration // of a result that is not trust; of trust the verdict has its own end
 	Verdict verdict.Verdict
+	PC      string // its name, where attestd serves several
 	Posture string // of the Pi
 	Policy  string // names the policy that the verdict was judged by
 
@@ -43,6 +44,7 @@ func Build(f Facts) *Claims {
 		expires = v.NotAfter
 	}
 	pc := &PC{
+		Name: f.PC,
 		Tier: string(v.Tier), Means: means[v.Tier], State: v.State.String(), Reason: v.Reason, Session: v.Session,
 		Image: f.Image, ImageVersion: f.ImageVersion, LabImage: f.LabImage,
 		Challenges: v.Challenges, Failures: v.Failures, Evidence: v.Evidence[:], Warnings: v.Warnings,

@@ -142,8 +142,9 @@ type PC struct {
 	Context      string    `json:"context,omitempty" cbor:"13,keyasint,omitempty"`     // as the one who asked gave it
 	Asked        *Asked    `json:"asked,omitempty" cbor:"14,keyasint,omitempty"`       // present where the PC was asked for this result
 	LogOrigin    string    `json:"log_origin,omitempty" cbor:"15,keyasint,omitempty"`  // the verdict log
-	LogIndex     int64     `json:"log_index,omitempty" cbor:"16,keyasint,omitempty"`   // its newest entry, counted from 0
-	LogEntries   int64     `json:"log_entries,omitempty" cbor:"17,keyasint,omitempty"` // how many it has
+	LogIndex     int64     `json:"log_index,omitempty" cbor:"16,keyasint,omitempty"`   // the PC's newest entry, counted from 0
+	LogEntries   int64     `json:"log_entries,omitempty" cbor:"17,keyasint,omitempty"` // how many it had then
+	Name         string    `json:"name,omitempty" cbor:"20,keyasint,omitempty"`        // of the PC, where the gateway has several
 }
 
 // Asked shows that the caller's nonce went into the question: the challenge's

@@ -15,13 +15,12 @@ import (
 	"portcullis/internal/translog"
 )
 
-// GetResult signs what is believed now.
-func (s *status) GetResult(context.Context, *connect.Request[portcullisv1.GetResultRequest]) (*connect.Response[portcullisv1.GetResultResponse], error) {
+func (s *status) getResult() (*portcullisv1.GetResultResponse, error) {
 	jwt, cwt, err := s.sign(result.Build(s.s.facts(s.current(), s.o.Clock.Now())))
 	if err != nil {
-		return nil, connect.NewError(connect.CodeInternal, err)
+		return nil, err
 	}
-	return connect.NewResponse(&portcullisv1.GetResultResponse{Jwt: jwt, Cwt: cwt}), nil
+	return &portcullisv1.GetResultResponse{Jwt: jwt, Cwt: cwt}, nil
 }
 
 func (s *status) sign(c *result.Claims) (jwt string, cwt []byte, err error) {
@@ -31,19 +30,12 @@ func (s *status) sign(c *result.Claims) (jwt string, cwt []byte, err error) {
 	return jwt, cwt, err
 }
 
-// Ask has the PC challenged for the caller.
-func (s *status) Ask(ctx context.Context, r *connect.Request[portcullisv1.AskRequest]) (*connect.Response[portcullisv1.AskResponse], error) {
-	answer, err := s.ask(ctx, r.Msg)
-	if err != nil {
-		return nil, connect.NewError(askCode(err), err)
-	}
-	return connect.NewResponse(answer), nil
-}
-
 func askCode(err error) connect.Code {
 	switch askReason(err) {
-	case ReasonAskNonce, ReasonAskContext, ReasonAskProbe:
+	case ReasonAskNonce, ReasonAskContext, ReasonAskProbe, ReasonPCUnnamed:
 		return connect.CodeInvalidArgument
+	case ReasonPCUnknown:
+		return connect.CodeNotFound
 	case ReasonAskBusy:
 		return connect.CodeResourceExhausted
 	case ReasonAskGone:
@@ -85,6 +77,7 @@ type askBody struct {
 	Nonce      string   `json:"nonce"` // base64url without padding
 	Context    string   `json:"context"`
 	Probes     []string `json:"probes"`
+	PC         string   `json:"pc"`
 }
 
 // askReply is what it answers.
@@ -97,7 +90,7 @@ type askReply struct {
 }
 
 // postAttest is Ask for those who have nothing but HTTP and JSON.
-func (s *status) postAttest(w http.ResponseWriter, r *http.Request) {
+func (d door) postAttest(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAskBody))
 	var b askBody
 	if err == nil {
@@ -111,7 +104,11 @@ func (s *status) postAttest(w http.ResponseWriter, r *http.Request) {
 		replyError(w, http.StatusBadRequest, "ask-malformed", err)
 		return
 	}
-	a, err := s.ask(r.Context(), &portcullisv1.AskRequest{Nonce: nonce, Context: b.Context, Probes: b.Probes, Checkpoint: b.Checkpoint})
+	var a *portcullisv1.AskResponse
+	s, err := d.f.pick(b.PC)
+	if err == nil {
+		a, err = s.ask(r.Context(), &portcullisv1.AskRequest{Nonce: nonce, Context: b.Context, Probes: b.Probes, Checkpoint: b.Checkpoint})
+	}
 	if err != nil {
 		reason := askReason(err)
 		if reason == "" {
@@ -125,7 +122,7 @@ func (s *status) postAttest(w http.ResponseWriter, r *http.Request) {
 }
 
 var httpCode = map[connect.Code]int{
-	connect.CodeInvalidArgument: http.StatusBadRequest, connect.CodeResourceExhausted: http.StatusTooManyRequests,
+	connect.CodeInvalidArgument: http.StatusBadRequest, connect.CodeNotFound: http.StatusNotFound, connect.CodeResourceExhausted: http.StatusTooManyRequests,
 	connect.CodeUnavailable: http.StatusServiceUnavailable, connect.CodeDeadlineExceeded: http.StatusGatewayTimeout,
 	connect.CodeInternal: http.StatusInternalServerError,
 }

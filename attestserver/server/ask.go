@@ -164,7 +164,7 @@ const resultLife = time.Minute
 
 // facts are those of a result about what v shows.
 func (s *Server) facts(v *view, now time.Time) result.Facts {
-	f := result.Facts{Now: now, Life: resultLife, Verdict: v.verdict, Posture: s.o.Posture, Policy: "portcullis:verdict-machine",
+	f := result.Facts{Now: now, PC: s.o.Name, Life: resultLife, Verdict: v.verdict, Posture: s.o.Posture, Policy: "portcullis:verdict-machine",
 		LogOrigin: s.o.Record.origin(), LogEntries: v.entries}
 	f.Verdict.Warnings = s.o.warnings(f.Verdict.Warnings)
 	if v.image != nil {

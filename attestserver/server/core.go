@@ -55,6 +55,9 @@ type core struct {
 	recorded time.Time // when the newest entry of the log that renews the verdict was written
 	entries  int64     // of the log, up to and with the PC's own newest one
 
+	held    *openImage // as Images was told last
+	pruneAt time.Time
+
 	failure error // ends the core
 }
 
@@ -120,7 +123,7 @@ func (c *core) tick(now time.Time) {
 	}
 	c.changed(now, 0, c.machine.Tick(now))
 	if !c.judging {
-		c.o.Images.prune(c.image, now)
+		c.prune(now)
 	}
 	if c.open != nil && !now.Before(c.asked.Add(c.deadline())) {
 		c.link.remember(c.open.ID(), expired)
@@ -133,6 +136,19 @@ func (c *core) tick(now time.Time) {
 	c.rekey(now)
 	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.next()) && !now.Before(c.link.busy) {
 		c.ask(now)
+	}
+}
+
+// pruneEvery is how often old images are looked for.
+const pruneEvery = time.Second
+
+// prune tells which image is in use, and has those closed that are not.
+func (c *core) prune(now time.Time) {
+	if c.image == c.held && now.Before(c.pruneAt) {
+		return
+	}
+	if c.o.Images.prune(c.Server, c.image, now) {
+		c.held, c.pruneAt = c.image, now.Add(pruneEvery)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,6 +49,8 @@ type lab struct {
 	t        testing.TB
 	listen   func() (net.Listener, error) // nil: on loopback
 	rekey    time.Duration                // 0: longer than any test
+	name     string                       // "" where there is no other PC
+	built    atomic.Int32                 // expectations of images
 	dir      string
 	image    *manifesttest.Image
 	digest   [32]byte
@@ -118,16 +121,67 @@ func (l *lab) client(socket string) *http.Client { return rpc.Client(filepath.Jo
 // start starts attestd, again with the same state after a stop.
 func (l *lab) start() {
 	l.t.Helper()
-	refs, err := reference.Open(filepath.Join(l.dir, "references"))
+	startFleet(l)
+}
+
+// startFleet starts one attestd for the PCs of all labs, with the state, the image and
+// the socket of the first one.
+func startFleet(labs ...*lab) {
+	first := labs[0]
+	t := first.t
+	t.Helper()
+	record, err := server.OpenRecord(filepath.Join(first.dir, "verdicts"), first.image.GatewayKey)
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
-	record, err := server.OpenRecord(filepath.Join(l.dir, "verdicts"), l.image.GatewayKey)
+	images := first.images()
+	var all []*server.Server
+	listeners := make(map[string]net.Listener)
+	for _, l := range labs {
+		all = append(all, l.open(record, images))
+		listen := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
+		if l.listen != nil {
+			listen = l.listen
+		}
+		ln, err := listen()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.address, listeners[l.name] = ln.Addr().String(), ln
+	}
+	fleet, err := server.NewFleet(all)
 	if err != nil {
-		l.t.Fatal(err)
+		t.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- fleet.Run(ctx, func(_ context.Context, pc string) (net.Listener, error) { return listeners[pc], nil })
+	}()
+	socket, err := rpc.Listen(filepath.Join(first.dir, rpc.AttestSocket), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go rpc.Serve(ctx, socket, fleet.Handler())
+	stop := sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("attestd ended: %v", err)
+		}
+		record.Close()
+	})
+	t.Cleanup(stop)
+	for _, l := range labs {
+		l.attest, l.stop = portcullisv1connect.NewAttestClient(first.client(rpc.AttestSocket), rpc.BaseURL), stop
+	}
+}
+
+// images are those that the lab's PC boots.
+func (l *lab) images() *server.Images {
+	l.t.Helper()
 	images, err := server.NewImages(l.image.Dir, []string{base64.StdEncoding.EncodeToString(l.image.Trust.ReleaseKeys[0])}, 1, 0,
 		func(*protocol.Image) ([]protocol.Expectation, error) {
+			l.built.Add(1)
 			var all []protocol.Expectation
 			for _, n := range l.names {
 				switch {
@@ -146,6 +200,16 @@ func (l *lab) start() {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	return images
+}
+
+// open opens what is the PC's own.
+func (l *lab) open(record *server.Record, images *server.Images) *server.Server {
+	l.t.Helper()
+	refs, err := reference.Open(filepath.Join(l.dir, "references"))
+	if err != nil {
+		l.t.Fatal(err)
+	}
 	plan, err := schedule.NewPlan(l.mean, l.min)
 	if err != nil {
 		l.t.Fatal(err)
@@ -156,7 +220,7 @@ func (l *lab) start() {
 	}
 	l.events = newEvents()
 	s, err := server.New(server.Options{
-		Key:     l.image.GatewayKey,
+		Name: l.name, Key: l.image.GatewayKey,
 		Boot:    portcullisv1connect.NewBootClient(l.client(rpc.BootSocket), rpc.BaseURL),
 		Gateway: portcullisv1connect.NewGatewayClient(l.client(rpc.GatewaySocket), rpc.BaseURL),
 		Images:  images, Refs: refs, Record: record, Events: event.NewJSON(l.events, "attestd", time.Now),
@@ -167,32 +231,7 @@ func (l *lab) start() {
 		l.t.Fatal(err)
 	}
 	l.server = s
-	listen := func() (net.Listener, error) { return net.Listen("tcp", "127.0.0.1:0") }
-	if l.listen != nil {
-		listen = l.listen
-	}
-	ln, err := listen()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	l.address = ln.Addr().String()
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, ln) }()
-	socket, err := rpc.Listen(filepath.Join(l.dir, rpc.AttestSocket), nil)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	go rpc.Serve(ctx, socket, s.Handler())
-	l.attest = portcullisv1connect.NewAttestClient(l.client(rpc.AttestSocket), rpc.BaseURL)
-	l.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			l.t.Errorf("attestd ended: %v", err)
-		}
-		record.Close()
-	})
-	l.t.Cleanup(l.stop)
+	return s
 }
 
 // log reads the verdict log as somebody does who knows the gateway's public key.
@@ -258,7 +297,7 @@ func (l *lab) agent(session string, key *claim.Key) (stop func()) {
 
 func (l *lab) verdict() *portcullisv1.GetVerdictResponse {
 	l.t.Helper()
-	r, err := l.attest.GetVerdict(context.Background(), connect.NewRequest(&portcullisv1.GetVerdictRequest{}))
+	r, err := l.attest.GetVerdict(context.Background(), connect.NewRequest(&portcullisv1.GetVerdictRequest{Pc: l.name}))
 	if err != nil {
 		l.t.Fatal(err)
 	}

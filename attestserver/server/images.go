@@ -26,6 +26,7 @@ type Images struct {
 	mu      sync.Mutex
 	current *openImage // the one in the directory when it was looked at last
 	known   []*openImage
+	held    map[*Server]*openImage // by the PCs whose image it is
 }
 
 // openImage is an image with what is expected of a PC that runs it.
@@ -46,7 +47,7 @@ func NewImages(dir string, keys []string, threshold int, floor uint64, build fun
 		}
 		trust.ReleaseKeys = append(trust.ReleaseKeys, b)
 	}
-	return &Images{dir: dir, trust: trust, floor: floor, build: build}, nil
+	return &Images{dir: dir, trust: trust, floor: floor, build: build, held: make(map[*Server]*openImage)}, nil
 }
 
 // open returns the image whose manifest payload has the given digest: one that
@@ -119,15 +120,17 @@ func (i *Images) load(now time.Time) error {
 // its way to the core.
 const keepImage = time.Minute
 
-// prune closes what is neither current, nor in use, nor was asked for lately.
-// The core calls it while nothing is judged.
-func (i *Images) prune(inUse *openImage, now time.Time) {
+// prune closes what is neither current, nor held by a PC, nor was asked for lately.
+// The core of a PC calls it while nothing of that PC is judged, with what it holds.
+// Where it returns false it has done nothing.
+func (i *Images) prune(by *Server, inUse *openImage, now time.Time) bool {
 	if !i.mu.TryLock() {
-		return // an image is being opened, which takes a while: next time
+		return false // an image is being opened, which takes a while: next time
 	}
 	defer i.mu.Unlock()
+	i.held[by] = inUse
 	i.known = slices.DeleteFunc(i.known, func(k *openImage) bool {
-		if k == i.current || k == inUse || now.Sub(k.used) < keepImage {
+		if k == i.current || i.holds(k) || now.Sub(k.used) < keepImage {
 			return false
 		}
 		for _, e := range k.expectations {
@@ -137,6 +140,17 @@ func (i *Images) prune(inUse *openImage, now time.Time) {
 		}
 		return true
 	})
+	return true
+}
+
+// holds tells whether a PC holds the image. Call with mu held.
+func (i *Images) holds(image *openImage) bool {
+	for _, k := range i.held {
+		if k == image {
+			return true
+		}
+	}
+	return false
 }
 
 // checkRoot compares the root image, which answers are held against, with the

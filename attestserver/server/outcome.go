@@ -130,8 +130,11 @@ func (c *core) changedWith(now time.Time, sequence uint64, change *verdict.Chang
 	}
 	c.rules.dirty = true
 	renewal := change.From == verdict.Trusted && change.To == verdict.Trusted && change.Reason != verdict.ReasonTier
-	// Quarantine is enforced before it is written down, everything else when it is on
-	// the disk: trust that could not be recorded must not open anything.
+	// What ends trust is shown, and quarantine enforced, before it is written down;
+	// trust when it is on the disk: what could not be recorded must not open anything.
+	if change.To != verdict.Trusted {
+		c.status.set(c.view())
+	}
 	if change.To == verdict.Quarantined {
 		c.enforcePhase(change)
 	}

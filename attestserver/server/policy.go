@@ -69,7 +69,7 @@ func newRules(s *Server) rules {
 func (s *Server) SetPolicy(p *policy.Policy) {
 	s.policy.Store(p)
 	s.post(func(c *core) {
-		c.rules.tracker, c.rules.dirty = c.rules.tracker.With(p, s.actions.Fired), true
+		c.rules.tracker, c.rules.dirty = c.rules.tracker.With(s.policy.Load(), s.actions.Fired), true
 	})
 }
 

@@ -79,7 +79,7 @@ const FullFactor = 3
 // maxShaking bounds how many connections may be between accept and claim.
 const maxShaking = 4
 
-// Server is attestd without its process.
+// Server is attestd without its process, for one PC; Fleet runs it.
 type Server struct {
 	o       Options
 	gateway *channel.Gateway
@@ -117,27 +117,25 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Run serves agents on l until ctx ends or the record or the actions cannot be
-// kept. It closes l.
-func (s *Server) Run(ctx context.Context, l net.Listener) error {
+// run serves agents until ctx ends or the record or the actions cannot be kept.
+// listen opens the PC's port, and may take as long as it likes. The verdict log's
+// growth is signed by who serves all PCs.
+func (s *Server) run(ctx context.Context, listen func(context.Context) (net.Listener, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var group sync.WaitGroup
 	var broken, stuck error // why no more agents come in, or actions go out; read after group.Wait
 	group.Go(func() { s.enforce.run(ctx) })
 	group.Go(func() { s.watch(ctx) })
-	group.Go(func() { s.publish(ctx) })
 	group.Go(func() { s.watchWire(ctx) })
 	group.Go(func() {
 		stuck = s.actions.Run(ctx)
 		cancel()
 	})
 	group.Go(func() {
-		broken = s.accept(ctx, l)
+		broken = s.open(ctx, listen)
 		cancel()
 	})
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
 	err := newCore(s).run(ctx)
 	cancel()
 	close(s.done)
@@ -154,6 +152,21 @@ func (s *Server) post(f func(*core)) bool {
 	case <-s.done:
 		return false
 	}
+}
+
+// open opens the port and serves it.
+func (s *Server) open(ctx context.Context, listen func(context.Context) (net.Listener, error)) error {
+	l, err := listen(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil
+	case err != nil:
+		return err
+	}
+	defer l.Close()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	return s.accept(ctx, l)
 }
 
 // accept takes connections up to their claim.

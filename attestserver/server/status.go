@@ -1,15 +1,10 @@
 package server
 
 import (
-	"context"
-	"net/http"
 	"sync/atomic"
 	"time"
 
-	"connectrpc.com/connect"
-
 	portcullisv1 "portcullis/api/portcullis/v1"
-	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/verdict"
 )
@@ -34,16 +29,6 @@ type status struct {
 
 func (s *status) set(v *view) { s.now.Store(v) }
 
-// Handler serves the Attest service.
-func (s *Server) Handler() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle(portcullisv1connect.NewAttestHandler(&s.status))
-	mux.HandleFunc("POST /attest", s.status.postAttest)
-	mux.Handle(portcullisv1connect.NewFingerprintHandler(&Fingerprints{Refs: s.o.Refs, Events: s.o.Events, Refused: s.refused,
-		Machine: s.o.Machine, Operators: s.o.Operators, Approved: func() { s.post(func(c *core) { c.warnAnew() }) }}))
-	return mux
-}
-
 // current is what is believed now. A verdict past its time is never shown as
 // trusted, whatever became of the goroutine that should have ended it.
 func (s *status) current() *view {
@@ -54,11 +39,11 @@ func (s *status) current() *view {
 	return &w
 }
 
-// GetVerdict returns what is believed now.
-func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVerdictRequest]) (*connect.Response[portcullisv1.GetVerdictResponse], error) {
+func (s *status) getVerdict() *portcullisv1.GetVerdictResponse {
 	w := s.current()
 	v := w.verdict
 	r := &portcullisv1.GetVerdictResponse{
+		Pc:      s.o.Name,
 		Session: v.Session, State: apiState(v.State), Tier: string(v.Tier), Posture: s.o.Posture,
 		Challenges: v.Challenges, Failures: v.Failures, EvidenceDigest: v.Evidence[:], Warnings: s.o.warnings(v.Warnings),
 	}
@@ -74,7 +59,7 @@ func (s *status) GetVerdict(context.Context, *connect.Request[portcullisv1.GetVe
 		r.Findings = append(r.Findings, &portcullisv1.Finding{TimeMs: f.Time.UnixMilli(), Sequence: f.Sequence,
 			Probe: f.Probe, Reason: f.Reason, Detail: f.Detail})
 	}
-	return connect.NewResponse(r), nil
+	return r
 }
 
 func apiState(s verdict.State) portcullisv1.TrustState {

@@ -4,12 +4,11 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/base64"
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -18,15 +17,9 @@ import (
 	"syscall"
 	"time"
 
-	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/channel"
-	"portcullis/attestserver/continuity"
-	"portcullis/attestserver/expect"
 	"portcullis/attestserver/identity"
-	"portcullis/attestserver/reference"
-	"portcullis/attestserver/schedule"
 	"portcullis/attestserver/server"
-	"portcullis/internal/clock"
 	"portcullis/internal/config"
 	"portcullis/internal/event"
 	"portcullis/internal/rpc"
@@ -34,6 +27,10 @@ import (
 
 // memoryLimit keeps the heap small when a reference of tens of MiB goes through.
 const memoryLimit = 48 << 20
+
+// memoryPerPC is what each PC beyond the first adds: its connection, its clients, its
+// state.
+const memoryPerPC = 256 << 10
 
 func main() {
 	file := flag.String("config", config.DefaultPath, "configuration file")
@@ -61,64 +58,20 @@ func run(ctx context.Context, file string, initKey bool) error {
 		fmt.Println(base64.StdEncoding.EncodeToString(identity.PublicKey(key)))
 		return nil
 	}
-	debug.SetMemoryLimit(memoryLimit)
-	state := filepath.Join(c.StateDir, "attestd")
-	refs, err := reference.Open(filepath.Join(state, "references"))
-	if err != nil {
-		return err
-	}
-	record, err := server.OpenRecord(filepath.Join(state, "verdicts"), key)
+	debug.SetMemoryLimit(memoryLimit + memoryPerPC*int64(len(c.PCs())-1))
+	record, err := server.OpenRecord(filepath.Join(c.StateDir, "attestd", "verdicts"), key)
 	if err != nil {
 		return err
 	}
 	defer record.Close()
-	images, err := server.NewImages(c.PXE.ImageDir, c.PXE.ReleaseKeys, c.PXE.Threshold, c.PXE.MinVersion,
-		expect.Options{Noise: int64(c.Attest.NoiseMiB) << 20, Containers: c.Attest.Containers}.All)
-	if err != nil {
-		return err
-	}
-	var operators []ed25519.PublicKey
-	for _, k := range c.Attest.OperatorKeys {
-		b, err := base64.StdEncoding.DecodeString(k)
-		if err != nil {
-			return fmt.Errorf("attest.operator_keys: %w", err) // the configuration was checked
-		}
-		operators = append(operators, b)
-	}
-	plan, err := schedule.NewPlan(c.Attest.MeanGap, c.Attest.MinGap)
-	if err != nil {
-		return err
-	}
 	events := event.NewJSON(os.Stdout, "attestd", time.Now)
-	epochFile := filepath.Join(state, "epoch.json")
-	epochs, err := continuity.Open(epochFile)
-	if err != nil {
-		// Without them the PC has to boot again, which is the safe way on.
-		events.Emit("epochs.lost", event.Fields{"detail": err.Error()})
-		if err := os.Remove(epochFile); err != nil {
-			return err
-		}
-		if epochs, err = continuity.Open(epochFile); err != nil {
-			return err
-		}
-	}
-	posture, warnings, err := postureOf(c.RunDir)
-	if err != nil {
-		events.Emit("posture.unknown", event.Fields{"detail": err.Error()})
-	}
-	if len(warnings) > 0 {
-		events.Emit("posture.warning", event.Fields{"posture": string(posture), "warnings": warnings})
-	}
 	own := &policyFile{path: c.Attest.PolicyFile, events: events}
-	s, err := server.New(server.Options{
-		Key:     key,
-		Boot:    portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(c.RunDir, rpc.BootSocket)), rpc.BaseURL),
-		Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL),
-		Images:  images, Refs: refs, Record: record, Events: events,
-		Clock: clock.Real{}, Random: rand.Reader, Plan: plan, Deadline: c.Attest.Deadline, Epochs: epochs, Rekey: c.Attest.Rekey, Posture: string(posture), Warnings: warnings,
-		Policy: own.first(), Actions: actionsOf(c, events),
-		Machine: c.Link.PCMAC, Operators: operators,
-	})
+	shared, err := sharedOf(c, key, record, events)
+	if err != nil {
+		return err
+	}
+	shared.Policy = own.first()
+	fleet, err := fleetOf(c, shared, events)
 	if err != nil {
 		return err
 	}
@@ -127,13 +80,13 @@ func run(ctx context.Context, file string, initKey bool) error {
 	defer look.Stop()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go own.follow(ctx, hangup, look.C, s.SetPolicy)
-	return serve(ctx, c, s, events)
+	go own.follow(ctx, hangup, look.C, fleet.SetPolicy)
+	return serve(ctx, c, fleet, events)
 }
 
-// serve answers on the socket at once, and to agents as soon as the PC's port
-// has its address.
-func serve(ctx context.Context, c *config.Config, s *server.Server, events *event.Writer) error {
+// serve answers on the socket at once, and to agents as soon as the port of their
+// PC has its address.
+func serve(ctx context.Context, c *config.Config, fleet *server.Fleet, events *event.Writer) error {
 	socket, err := rpc.Listen(filepath.Join(c.RunDir, rpc.AttestSocket), c.Attest.AllowedUIDs)
 	if err != nil {
 		return err
@@ -142,21 +95,24 @@ func serve(ctx context.Context, c *config.Config, s *server.Server, events *even
 	defer cancel()
 	served := make(chan error, 1)
 	go func() {
-		served <- rpc.Serve(ctx, socket, s.Handler())
+		served <- rpc.Serve(ctx, socket, fleet.Handler())
 		cancel()
 	}()
-	address := netip.AddrPortFrom(c.Link.Address.Addr(), c.Attest.Port).String()
-	l, err := channel.Listen(ctx, address, func(err error) {
-		events.Emit("listen.waiting", event.Fields{"address": address, "detail": err.Error()})
+	addresses := make(map[string]netip.Addr)
+	for _, pc := range c.PCs() {
+		addresses[pc.Name] = pc.Address
+	}
+	err = fleet.Run(ctx, func(ctx context.Context, pc string) (net.Listener, error) {
+		address := netip.AddrPortFrom(addresses[pc], c.Attest.Port).String()
+		events := eventsOf(events, pc)
+		l, err := channel.Listen(ctx, address, func(err error) {
+			events.Emit("listen.waiting", event.Fields{"address": address, "detail": err.Error()})
+		})
+		if err == nil {
+			events.Emit("ready", event.Fields{"address": address})
+		}
+		return l, err
 	})
-	if err == nil {
-		events.Emit("ready", event.Fields{"address": address})
-		err = s.Run(ctx, l)
-	}
-	stopped := ctx.Err() != nil && errors.Is(err, ctx.Err())
 	cancel()
-	if stopped {
-		err = nil
-	}
 	return errors.Join(err, <-served)
 }

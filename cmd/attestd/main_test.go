@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -117,6 +119,59 @@ func TestStartsAloneSurvivesKillAndEndsOnSIGTERM(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := second.Wait(); err != nil {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// Several PCs: each has its address and its own state, and the log is one.
+func TestStartsForSeveralPCs(t *testing.T) {
+	file := configFile(t)
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = append(b, "  pcs: [{name: rack-1, address: 127.0.0.5, mac: '52:54:00:00:00:01'}, {name: rack-2, address: 127.0.0.6, mac: '52:54:00:00:00:02'}]\n"...)
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := attestd("--config", file)
+	out, err := c.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Process.Kill(); c.Wait() })
+	ready := map[string]string{}
+	lines := bufio.NewScanner(out)
+	for len(ready) < 2 && lines.Scan() {
+		var e struct{ Event, PC, Address string }
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatal(err)
+		}
+		if e.Event == "ready" {
+			ready[e.PC] = e.Address
+		}
+	}
+	go io.Copy(io.Discard, out)
+	for name, host := range map[string]string{"rack-1": "127.0.0.5:", "rack-2": "127.0.0.6:"} {
+		if !strings.HasPrefix(ready[name], host) {
+			t.Fatalf("ready: %v", ready)
+		}
+		conn, err := net.Dial("tcp", ready[name])
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		if _, err := os.Stat(filepath.Join(filepath.Dir(file), "state", "attestd", "pcs", name, "references")); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Wait(); err != nil {
 		t.Errorf("ended with %v", err)
 	}
 }

@@ -13,31 +13,37 @@ import (
 	"portcullis/internal/rpc"
 )
 
-// actionsOf opens what carries out the policy. A webhook that cannot be used costs an event: the
-// other actions must go on.
-func actionsOf(c *config.Config, events *event.Writer) func(*server.Server) (server.Actions, error) {
-	var targets []*action.Target
+// actor opens what carries out the policy, for each PC with the same webhooks and rungs.
+type actor struct {
+	targets []*action.Target
+	ladder  action.Ladder
+}
+
+// newActor reads the webhooks' secrets. A webhook that cannot be used costs an event:
+// the other actions must go on.
+func newActor(c *config.Config, events *event.Writer) *actor {
+	a := &actor{ladder: action.Ladder{Within: c.Attest.Ladder.Within, OffTime: c.Attest.Ladder.OffTime}}
 	for _, w := range c.Attest.Webhooks {
 		t, err := action.NewTarget(w.Name, w.URL, w.SecretFile, w.CAFile)
 		if err != nil {
 			events.Emit("webhook.refused", event.Fields{"name": w.Name, "detail": err.Error()})
 			continue
 		}
-		targets = append(targets, t)
+		a.targets = append(a.targets, t)
 	}
-	ladder := action.Ladder{Within: c.Attest.Ladder.Within, OffTime: c.Attest.Ladder.OffTime}
 	for _, r := range c.Attest.Ladder.Rungs {
-		ladder.Rungs = append(ladder.Rungs, action.Rung(r))
+		a.ladder.Rungs = append(a.ladder.Rungs, action.Rung(r))
 	}
+	return a
+}
+
+func (a *actor) open(pc config.PC, s *server.Server, gateway portcullisv1connect.GatewayClient, events *event.Writer) (server.Actions, error) {
 	power := func(socket string) portcullisv1connect.PowerClient {
-		return portcullisv1connect.NewPowerClient(rpc.Client(filepath.Join(c.RunDir, socket)), rpc.BaseURL)
+		return portcullisv1connect.NewPowerClient(rpc.Client(filepath.Join(pc.RunDir, socket)), rpc.BaseURL)
 	}
-	return func(s *server.Server) (server.Actions, error) {
-		return action.Open(action.Options{
-			Journal: filepath.Join(c.StateDir, "attestd", "actions.journal"), PC: s,
-			Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL),
-			Relay:   power(rpc.RelaySocket), Hook: power(rpc.HookSocket),
-			Webhooks: targets, Ladder: ladder, Events: events, Clock: clock.Real{}, Random: rand.Reader,
-		})
-	}
+	return action.Open(action.Options{
+		Journal: filepath.Join(pc.StateDir, "actions.journal"), PC: s, Gateway: gateway,
+		Relay: power(rpc.RelaySocket), Hook: power(rpc.HookSocket),
+		Webhooks: a.targets, Ladder: a.ladder, Events: events, Clock: clock.Real{}, Random: rand.Reader,
+	})
 }

@@ -26,7 +26,7 @@ func init() { commands = append(commands, attestCommand()) }
 
 func attestCommand() *cli.Command {
 	c := &cli.Command{
-		Name: "attest", Args: "[--context TEXT] [--probe NAME]… [--since CHECKPOINT] [--out FILE] [--json]",
+		Name: "attest", Args: "[--pc NAME] [--context TEXT] [--probe NAME]… [--since CHECKPOINT] [--out FILE] [--json]",
 		Summary: "Have the PC asked now, with a fresh nonce of yours in the question, and check everything that comes back:\n" +
 			"the signature, the nonce, the entry in the verdict log, and that the log continues a checkpoint you kept.\n" +
 			"Exit 0 only when the PC is trusted.",
@@ -42,6 +42,7 @@ const attestTime = time.Minute
 func attest(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) error {
 	fs := cli.NewFlags(c, stdio)
 	runDir := fs.String("run-dir", "/run/portcullis", "where the services' sockets are")
+	pc := pcFlag(fs)
 	keyText := fs.String("key", "", "the gateway's public key, base64; default: that of this Pi")
 	keyFile := fs.String("key-file", filepath.Join(stateFlag, "attestd", "gateway.key"), "where this Pi's key is")
 	what := fs.String("context", "", "what the answer is for; goes into the result and the log")
@@ -74,13 +75,16 @@ func attest(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, attestTime)
 	defer cancel()
-	r, err := attestClient(*runDir).Ask(ctx, connect.NewRequest(&v1.AskRequest{Nonce: nonce, Context: *what, Probes: probes, Checkpoint: string(checkpoint)}))
+	r, err := attestClient(*runDir).Ask(ctx, connect.NewRequest(&v1.AskRequest{Nonce: nonce, Context: *what, Probes: probes, Checkpoint: string(checkpoint), Pc: *pc}))
 	if err != nil {
 		return err
 	}
 	claims, err := checkAnswer(r.Msg, key, nonce, checkpoint)
 	if err != nil {
 		return err
+	}
+	if name := claims.Submods[result.SubmodPC].PC.Name; name != *pc {
+		return fmt.Errorf("the result is of the PC %q, asked was %q", name, *pc)
 	}
 	if *out != "" {
 		if err := writeToken(nil, *out, *asCWT, r.Msg.Jwt, r.Msg.Cwt); err != nil {

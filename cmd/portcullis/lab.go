@@ -221,7 +221,7 @@ func labStatus() *cli.Command {
 // labReport asks the lab's services, in the Pi where that is a machine.
 func labReport(ctx context.Context, s lab.Status) (statusReport, error) {
 	if s.Pi != lab.PiImage {
-		return gather(ctx, s.RunDir), nil
+		return gather(ctx, s.RunDir, ""), nil
 	}
 	out, err := channel.Run(ctx, lab.Channels(s.Dir)["pi"], channel.Request{Argv: []string{"portcullis", "status", "--json"}})
 	if err != nil {

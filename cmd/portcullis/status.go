@@ -14,6 +14,7 @@ import (
 	v1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/internal/cli"
+	"portcullis/internal/config"
 	"portcullis/internal/rpc"
 )
 
@@ -21,9 +22,10 @@ func init() { commands = append(commands, statusCommand()) }
 
 func statusCommand() *cli.Command {
 	c := &cli.Command{
-		Name: "status", Args: "[--run-dir DIR] [--json]",
-		Summary: "Show what the Pi believes of the PC, why, and what the firewall does. Exit 0 only when the PC is trusted.",
-		Example: "portcullis status\nportcullis status --json | jq .verdict.state",
+		Name: "status", Args: "[--run-dir DIR] [--pc NAME] [--json]",
+		Summary: "Show what the Pi believes of the PC, why, and what the firewall does. Exit 0 only when the PC is trusted.\n" +
+			"Of several PCs a list, and exit 0 only when all are trusted; --pc shows one of them.",
+		Example: "portcullis status\nportcullis status --pc rack-1\nportcullis status --json | jq .verdict.state",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error { return status(ctx, c, stdio, args) }
 	return c
@@ -82,6 +84,7 @@ type gatewayReport struct {
 func status(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) error {
 	fs := cli.NewFlags(c, stdio)
 	runDir := fs.String("run-dir", "/run/portcullis", "where the services' sockets are")
+	pc := pcFlag(fs)
 	asJSON := fs.Bool("json", false, "one JSON object")
 	words, err := cli.Parse(c, stdio, fs, args)
 	if err != nil {
@@ -92,7 +95,12 @@ func status(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	r := gather(ctx, *runDir)
+	if *pc == "" {
+		if all := severalPCs(ctx, *runDir); len(all) > 0 {
+			return showPCs(stdio, all, *asJSON)
+		}
+	}
+	r := gather(ctx, *runDir, *pc)
 	if *asJSON {
 		if err := json.NewEncoder(stdio.Out).Encode(r); err != nil {
 			return err
@@ -106,13 +114,17 @@ func status(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) e
 	return nil
 }
 
-func gather(ctx context.Context, dir string) statusReport {
+// gather asks the services; pc is "" where there is one PC.
+func gather(ctx context.Context, dir, pc string) statusReport {
 	r := statusReport{Errors: map[string]string{}}
 	attest := portcullisv1connect.NewAttestClient(rpc.Client(filepath.Join(dir, rpc.AttestSocket)), rpc.BaseURL)
-	if v, err := attest.GetVerdict(ctx, connect.NewRequest(&v1.GetVerdictRequest{})); err != nil {
+	if v, err := attest.GetVerdict(ctx, connect.NewRequest(&v1.GetVerdictRequest{Pc: pc})); err != nil {
 		r.Errors["attestd"] = err.Error()
 	} else {
 		r.Verdict = newVerdict(v.Msg)
+	}
+	if pc != "" {
+		dir = config.PCRunDir(dir, pc)
 	}
 	boot := portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(dir, rpc.BootSocket)), rpc.BaseURL)
 	if s, err := boot.GetSession(ctx, connect.NewRequest(&v1.GetSessionRequest{})); err == nil && s.Msg.Session != nil {

@@ -49,6 +49,7 @@ func attestClient(runDir string) portcullisv1connect.AttestClient {
 func verdictGet(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) error {
 	fs := cli.NewFlags(c, stdio)
 	runDir := fs.String("run-dir", "/run/portcullis", "where the services' sockets are")
+	pc := pcFlag(fs)
 	asCWT := fs.Bool("cwt", false, "CBOR (COSE_Sign1) and not a JWT")
 	out := fs.String("out", "", "write to this file; default: standard output")
 	words, err := cli.Parse(c, stdio, fs, args)
@@ -60,7 +61,7 @@ func verdictGet(ctx context.Context, c *cli.Command, stdio *cli.IO, args []strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	r, err := attestClient(*runDir).GetResult(ctx, connect.NewRequest(&v1.GetResultRequest{}))
+	r, err := attestClient(*runDir).GetResult(ctx, connect.NewRequest(&v1.GetResultRequest{Pc: *pc}))
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,11 @@ func showClaims(w io.Writer, claims *result.Claims, asJSON bool) error {
 func printClaims(w io.Writer, claims *result.Claims, pc result.Appraisal) {
 	p := pc.PC
 	fmt.Fprintf(w, "signed   by this gateway, %s to %s\n", utc(claims.IssuedAt), utc(claims.Expires))
-	fmt.Fprintf(w, "PC       %s (%s), EAR status %s\n", p.State, p.Reason, pc.Status)
+	name := ""
+	if p.Name != "" {
+		name = p.Name + " "
+	}
+	fmt.Fprintf(w, "PC       %s%s (%s), EAR status %s\n", name, p.State, p.Reason, pc.Status)
 	fmt.Fprintf(w, "tier     %s: %s\n", p.Tier, p.Means)
 	fmt.Fprintf(w, "gateway  posture %s, as it says itself\n", claims.Submods[result.SubmodGateway].Gateway.Posture)
 	lab := ""

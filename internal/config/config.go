@@ -70,6 +70,14 @@ type Attest struct {
 	// OperatorKeys may approve a changed fingerprint: base64 Ed25519 public keys,
 	// at most 16; none = no approval is accepted.
 	OperatorKeys []string
+	Fleet        []Member // none: the one PC of Link
+}
+
+// Member is one of several PCs, each on a port of its own: usually a VLAN of one interface.
+type Member struct {
+	Name    string     // small letters, digits, dashes
+	Address netip.Addr // ours on its port
+	MAC     string     // aa:bb:cc:dd:ee:ff, the one PC that is known there
 }
 
 // Webhook is an address that the action webhook tells.

@@ -50,6 +50,7 @@ attest:
     off_time: 10s                   # before relay-power switches on again
   noise_mib: 16                     # memory of the PC that is kept filled with noise
   containers: []                    # approved images, as "sha256:…" that docker prints as their ID
+  pcs: []                           # several PCs: {name: rack-1, address: 10.77.1.1, mac: …}, our address on the port of each
   allowed_uids: []
   operator_keys: []                 # who may approve a changed fingerprint, like release_keys
 

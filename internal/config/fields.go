@@ -74,6 +74,7 @@ func root(c *Config) []field {
 			}},
 			{key: "noise_mib", set: number(&c.Attest.NoiseMiB, 0, 65536)},
 			{key: "containers", set: digests(&c.Attest.Containers)},
+			{key: "pcs", set: members(&c.Attest.Fleet)},
 			{key: "allowed_uids", set: uids(&c.Attest.AllowedUIDs)},
 			{key: "operator_keys", set: keys(&c.Attest.OperatorKeys, true)},
 		}},
@@ -208,13 +209,20 @@ func mac(dst *string) func(*yaml.Node) error {
 		if err != nil {
 			return err
 		}
-		hw, merr := net.ParseMAC(s)
-		if merr != nil || len(hw) != 6 || hw[0]&1 != 0 || hw.String() == "00:00:00:00:00:00" {
-			return &badValue{fmt.Sprintf("%q is not a unicast Ethernet address", s), advice}
+		if *dst, err = unicastMAC(s); err != nil {
+			return &badValue{err.Error(), advice}
 		}
-		*dst = hw.String()
 		return nil
 	}
+}
+
+// unicastMAC gives the address its one spelling.
+func unicastMAC(s string) (string, error) {
+	hw, err := net.ParseMAC(s)
+	if err != nil || len(hw) != 6 || hw[0]&1 != 0 || hw.String() == "00:00:00:00:00:00" {
+		return "", fmt.Errorf("%.40q is not a unicast Ethernet address", s)
+	}
+	return hw.String(), nil
 }
 
 func duration(dst *time.Duration, lo, hi time.Duration) func(*yaml.Node) error {

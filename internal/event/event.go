@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"sort"
 	"strings"
 	"sync"
@@ -19,21 +20,42 @@ type Fields map[string]any
 
 // Writer writes events; it is safe for concurrent use. A nil Writer drops them.
 type Writer struct {
-	mu     sync.Mutex
-	out    io.Writer
+	sink   *sink
+	with   Fields // in every event
 	json   bool
 	source string
 	now    func() time.Time
 }
 
+// sink is what the writers of one output share.
+type sink struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+// With is a Writer to the same output that puts f into every event. What an event
+// has itself under the same key comes first.
+func (w *Writer) With(f Fields) *Writer {
+	if w == nil {
+		return nil
+	}
+	v := *w
+	v.with = maps.Clone(w.with)
+	if v.with == nil {
+		v.with = make(Fields, len(f))
+	}
+	maps.Copy(v.with, f)
+	return &v
+}
+
 // NewJSON writes one JSON object a line; source names the program.
 func NewJSON(out io.Writer, source string, now func() time.Time) *Writer {
-	return &Writer{out: out, json: true, source: source, now: now}
+	return &Writer{sink: &sink{out: out}, json: true, source: source, now: now}
 }
 
 // NewText writes one readable line an event.
 func NewText(out io.Writer, source string, now func() time.Time) *Writer {
-	return &Writer{out: out, source: source, now: now}
+	return &Writer{sink: &sink{out: out}, source: source, now: now}
 }
 
 // Emit writes one event. name is dotted and stable, for instance "session.opened".
@@ -42,10 +64,11 @@ func (w *Writer) Emit(name string, f Fields) {
 		return
 	}
 	t := w.now()
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	w.sink.mu.Lock()
+	defer w.sink.mu.Unlock()
 	if w.json {
-		m := make(map[string]any, len(f)+3)
+		m := make(map[string]any, len(f)+len(w.with)+3)
+		maps.Copy(m, w.with)
 		for k, v := range f {
 			m[k] = v
 		}
@@ -58,10 +81,15 @@ func (w *Writer) Emit(name string, f Fields) {
 		if err != nil {
 			b = fmt.Appendf(nil, `{"time":%q,"event":"event.unprintable","name":%q}`, t.UTC().Format(time.RFC3339Nano), name)
 		}
-		w.out.Write(append(b, '\n'))
+		w.sink.out.Write(append(b, '\n'))
 		return
 	}
-	fmt.Fprintf(w.out, "%s %-9s %s\n", t.Format("15:04:05.000"), w.source, Line(name, f))
+	if len(w.with) > 0 {
+		own := f
+		f = maps.Clone(w.with)
+		maps.Copy(f, own)
+	}
+	fmt.Fprintf(w.sink.out, "%s %-9s %s\n", t.Format("15:04:05.000"), w.source, Line(name, f))
 }
 
 // Line renders an event without its time: name, then sorted key=value pairs.

@@ -155,15 +155,196 @@ func (x *Finding) GetDetail() string {
 	return ""
 }
 
+type ListPCsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPCsRequest) Reset() {
+	*x = ListPCsRequest{}
+	mi := &file_portcullis_v1_attest_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPCsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPCsRequest) ProtoMessage() {}
+
+func (x *ListPCsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_attest_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPCsRequest.ProtoReflect.Descriptor instead.
+func (*ListPCsRequest) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{1}
+}
+
+type ListPCsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pcs           []*PCStatus            `protobuf:"bytes,1,rep,name=pcs,proto3" json:"pcs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPCsResponse) Reset() {
+	*x = ListPCsResponse{}
+	mi := &file_portcullis_v1_attest_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPCsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPCsResponse) ProtoMessage() {}
+
+func (x *ListPCsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_attest_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPCsResponse.ProtoReflect.Descriptor instead.
+func (*ListPCsResponse) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListPCsResponse) GetPcs() []*PCStatus {
+	if x != nil {
+		return x.Pcs
+	}
+	return nil
+}
+
+type PCStatus struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // "" where attestd serves one
+	Session       string                 `protobuf:"bytes,2,opt,name=session,proto3" json:"session,omitempty"`
+	State         TrustState             `protobuf:"varint,3,opt,name=state,proto3,enum=portcullis.v1.TrustState" json:"state,omitempty"`
+	Tier          string                 `protobuf:"bytes,4,opt,name=tier,proto3" json:"tier,omitempty"`
+	NotAfterMs    int64                  `protobuf:"varint,5,opt,name=not_after_ms,json=notAfterMs,proto3" json:"not_after_ms,omitempty"`
+	Challenges    uint64                 `protobuf:"varint,6,opt,name=challenges,proto3" json:"challenges,omitempty"`
+	Failures      uint64                 `protobuf:"varint,7,opt,name=failures,proto3" json:"failures,omitempty"`
+	Agent         bool                   `protobuf:"varint,8,opt,name=agent,proto3" json:"agent,omitempty"` // its channel is up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PCStatus) Reset() {
+	*x = PCStatus{}
+	mi := &file_portcullis_v1_attest_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PCStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PCStatus) ProtoMessage() {}
+
+func (x *PCStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_portcullis_v1_attest_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PCStatus.ProtoReflect.Descriptor instead.
+func (*PCStatus) Descriptor() ([]byte, []int) {
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PCStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PCStatus) GetSession() string {
+	if x != nil {
+		return x.Session
+	}
+	return ""
+}
+
+func (x *PCStatus) GetState() TrustState {
+	if x != nil {
+		return x.State
+	}
+	return TrustState_TRUST_STATE_UNSPECIFIED
+}
+
+func (x *PCStatus) GetTier() string {
+	if x != nil {
+		return x.Tier
+	}
+	return ""
+}
+
+func (x *PCStatus) GetNotAfterMs() int64 {
+	if x != nil {
+		return x.NotAfterMs
+	}
+	return 0
+}
+
+func (x *PCStatus) GetChallenges() uint64 {
+	if x != nil {
+		return x.Challenges
+	}
+	return 0
+}
+
+func (x *PCStatus) GetFailures() uint64 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *PCStatus) GetAgent() bool {
+	if x != nil {
+		return x.Agent
+	}
+	return false
+}
+
 type GetVerdictRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pc            string                 `protobuf:"bytes,1,opt,name=pc,proto3" json:"pc,omitempty"` // name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetVerdictRequest) Reset() {
 	*x = GetVerdictRequest{}
-	mi := &file_portcullis_v1_attest_proto_msgTypes[1]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -175,7 +356,7 @@ func (x *GetVerdictRequest) String() string {
 func (*GetVerdictRequest) ProtoMessage() {}
 
 func (x *GetVerdictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_attest_proto_msgTypes[1]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -188,7 +369,14 @@ func (x *GetVerdictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerdictRequest.ProtoReflect.Descriptor instead.
 func (*GetVerdictRequest) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{1}
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetVerdictRequest) GetPc() string {
+	if x != nil {
+		return x.Pc
+	}
+	return ""
 }
 
 type GetVerdictResponse struct {
@@ -208,13 +396,14 @@ type GetVerdictResponse struct {
 	KtextMaskedBytes uint64                 `protobuf:"varint,13,opt,name=ktext_masked_bytes,json=ktextMaskedBytes,proto3" json:"ktext_masked_bytes,omitempty"`
 	KtextTotalBytes  uint64                 `protobuf:"varint,14,opt,name=ktext_total_bytes,json=ktextTotalBytes,proto3" json:"ktext_total_bytes,omitempty"`
 	Warnings         []string               `protobuf:"bytes,15,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Pc               string                 `protobuf:"bytes,16,opt,name=pc,proto3" json:"pc,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
 
 func (x *GetVerdictResponse) Reset() {
 	*x = GetVerdictResponse{}
-	mi := &file_portcullis_v1_attest_proto_msgTypes[2]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +415,7 @@ func (x *GetVerdictResponse) String() string {
 func (*GetVerdictResponse) ProtoMessage() {}
 
 func (x *GetVerdictResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_attest_proto_msgTypes[2]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +428,7 @@ func (x *GetVerdictResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVerdictResponse.ProtoReflect.Descriptor instead.
 func (*GetVerdictResponse) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{2}
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetVerdictResponse) GetSession() string {
@@ -347,15 +536,23 @@ func (x *GetVerdictResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *GetVerdictResponse) GetPc() string {
+	if x != nil {
+		return x.Pc
+	}
+	return ""
+}
+
 type GetResultRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pc            string                 `protobuf:"bytes,1,opt,name=pc,proto3" json:"pc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetResultRequest) Reset() {
 	*x = GetResultRequest{}
-	mi := &file_portcullis_v1_attest_proto_msgTypes[3]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -367,7 +564,7 @@ func (x *GetResultRequest) String() string {
 func (*GetResultRequest) ProtoMessage() {}
 
 func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_attest_proto_msgTypes[3]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -380,7 +577,14 @@ func (x *GetResultRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultRequest.ProtoReflect.Descriptor instead.
 func (*GetResultRequest) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{3}
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GetResultRequest) GetPc() string {
+	if x != nil {
+		return x.Pc
+	}
+	return ""
 }
 
 type GetResultResponse struct {
@@ -393,7 +597,7 @@ type GetResultResponse struct {
 
 func (x *GetResultResponse) Reset() {
 	*x = GetResultResponse{}
-	mi := &file_portcullis_v1_attest_proto_msgTypes[4]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -405,7 +609,7 @@ func (x *GetResultResponse) String() string {
 func (*GetResultResponse) ProtoMessage() {}
 
 func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_attest_proto_msgTypes[4]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -418,7 +622,7 @@ func (x *GetResultResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResultResponse.ProtoReflect.Descriptor instead.
 func (*GetResultResponse) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{4}
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GetResultResponse) GetJwt() string {
@@ -441,13 +645,14 @@ type AskRequest struct {
 	Context       string                 `protobuf:"bytes,2,opt,name=context,proto3" json:"context,omitempty"`       // what the answer is for, for instance "before:task-7"; at most 256 bytes
 	Probes        []string               `protobuf:"bytes,3,rep,name=probes,proto3" json:"probes,omitempty"`         // to be asked in any case, out of those that are allowed
 	Checkpoint    string                 `protobuf:"bytes,4,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // of the verdict log, known from before: shown to be continued
+	Pc            string                 `protobuf:"bytes,5,opt,name=pc,proto3" json:"pc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AskRequest) Reset() {
 	*x = AskRequest{}
-	mi := &file_portcullis_v1_attest_proto_msgTypes[5]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -459,7 +664,7 @@ func (x *AskRequest) String() string {
 func (*AskRequest) ProtoMessage() {}
 
 func (x *AskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_attest_proto_msgTypes[5]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -472,7 +677,7 @@ func (x *AskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskRequest.ProtoReflect.Descriptor instead.
 func (*AskRequest) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{5}
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AskRequest) GetNonce() []byte {
@@ -503,6 +708,13 @@ func (x *AskRequest) GetCheckpoint() string {
 	return ""
 }
 
+func (x *AskRequest) GetPc() string {
+	if x != nil {
+		return x.Pc
+	}
+	return ""
+}
+
 type AskResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Jwt           string                 `protobuf:"bytes,1,opt,name=jwt,proto3" json:"jwt,omitempty"`
@@ -516,7 +728,7 @@ type AskResponse struct {
 
 func (x *AskResponse) Reset() {
 	*x = AskResponse{}
-	mi := &file_portcullis_v1_attest_proto_msgTypes[6]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +740,7 @@ func (x *AskResponse) String() string {
 func (*AskResponse) ProtoMessage() {}
 
 func (x *AskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_portcullis_v1_attest_proto_msgTypes[6]
+	mi := &file_portcullis_v1_attest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +753,7 @@ func (x *AskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AskResponse.ProtoReflect.Descriptor instead.
 func (*AskResponse) Descriptor() ([]byte, []int) {
-	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{6}
+	return file_portcullis_v1_attest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AskResponse) GetJwt() string {
@@ -589,8 +801,24 @@ const file_portcullis_v1_attest_proto_rawDesc = "" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x14\n" +
 	"\x05probe\x18\x03 \x01(\tR\x05probe\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x13\n" +
-	"\x11GetVerdictRequest\"\x96\x04\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"\x10\n" +
+	"\x0eListPCsRequest\"<\n" +
+	"\x0fListPCsResponse\x12)\n" +
+	"\x03pcs\x18\x01 \x03(\v2\x17.portcullis.v1.PCStatusR\x03pcs\"\xf1\x01\n" +
+	"\bPCStatus\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\asession\x18\x02 \x01(\tR\asession\x12/\n" +
+	"\x05state\x18\x03 \x01(\x0e2\x19.portcullis.v1.TrustStateR\x05state\x12\x12\n" +
+	"\x04tier\x18\x04 \x01(\tR\x04tier\x12 \n" +
+	"\fnot_after_ms\x18\x05 \x01(\x03R\n" +
+	"notAfterMs\x12\x1e\n" +
+	"\n" +
+	"challenges\x18\x06 \x01(\x04R\n" +
+	"challenges\x12\x1a\n" +
+	"\bfailures\x18\a \x01(\x04R\bfailures\x12\x14\n" +
+	"\x05agent\x18\b \x01(\bR\x05agent\"#\n" +
+	"\x11GetVerdictRequest\x12\x0e\n" +
+	"\x02pc\x18\x01 \x01(\tR\x02pc\"\xa6\x04\n" +
 	"\x12GetVerdictResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.portcullis.v1.TrustStateR\x05state\x12\x12\n" +
@@ -610,11 +838,13 @@ const file_portcullis_v1_attest_proto_rawDesc = "" +
 	"\x0fevidence_digest\x18\f \x01(\fR\x0eevidenceDigest\x12,\n" +
 	"\x12ktext_masked_bytes\x18\r \x01(\x04R\x10ktextMaskedBytes\x12*\n" +
 	"\x11ktext_total_bytes\x18\x0e \x01(\x04R\x0fktextTotalBytes\x12\x1a\n" +
-	"\bwarnings\x18\x0f \x03(\tR\bwarnings\"\x12\n" +
-	"\x10GetResultRequest\"7\n" +
+	"\bwarnings\x18\x0f \x03(\tR\bwarnings\x12\x0e\n" +
+	"\x02pc\x18\x10 \x01(\tR\x02pc\"\"\n" +
+	"\x10GetResultRequest\x12\x0e\n" +
+	"\x02pc\x18\x01 \x01(\tR\x02pc\"7\n" +
 	"\x11GetResultResponse\x12\x10\n" +
 	"\x03jwt\x18\x01 \x01(\tR\x03jwt\x12\x10\n" +
-	"\x03cwt\x18\x02 \x01(\fR\x03cwt\"t\n" +
+	"\x03cwt\x18\x02 \x01(\fR\x03cwt\"\x84\x01\n" +
 	"\n" +
 	"AskRequest\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\fR\x05nonce\x12\x18\n" +
@@ -622,7 +852,8 @@ const file_portcullis_v1_attest_proto_rawDesc = "" +
 	"\x06probes\x18\x03 \x03(\tR\x06probes\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x04 \x01(\tR\n" +
-	"checkpoint\"\x7f\n" +
+	"checkpoint\x12\x0e\n" +
+	"\x02pc\x18\x05 \x01(\tR\x02pc\"\x7f\n" +
 	"\vAskResponse\x12\x10\n" +
 	"\x03jwt\x18\x01 \x01(\tR\x03jwt\x12\x10\n" +
 	"\x03cwt\x18\x02 \x01(\fR\x03cwt\x12\x14\n" +
@@ -636,8 +867,9 @@ const file_portcullis_v1_attest_proto_rawDesc = "" +
 	"\x15TRUST_STATE_ENROLLING\x10\x02\x12\x17\n" +
 	"\x13TRUST_STATE_TRUSTED\x10\x03\x12\x17\n" +
 	"\x13TRUST_STATE_SUSPECT\x10\x04\x12\x1b\n" +
-	"\x17TRUST_STATE_QUARANTINED\x10\x052\xe9\x01\n" +
-	"\x06Attest\x12Q\n" +
+	"\x17TRUST_STATE_QUARANTINED\x10\x052\xb3\x02\n" +
+	"\x06Attest\x12H\n" +
+	"\aListPCs\x12\x1d.portcullis.v1.ListPCsRequest\x1a\x1e.portcullis.v1.ListPCsResponse\x12Q\n" +
 	"\n" +
 	"GetVerdict\x12 .portcullis.v1.GetVerdictRequest\x1a!.portcullis.v1.GetVerdictResponse\x12N\n" +
 	"\tGetResult\x12\x1f.portcullis.v1.GetResultRequest\x1a .portcullis.v1.GetResultResponse\x12<\n" +
@@ -656,31 +888,38 @@ func file_portcullis_v1_attest_proto_rawDescGZIP() []byte {
 }
 
 var file_portcullis_v1_attest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_portcullis_v1_attest_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_portcullis_v1_attest_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_portcullis_v1_attest_proto_goTypes = []any{
 	(TrustState)(0),            // 0: portcullis.v1.TrustState
 	(*Finding)(nil),            // 1: portcullis.v1.Finding
-	(*GetVerdictRequest)(nil),  // 2: portcullis.v1.GetVerdictRequest
-	(*GetVerdictResponse)(nil), // 3: portcullis.v1.GetVerdictResponse
-	(*GetResultRequest)(nil),   // 4: portcullis.v1.GetResultRequest
-	(*GetResultResponse)(nil),  // 5: portcullis.v1.GetResultResponse
-	(*AskRequest)(nil),         // 6: portcullis.v1.AskRequest
-	(*AskResponse)(nil),        // 7: portcullis.v1.AskResponse
+	(*ListPCsRequest)(nil),     // 2: portcullis.v1.ListPCsRequest
+	(*ListPCsResponse)(nil),    // 3: portcullis.v1.ListPCsResponse
+	(*PCStatus)(nil),           // 4: portcullis.v1.PCStatus
+	(*GetVerdictRequest)(nil),  // 5: portcullis.v1.GetVerdictRequest
+	(*GetVerdictResponse)(nil), // 6: portcullis.v1.GetVerdictResponse
+	(*GetResultRequest)(nil),   // 7: portcullis.v1.GetResultRequest
+	(*GetResultResponse)(nil),  // 8: portcullis.v1.GetResultResponse
+	(*AskRequest)(nil),         // 9: portcullis.v1.AskRequest
+	(*AskResponse)(nil),        // 10: portcullis.v1.AskResponse
 }
 var file_portcullis_v1_attest_proto_depIdxs = []int32{
-	0, // 0: portcullis.v1.GetVerdictResponse.state:type_name -> portcullis.v1.TrustState
-	1, // 1: portcullis.v1.GetVerdictResponse.findings:type_name -> portcullis.v1.Finding
-	2, // 2: portcullis.v1.Attest.GetVerdict:input_type -> portcullis.v1.GetVerdictRequest
-	4, // 3: portcullis.v1.Attest.GetResult:input_type -> portcullis.v1.GetResultRequest
-	6, // 4: portcullis.v1.Attest.Ask:input_type -> portcullis.v1.AskRequest
-	3, // 5: portcullis.v1.Attest.GetVerdict:output_type -> portcullis.v1.GetVerdictResponse
-	5, // 6: portcullis.v1.Attest.GetResult:output_type -> portcullis.v1.GetResultResponse
-	7, // 7: portcullis.v1.Attest.Ask:output_type -> portcullis.v1.AskResponse
-	5, // [5:8] is the sub-list for method output_type
-	2, // [2:5] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4,  // 0: portcullis.v1.ListPCsResponse.pcs:type_name -> portcullis.v1.PCStatus
+	0,  // 1: portcullis.v1.PCStatus.state:type_name -> portcullis.v1.TrustState
+	0,  // 2: portcullis.v1.GetVerdictResponse.state:type_name -> portcullis.v1.TrustState
+	1,  // 3: portcullis.v1.GetVerdictResponse.findings:type_name -> portcullis.v1.Finding
+	2,  // 4: portcullis.v1.Attest.ListPCs:input_type -> portcullis.v1.ListPCsRequest
+	5,  // 5: portcullis.v1.Attest.GetVerdict:input_type -> portcullis.v1.GetVerdictRequest
+	7,  // 6: portcullis.v1.Attest.GetResult:input_type -> portcullis.v1.GetResultRequest
+	9,  // 7: portcullis.v1.Attest.Ask:input_type -> portcullis.v1.AskRequest
+	3,  // 8: portcullis.v1.Attest.ListPCs:output_type -> portcullis.v1.ListPCsResponse
+	6,  // 9: portcullis.v1.Attest.GetVerdict:output_type -> portcullis.v1.GetVerdictResponse
+	8,  // 10: portcullis.v1.Attest.GetResult:output_type -> portcullis.v1.GetResultResponse
+	10, // 11: portcullis.v1.Attest.Ask:output_type -> portcullis.v1.AskResponse
+	8,  // [8:12] is the sub-list for method output_type
+	4,  // [4:8] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_portcullis_v1_attest_proto_init() }
@@ -694,7 +933,7 @@ func file_portcullis_v1_attest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_portcullis_v1_attest_proto_rawDesc), len(file_portcullis_v1_attest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   7,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -33,6 +33,8 @@ const (
 // reflection-formatted method names, remove the leading slash and convert the remaining slash to a
 // period.
 const (
+	// AttestListPCsProcedure is the fully-qualified name of the Attest's ListPCs RPC.
+	AttestListPCsProcedure = "/portcullis.v1.Attest/ListPCs"
 	// AttestGetVerdictProcedure is the fully-qualified name of the Attest's GetVerdict RPC.
 	AttestGetVerdictProcedure = "/portcullis.v1.Attest/GetVerdict"
 	// AttestGetResultProcedure is the fully-qualified name of the Attest's GetResult RPC.
@@ -43,6 +45,8 @@ const (
 
 // AttestClient is a client for the portcullis.v1.Attest service.
 type AttestClient interface {
+	// ListPCs tells of every PC that attestd serves, sorted by name.
+	ListPCs(context.Context, *connect.Request[v1.ListPCsRequest]) (*connect.Response[v1.ListPCsResponse], error)
 	GetVerdict(context.Context, *connect.Request[v1.GetVerdictRequest]) (*connect.Response[v1.GetVerdictResponse], error)
 	// GetResult signs what is believed now; the PC is not asked for it.
 	GetResult(context.Context, *connect.Request[v1.GetResultRequest]) (*connect.Response[v1.GetResultResponse], error)
@@ -62,6 +66,12 @@ func NewAttestClient(httpClient connect.HTTPClient, baseURL string, opts ...conn
 	baseURL = strings.TrimRight(baseURL, "/")
 	attestMethods := v1.File_portcullis_v1_attest_proto.Services().ByName("Attest").Methods()
 	return &attestClient{
+		listPCs: connect.NewClient[v1.ListPCsRequest, v1.ListPCsResponse](
+			httpClient,
+			baseURL+AttestListPCsProcedure,
+			connect.WithSchema(attestMethods.ByName("ListPCs")),
+			connect.WithClientOptions(opts...),
+		),
 		getVerdict: connect.NewClient[v1.GetVerdictRequest, v1.GetVerdictResponse](
 			httpClient,
 			baseURL+AttestGetVerdictProcedure,
@@ -85,9 +95,15 @@ func NewAttestClient(httpClient connect.HTTPClient, baseURL string, opts ...conn
 
 // attestClient implements AttestClient.
 type attestClient struct {
+	listPCs    *connect.Client[v1.ListPCsRequest, v1.ListPCsResponse]
 	getVerdict *connect.Client[v1.GetVerdictRequest, v1.GetVerdictResponse]
 	getResult  *connect.Client[v1.GetResultRequest, v1.GetResultResponse]
 	ask        *connect.Client[v1.AskRequest, v1.AskResponse]
+}
+
+// ListPCs calls portcullis.v1.Attest.ListPCs.
+func (c *attestClient) ListPCs(ctx context.Context, req *connect.Request[v1.ListPCsRequest]) (*connect.Response[v1.ListPCsResponse], error) {
+	return c.listPCs.CallUnary(ctx, req)
 }
 
 // GetVerdict calls portcullis.v1.Attest.GetVerdict.
@@ -107,6 +123,8 @@ func (c *attestClient) Ask(ctx context.Context, req *connect.Request[v1.AskReque
 
 // AttestHandler is an implementation of the portcullis.v1.Attest service.
 type AttestHandler interface {
+	// ListPCs tells of every PC that attestd serves, sorted by name.
+	ListPCs(context.Context, *connect.Request[v1.ListPCsRequest]) (*connect.Response[v1.ListPCsResponse], error)
 	GetVerdict(context.Context, *connect.Request[v1.GetVerdictRequest]) (*connect.Response[v1.GetVerdictResponse], error)
 	// GetResult signs what is believed now; the PC is not asked for it.
 	GetResult(context.Context, *connect.Request[v1.GetResultRequest]) (*connect.Response[v1.GetResultResponse], error)
@@ -122,6 +140,12 @@ type AttestHandler interface {
 // and JSON codecs. They also support gzip compression.
 func NewAttestHandler(svc AttestHandler, opts ...connect.HandlerOption) (string, http.Handler) {
 	attestMethods := v1.File_portcullis_v1_attest_proto.Services().ByName("Attest").Methods()
+	attestListPCsHandler := connect.NewUnaryHandler(
+		AttestListPCsProcedure,
+		svc.ListPCs,
+		connect.WithSchema(attestMethods.ByName("ListPCs")),
+		connect.WithHandlerOptions(opts...),
+	)
 	attestGetVerdictHandler := connect.NewUnaryHandler(
 		AttestGetVerdictProcedure,
 		svc.GetVerdict,
@@ -142,6 +166,8 @@ func NewAttestHandler(svc AttestHandler, opts ...connect.HandlerOption) (string,
 	)
 	return "/portcullis.v1.Attest/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
+		case AttestListPCsProcedure:
+			attestListPCsHandler.ServeHTTP(w, r)
 		case AttestGetVerdictProcedure:
 			attestGetVerdictHandler.ServeHTTP(w, r)
 		case AttestGetResultProcedure:
@@ -156,6 +182,10 @@ func NewAttestHandler(svc AttestHandler, opts ...connect.HandlerOption) (string,
 
 // UnimplementedAttestHandler returns CodeUnimplemented from all methods.
 type UnimplementedAttestHandler struct{}
+
+func (UnimplementedAttestHandler) ListPCs(context.Context, *connect.Request[v1.ListPCsRequest]) (*connect.Response[v1.ListPCsResponse], error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Attest.ListPCs is not implemented"))
+}
 
 func (UnimplementedAttestHandler) GetVerdict(context.Context, *connect.Request[v1.GetVerdictRequest]) (*connect.Response[v1.GetVerdictResponse], error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("portcullis.v1.Attest.GetVerdict is not implemented"))
