@@ -331,6 +331,12 @@ func (l *Lab) Exec(ctx context.Context, argv ...string) (channel.Response, error
 	return channel.Run(ctx, qemu.ChannelSocket(l.place.file("pc")), channel.Request{Argv: argv})
 }
 
+// ExecIn is Exec with bytes on the command's standard input and a time after which
+// it is killed.
+func (l *Lab) ExecIn(ctx context.Context, stdin []byte, limit time.Duration, argv ...string) (channel.Response, error) {
+	return channel.Run(ctx, qemu.ChannelSocket(l.place.file("pc")), channel.Request{Argv: argv, Stdin: stdin, LimitMS: limit.Milliseconds()})
+}
+
 // World asks what has reached the internet behind the gateway.
 func (l *Lab) World(ctx context.Context) (world.Report, error) {
 	return world.Get(ctx, l.place.world())

@@ -25,6 +25,7 @@ type Settings struct {
 	Deadline    time.Duration
 	Rekey       time.Duration
 	OperatorKey string // base64 Ed25519 public key: who may approve fingerprints
+	Containers  []string // approved images: SHA-256 of their configurations, hex
 }
 
 // defaultSettings keeps the product's defaults where a lab can live with them.
@@ -69,6 +70,7 @@ attest:
   min_gap: 200ms
   deadline: {{.Deadline}}
   rekey: {{.Rekey}}
+  containers: [{{range $i, $c := .Containers}}{{if $i}}, {{end}}"{{$c}}"{{end}}]
   allowed_uids: {{.UIDs}}
   operator_keys: [{{printf "%q" .OperatorKey}}]
 `))

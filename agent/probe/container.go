@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"portcullis/attestserver/protocol"
 )
@@ -42,27 +43,51 @@ func (p *Container) Run(ctx context.Context, key protocol.OpKey, params []byte) 
 	}
 	var d protocol.ContainerData
 	running, err := p.inContainers(ctx, &d)
+	// What the runtime starts inside of a container that runs is in its walls a moment
+	// before it is in its control group.
+	for try := 0; err == nil && len(d.Strays) > 0 && try < strayTries; try++ {
+		select {
+		case <-ctx.Done():
+		case <-time.After(strayWait):
+		}
+		before := d.Strays
+		d.Strays = nil
+		if running, err = p.inContainers(ctx, &d); err == nil {
+			d.Strays = slices.DeleteFunc(d.Strays, func(s protocol.Stray) bool {
+				return !slices.ContainsFunc(before, func(o protocol.Stray) bool { return o.PID == s.PID })
+			})
+		}
+	}
 	if err != nil {
 		return protocol.Output{}, err
 	}
-	for id := range running {
+	for id, pids := range running {
 		if err := alive(ctx); err != nil {
 			return protocol.Output{}, err
 		}
 		if len(d.Containers) == protocol.MaxContainers {
 			return protocol.Output{}, fmt.Errorf("more than %d containers", protocol.MaxContainers)
 		}
-		d.Containers = append(d.Containers, p.container(id))
+		c := p.container(id)
+		if c.Image == "" && !slices.ContainsFunc(pids, func(pid int) bool {
+			return containerOf(optional(p.Proc, strconv.Itoa(pid), "cgroup")) == id
+		}) {
+			continue // it has ended, and the runtime has forgotten it
+		}
+		d.Containers = append(d.Containers, c)
 	}
 	slices.SortFunc(d.Containers, func(a, b protocol.Container) int { return cmp.Compare(a.ID, b.ID) })
 	return answer(key, p.Name(), params, d)
 }
 
-// scope is the control group that Docker with systemd, or by itself, gives a container.
-var scope = regexp.MustCompile(`/(?:docker-([0-9a-f]{64})\.scope|docker/([0-9a-f]{64}))(?:/|$)`)
+// A process behind walls that belongs to no container is looked at again that often.
+const (
+	strayTries = 4
+	strayWait  = 250 * time.Millisecond
+)
 
-// inContainers walks all processes: ids of containers that have some, and strays.
-func (p *Container) inContainers(ctx context.Context, d *protocol.ContainerData) (map[string]bool, error) {
+// inContainers walks all processes: containers with their processes, and strays.
+func (p *Container) inContainers(ctx context.Context, d *protocol.ContainerData) (map[string][]int, error) {
 	first, err := os.Readlink(filepath.Join(p.Proc, "1/ns/pid"))
 	if err != nil {
 		return nil, err
@@ -71,7 +96,7 @@ func (p *Container) inContainers(ctx context.Context, d *protocol.ContainerData)
 	if err != nil {
 		return nil, err
 	}
-	running := map[string]bool{}
+	running := map[string][]int{}
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -85,8 +110,8 @@ func (p *Container) inContainers(ctx context.Context, d *protocol.ContainerData)
 			continue // it has ended
 		}
 		group := optional(p.Proc, e.Name(), "cgroup")
-		if m := scope.FindStringSubmatch(group); m != nil {
-			running[cmp.Or(m[1], m[2])] = true
+		if id := containerOf(group); id != "" {
+			running[id] = append(running[id], pid)
 			continue
 		}
 		if space != first && len(d.Strays) < protocol.MaxContainers {
@@ -108,8 +133,8 @@ func (p *Container) container(id string) protocol.Container {
 	if decodeLoose(p.docker("containers", id, "config.v2.json"), &config) != nil || decodeLoose(p.docker("containers", id, "hostconfig.json"), &host) != nil {
 		return c
 	}
-	image, ok := strings.CutPrefix(config.Image, "sha256:")
-	if !ok || !isDigest(image) {
+	image := config.digest()
+	if image == "" {
 		return c
 	}
 	c.Image, c.Command = image, clean(strings.Join(append([]string{config.Path}, config.Args...), " "))

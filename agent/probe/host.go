@@ -38,6 +38,8 @@ type Host struct {
 	Special func(fstype, name string) ([]byte, error)
 	// Stat describes the file that a link below /proc leads to; nil asks the kernel.
 	Stat func(link string) (FileStat, error)
+	// Content opens that file; nil asks the kernel.
+	Content func(link string) (io.ReadCloser, error)
 	// TPM opens the TPM 2.0; nil opens tpmrm0 in Dev. fs.ErrNotExist where there is none.
 	TPM func() (transport.TPMCloser, error)
 	// TSM opens the kernel's reports of confidential machines, and what closes it
@@ -85,6 +87,9 @@ func (h Host) withDefaults() Host {
 	if h.Stat == nil {
 		h.Stat = statFile
 	}
+	if h.Content == nil {
+		h.Content = openFile
+	}
 	if h.TPM == nil {
 		h.TPM = h.openTPM
 	}
@@ -125,10 +130,11 @@ type FileStat struct {
 // All returns every probe, each on the same machine.
 func All(h Host) []protocol.Probe {
 	h = h.withDefaults()
+	l := newLayers(h)
 	return []protocol.Probe{
-		&Boot{h}, &Block{h}, &Procs{h}, &Pmem{h}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h}, &Tpm{Host: h}, &Tsm{h},
+		&Boot{h}, &Block{h}, &Procs{h, l}, &Pmem{h, l}, &Modules{h}, &Net{h}, &Hw{h}, &Ktext{Host: h}, &Tpm{Host: h}, &Tsm{h},
 		&Krodata{h}, &Trace{h}, NewUevent(h), &Files{h},
-		&Time{h}, &Noise{Host: h}, &Container{h}, &Ima{h},
+		&Time{h}, &Noise{Host: h}, &Container{h}, &Ima{h, l},
 	}
 }
 

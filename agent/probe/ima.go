@@ -8,8 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"portcullis/attestserver/protocol"
 )
@@ -22,9 +24,15 @@ import (
 // ended between two challenges, wherever it lay, and a file of the image that was
 // changed before it ran.
 //
+// What the list does not say is where a path counts from. Of each entry the images
+// of containers are named that hold this content.
+//
 // It cannot see code that a program makes in its own memory or reads as data
 // (scripts given to an interpreter), nor what a changed kernel leaves out.
-type Ima struct{ Host }
+type Ima struct {
+	Host
+	layers *layers
+}
 
 // measurements is the list with a SHA-1 of each entry, as the kernel always has
 // it; the name without an ending is a link to it.
@@ -60,7 +68,7 @@ func (p *Ima) Run(ctx context.Context, key protocol.OpKey, params []byte) (proto
 	for _, m := range all[:want.From] {
 		head = protocol.ImaNext(head, m)
 	}
-	rest := all[want.From:]
+	rest := p.fromImages(ctx, all[want.From:])
 	d := protocol.ImaData{From: want.From, HeadFrom: hex.EncodeToString(head[:]), Total: uint64(len(all)),
 		Entries: rest[:min(len(rest), protocol.MaxMeasurements)]}
 	for _, m := range d.Entries {
@@ -71,6 +79,28 @@ func (p *Ima) Run(ctx context.Context, key protocol.OpKey, params []byte) (proto
 		d.Violations, _ = strconv.ParseUint(strings.TrimSpace(string(v)), 10, 64)
 	}
 	return answer(key, p.Name(), params, d)
+}
+
+// readingLimit is how long entries are held back while images of containers are
+// read: nobody can hold them back for ever.
+const readingLimit = 10 * time.Minute
+
+// fromImages names the images of containers that have what was measured. Nothing is told
+// as long as they are read: the next answer has it.
+func (p *Ima) fromImages(ctx context.Context, list []protocol.Measurement) []protocol.Measurement {
+	if len(list) == 0 {
+		return nil
+	}
+	if reading := p.layers.refresh(ctx); reading > 0 && reading < readingLimit {
+		return nil
+	}
+	out := slices.Clone(list)
+	for i, m := range out {
+		if d, err := hex.DecodeString(m.Digest); err == nil && len(d) == 32 {
+			out[i].Images = p.layers.images([32]byte(d), protocol.MaxMeasuredImages)
+		}
+	}
+	return out
 }
 
 // Limits of the kernel's list.

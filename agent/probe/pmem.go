@@ -22,10 +22,17 @@ import (
 // uprobe) and another file under an image file's path, since of that nearly
 // every page differs.
 //
+// Of a container's programs no page is read, because the gateway has not their
+// files: what op procs says of them is a digest of the whole file, and pages that
+// are no longer the file's are told as of any other.
+//
 // It samples what it reads: a file of the page cache that was changed in few
 // bytes, which the kernel's own accounting does not show, is found only in
 // time. Data is not read.
-type Pmem struct{ Host }
+type Pmem struct {
+	Host
+	layers *layers
+}
 
 // Name implements protocol.Probe.
 func (*Pmem) Name() string { return protocol.OpPmem }
@@ -46,6 +53,7 @@ func (p *Pmem) Run(ctx context.Context, key protocol.OpKey, params []byte) (prot
 	if err != nil {
 		return protocol.Output{}, err
 	}
+	p.layers.origins(ctx, s)
 	var d protocol.PmemData
 	m := memories{proc: p.Proc, open: map[int]*os.File{}}
 	defer m.close()
@@ -81,6 +89,9 @@ func picks(s *scan, extra int, start uint64) []pick {
 	for _, f := range s.files {
 		if n := uint64(len(f.holders)); n > 0 {
 			f.holders = slices.Concat(f.holders[start%n:], f.holders[:start%n])
+		}
+		if f.elsewhere {
+			continue
 		}
 		for _, seg := range f.Segments {
 			out = append(out, pick{f, seg, 0})

@@ -17,10 +17,16 @@ import (
 // that was covered by a mount or copied up into the overlay's upper layer, and
 // injected code in anonymous memory.
 //
+// Programs of a container are compared with the files of the image that the
+// runtime's records name, wherever they lie (layers.go).
+//
 // It cannot see scripts (their interpreter is a file of the image), changed
 // data, a program that ran and ended between two challenges, nor processes that
 // the kernel hides. A process that ends while it is read is counted, not judged.
-type Procs struct{ Host }
+type Procs struct {
+	Host
+	layers *layers
+}
 
 // Name implements protocol.Probe.
 func (*Procs) Name() string { return protocol.OpProcs }
@@ -34,7 +40,8 @@ func (p *Procs) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 	if err != nil {
 		return protocol.Output{}, err
 	}
-	d := protocol.ProcsData{Processes: s.processes, Kernel: s.kernel, Anonymous: s.anonymous, Vanished: s.vanished}
+	reading := p.layers.origins(ctx, s)
+	d := protocol.ProcsData{ReadingMS: reading.Milliseconds(), Processes: s.processes, Kernel: s.kernel, Anonymous: s.anonymous, Vanished: s.vanished}
 	for _, f := range s.files {
 		d.Files = append(d.Files, f.File)
 	}

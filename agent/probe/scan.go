@@ -31,11 +31,13 @@ type fileKey struct {
 	path, dev string
 	inode     uint64
 	deleted   bool
+	container string
 }
 
 type mappedFile struct {
 	protocol.File
-	holders []holder
+	holders   []holder
+	elsewhere bool // judged by its digest: the gateway has no such file
 }
 
 // holder is where a process has a segment in its memory.
@@ -75,7 +77,7 @@ func (h Host) walk(ctx context.Context) (*scan, error) {
 	}
 	s.files = slices.DeleteFunc(s.files, func(f *mappedFile) bool { return f.FSType == "" && !h.stillHeld(f) })
 	slices.SortFunc(s.files, func(a, b *mappedFile) int {
-		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.Dev, b.Dev), cmp.Compare(a.Inode, b.Inode))
+		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.Dev, b.Dev), cmp.Compare(a.Inode, b.Inode), strings.Compare(a.Container, b.Container))
 	})
 	return s, nil
 }
@@ -111,10 +113,11 @@ func (s *scan) add(ctx context.Context, h Host, pid int) error {
 	if len(s.processes) == protocol.MaxProcesses {
 		return fmt.Errorf("more than %d processes", protocol.MaxProcesses)
 	}
-	s.processes = append(s.processes, protocol.Process{PID: pid, PPID: st.ppid, Start: st.start,
-		Comm: clean(st.comm), Exe: clean(exe), Tracer: h.tracer(pid)})
+	p := protocol.Process{PID: pid, PPID: st.ppid, Start: st.start,
+		Comm: clean(st.comm), Exe: clean(exe), Tracer: h.tracer(pid), Container: h.walls(dir)}
+	s.processes = append(s.processes, p)
 	for _, m := range mappings {
-		if err := s.mapping(h, pid, dir, st.start, m); err != nil {
+		if err := s.mapping(h, p, dir, m); err != nil {
 			return err
 		}
 	}
@@ -192,7 +195,8 @@ func (h Host) maps(pid int, st procStat) (maps, dir string, err error) {
 	return string(b), dir, err
 }
 
-func (s *scan) mapping(h Host, pid int, dir string, start uint64, m mapping) error {
+func (s *scan) mapping(h Host, p protocol.Process, dir string, m mapping) error {
+	pid := p.PID
 	if m.inode == 0 && (m.path == "[vdso]" || m.path == "[vsyscall]") {
 		return nil // code that the kernel itself puts there
 	}
@@ -203,7 +207,7 @@ func (s *scan) mapping(h Host, pid int, dir string, start uint64, m mapping) err
 		s.anonymous = append(s.anonymous, protocol.Anonymous{PID: pid, Start: m.start, Length: m.end - m.start, Label: clean(m.path)})
 		return nil
 	}
-	f, err := s.file(h, dir, m)
+	f, err := s.file(h, dir, p.Container, m)
 	if err != nil {
 		return err
 	}
@@ -223,7 +227,7 @@ func (s *scan) mapping(h Host, pid int, dir string, start uint64, m mapping) err
 		f.PIDs = append(f.PIDs, pid)
 	}
 	if len(f.holders) < maxHolders {
-		f.holders = append(f.holders, holder{pid, dir, start, m.start, m.end, seg})
+		f.holders = append(f.holders, holder{pid, dir, p.Start, m.start, m.end, seg})
 	}
 	return nil
 }
@@ -234,8 +238,8 @@ func roundUp(size int64) uint64 {
 
 // file describes the file of a mapping. A process that ends meanwhile leaves a
 // description without a file system, which the next one that maps it completes.
-func (s *scan) file(h Host, dir string, m mapping) (*mappedFile, error) {
-	k := fileKey{dev: m.dev, inode: m.inode}
+func (s *scan) file(h Host, dir, container string, m mapping) (*mappedFile, error) {
+	k := fileKey{dev: m.dev, inode: m.inode, container: container}
 	k.path, k.deleted = strings.CutSuffix(m.path, deletedSuffix)
 	f := s.index[k]
 	if f != nil && f.FSType != "" {
@@ -245,7 +249,7 @@ func (s *scan) file(h Host, dir string, m mapping) (*mappedFile, error) {
 		if len(s.files) == protocol.MaxFiles {
 			return nil, fmt.Errorf("more than %d executable files are mapped", protocol.MaxFiles)
 		}
-		f = &mappedFile{File: protocol.File{Path: clean(k.path), Deleted: k.deleted, Dev: k.dev, Inode: k.inode}}
+		f = &mappedFile{File: protocol.File{Path: clean(k.path), Deleted: k.deleted, Dev: k.dev, Inode: k.inode, Container: container}}
 		s.index[k] = f
 		s.files = append(s.files, f)
 	}

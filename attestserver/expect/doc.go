@@ -71,11 +71,11 @@ func (o Options) All(img *protocol.Image) ([]protocol.Expectation, error) {
 		return nil, fmt.Errorf("image %s: %w", img.Dir, err)
 	}
 	all := []protocol.Expectation{
-		&Hw{user{im}}, &Boot{user{im}}, &Block{user{im}}, &Procs{user{im}}, &Pmem{user{im}},
+		&Hw{user{im}}, &Boot{user{im}}, &Block{user{im}}, &Procs{user: user{im}, tasks: tasks{approved: o.Containers}}, &Pmem{user{im}},
 		&Modules{user{im}}, &Net{user{im}}, &Ktext{user{im}}, &Tpm{user{im}}, &Tsm{user{im}},
 		&Krodata{user{im}}, &Trace{user{im}}, &Uevent{user{im}},
 		&Files{user: user{im}}, &Time{user: user{im}, now: time.Now}, &Container{user: user{im}, approved: o.Containers},
-		&Ima{user: user{im}, tasks: len(o.Containers) > 0},
+		&Ima{user: user{im}, tasks: tasks{approved: o.Containers}},
 	}
 	if o.Noise > 0 {
 		all = append(all, &Noise{user: user{im}, size: o.Noise})

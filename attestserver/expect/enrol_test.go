@@ -166,23 +166,19 @@ func TestNoise_MustBeResident(t *testing.T) {
 	m.wants(m.twins[protocol.OpNoise].Judge(in), protocol.Fatal, expect.ReasonNoise, "8 random pieces")
 }
 
-// Without approved containers every file that ran must be the image's, also one
-// that has ended and is gone; with them the list cannot tell whose it was.
+// Every file that ran must be the image's, also one that has ended and is gone, and
+// also where containers are approved.
 func TestIma_WhatRanAndEnded(t *testing.T) {
 	for _, tasks := range []bool{false, true} {
 		m := newMachineWith(t, tasks)
-		class := protocol.Fatal
-		if tasks {
-			class = protocol.Info
-		}
 		if f := m.judge(protocol.OpIma); len(f) > 0 {
 			t.Fatalf("%+v", f)
 		}
 		m.measured("/tmp/kit", []byte("evil"))
 		m.measured("/usr/bin/dockerd", []byte("changed"))
 		found := m.judge(protocol.OpIma)
-		m.wants(found, class, expect.ReasonImaUnknown, "/tmp/kit")
-		m.wants(found, class, expect.ReasonImaChanged, "/usr/bin/dockerd")
+		m.wants(found, protocol.Fatal, expect.ReasonImaUnknown, "/tmp/kit")
+		m.wants(found, protocol.Fatal, expect.ReasonImaChanged, "/usr/bin/dockerd")
 		if f := m.judge(protocol.OpIma); len(f) > 0 {
 			t.Errorf("told twice: %+v", f)
 		}

@@ -4,21 +4,17 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"io"
+	"slices"
 	"strings"
-	"sync"
 
 	"portcullis/attestserver/protocol"
 )
 
-// Ima is the twin of probe.Ima: every file that ran must be the image's. Where
-// the configuration approves containers, what runs in them is only noted: the
-// kernel's list does not say where a path counts from.
+// Ima is the twin of probe.Ima: every file that ran must be the image's, or a
+// program of a container image that the configuration approves, which is noted.
 type Ima struct {
 	user
-	tasks bool
-
-	mu      sync.Mutex
-	digests map[string]string // of files of the image, hex
+	tasks
 }
 
 // Name implements protocol.Expectation.
@@ -95,49 +91,24 @@ func (e *Ima) entry(j *judge, m protocol.Measurement) error {
 	if path == "hpc-agent" {
 		path = agentPath
 	}
-	want, found, err := e.expected(path)
+	want, found, err := e.sum(e.image, path)
 	if err != nil {
 		return err
 	}
 	if found && want == m.Digest {
 		return nil
 	}
-	class := protocol.Fatal
-	if e.tasks {
-		class = protocol.Info
+	if runtime, err := e.ofRuntime(e.image, path, m.Digest); err != nil || runtime {
+		return err
+	}
+	if i := slices.IndexFunc(m.Images, func(image string) bool { return slices.Contains(e.approved, image) }); i >= 0 {
+		j.add(protocol.Info, ReasonImaTask, "%s of the approved image %.12s was executed or loaded", m.Path, m.Images[i])
+		return nil
 	}
 	reason := ReasonImaUnknown
 	if found {
 		reason = ReasonImaChanged
 	}
-	j.add(class, reason, "%s with digest %.16s was executed or loaded", m.Path, m.Digest)
+	j.fatal(reason, "%s with digest %.16s was executed or loaded", m.Path, m.Digest)
 	return nil
-}
-
-func (e *Ima) expected(path string) (string, bool, error) {
-	e.mu.Lock()
-	d, ok := e.digests[path]
-	e.mu.Unlock()
-	if ok {
-		return d, true, nil
-	}
-	_, found, err := e.inImage(path)
-	if err != nil {
-		return "", false, err
-	}
-	if !found {
-		return "", false, nil
-	}
-	sum, err := e.digest(path)
-	if err != nil {
-		return "", false, err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.digests == nil {
-		e.digests = map[string]string{}
-	}
-	d = hex.EncodeToString(sum)
-	e.digests[path] = d
-	return d, true, nil
 }

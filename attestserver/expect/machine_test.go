@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -55,6 +56,7 @@ type machine struct {
 	idt      []byte            // the interrupt table
 	links    []protocol.Link
 	stats    map[string]probe.FileStat
+	contents map[string][]byte // of mapped files
 	verity   protocol.Verity
 	special  map[string]string
 	bpf      []protocol.BPFObject
@@ -75,7 +77,7 @@ func newMachine(t testing.TB) *machine {
 // newMachineWith makes a machine whose gateway approves testTask, or no container.
 func newMachineWith(t testing.TB, tasks bool) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, uptime: 20 * time.Second, tsc: 3_000_000,
+	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, contents: map[string][]byte{}, uptime: 20 * time.Second, tsc: 3_000_000,
 		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}
 	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), Entry: entry,
 		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
@@ -87,8 +89,15 @@ func newMachineWith(t testing.TB, tasks bool) *machine {
 		Uptime: func() time.Duration { return m.uptime },
 		TSC:    func() uint64 { return m.tsc },
 		Stat:   m.stat,
-		BPF:    func() ([]protocol.BPFObject, error) { return slices.Clone(m.bpf), nil },
-		Keys:   func(serial int) ([]string, error) { return slices.Clone(m.keys[serial]), nil },
+		Content: func(link string) (io.ReadCloser, error) {
+			rel, err := filepath.Rel(m.host.Proc, link)
+			if b, ok := m.contents[rel]; ok && err == nil {
+				return io.NopCloser(bytes.NewReader(b)), nil
+			}
+			return nil, fs.ErrNotExist
+		},
+		BPF:  func() ([]protocol.BPFObject, error) { return slices.Clone(m.bpf), nil },
+		Keys: func(serial int) ([]string, error) { return slices.Clone(m.keys[serial]), nil },
 		Uevents: func() (func() ([]byte, error), error) {
 			c := make(chan []byte)
 			m.events = c
@@ -159,7 +168,8 @@ func (m *machine) build() {
 		return b
 	}
 	m.files = map[string][]byte{"/usr/lib/systemd/systemd": random(300_000), "/usr/bin/dockerd": random(1_000_001),
-		"/usr/lib/libc.so.6": random(70_000), "/etc/machine-id": []byte("x\n"), "/etc/passwd": []byte("root\n")}
+		"/usr/lib/libc.so.6": random(70_000), "/etc/machine-id": []byte("x\n"), "/etc/passwd": []byte("root\n"),
+		"/usr/sbin/runc": random(20_000), "/usr/sbin/dockerd": slices.Concat(random(1<<20), packed(dockerCheck), random(9000))}
 	m.text = random(2*protocol.KtextGranule + 0x1000)
 	copy(m.text[100:], []byte{0x0f, 0x1f, 0x44, 0, 0})
 	mask := m.mask()
@@ -313,6 +323,7 @@ func (m *machine) mapped(pid int, comm, path string, content []byte, st probe.Fi
 	m.write([]byte("0::/system.slice/x.service\n"), dir, "cgroup")
 	m.link(path, dir, "map_files", span)
 	m.stats[filepath.Join(strconv.Itoa(pid), "map_files", span)] = st
+	m.contents[filepath.Join(strconv.Itoa(pid), "map_files", span)] = content
 	f, err := os.Create(m.path(dir, "mem"))
 	m.check(err)
 	defer f.Close()
@@ -375,7 +386,7 @@ func (m *machine) measured(path string, content []byte) {
 
 // taskImage is the configuration of an approved image, testTask its id.
 var (
-	taskImage = []byte(`{"os":"linux"}`)
+	taskImage = taskConfig(layerOf(taskProgram))
 	taskSum   = sha256.Sum256(taskImage)
 	testTask  = hex.EncodeToString(taskSum[:])
 )

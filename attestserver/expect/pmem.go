@@ -53,7 +53,11 @@ func (e *Pmem) Judge(in protocol.JudgeInput) []protocol.Finding {
 }
 
 func (e *Pmem) page(j *judge, key protocol.OpKey, seed string, p protocol.Page) error {
-	f, found, err := e.inImage(p.Path)
+	path := p.Path
+	if path == protocol.RuncClone {
+		path = runcPath
+	}
+	f, found, err := e.inImage(path)
 	if err != nil {
 		return err
 	}

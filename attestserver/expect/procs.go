@@ -11,7 +11,10 @@ import (
 )
 
 // Procs is the twin of probe.Procs.
-type Procs struct{ user }
+type Procs struct {
+	user
+	tasks
+}
 
 // Name implements protocol.Expectation.
 func (*Procs) Name() string { return protocol.OpProcs }
@@ -30,9 +33,25 @@ func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
 	for _, p := range d.Processes {
 		names[p.PID] = p.Comm
 	}
-	blamed := map[string]bool{}
+	seen := judgedFiles{}
+	reading := d.ReadingMS > 0 && d.ReadingMS < readingLimit.Milliseconds()
+	noted := map[string]bool{}
 	for i := range d.Files {
-		if err := e.file(j, &d.Files[i], names, blamed); err != nil {
+		f := &d.Files[i]
+		switch {
+		case e.ofTask(f) && !f.Writable:
+			seen.add(f)
+			if !noted[f.Container] {
+				j.add(protocol.Info, ReasonTask, "container %.12s runs %s of the approved image %.12s", f.Container, f.Path, f.Image)
+			}
+			noted[f.Container] = true
+			continue
+		case f.Container != "" && f.Image == "" && reading:
+			seen.add(f)
+			j.add(protocol.Info, ReasonTaskUnread, "%s in container %.12s: the images of containers are still being read", f.Path, f.Container)
+			continue
+		}
+		if err := e.file(j, f, names, seen); err != nil {
 			j.unjudged(err)
 			return j.list
 		}
@@ -40,7 +59,7 @@ func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
 	for _, a := range d.Anonymous {
 		j.fatal(ReasonAnonymousCode, "process %d (%s): %d bytes at %#x %s", a.PID, names[a.PID], a.Length, a.Start, a.Label)
 	}
-	if err := e.processes(j, &d, blamed); err != nil {
+	if err := e.processes(j, &d, seen); err != nil {
 		j.unjudged(err)
 		return j.list
 	}
@@ -53,12 +72,27 @@ func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
 	return j.list
 }
 
+// judgedFiles are files that were judged or blamed already: the same path means
+// another file in every container.
+type judgedFiles map[[2]string]bool
+
+func (s judgedFiles) add(f *protocol.File)            { s[[2]string{f.Container, f.Path}] = true }
+func (s judgedFiles) has(container, path string) bool { return s[[2]string{container, path}] }
+
 // file judges one file that is mapped executable. overlayfs shows a file of its
 // lower layer with the inode number and the times of the image. A file that was
 // written to was copied up: it keeps its number, but its change time is that of
 // the copy, which no call can set. A file that a bind mount put in an image
 // file's place has another number.
-func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, blamed map[string]bool) error {
+func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, seen judgedFiles) error {
+	runtime, err := e.ofRuntime(e.image, f.Path, f.SHA256)
+	if err != nil {
+		return err
+	}
+	if runtime && !f.Writable {
+		seen.add(f)
+		return nil
+	}
 	who := owners(f.PIDs, names)
 	img, found, err := e.inImage(f.Path)
 	if err != nil {
@@ -68,7 +102,7 @@ func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, blamed ma
 	switch {
 	case f.Deleted:
 		reason = ReasonDeletedExecutable
-	case !found:
+	case !found || f.Container != "":
 		reason = ReasonUnknownExecutable
 	case f.FSType != "overlay" && f.FSType != "squashfs":
 		reason = ReasonForeignFilesystem
@@ -79,13 +113,16 @@ func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, blamed ma
 	default:
 		return nil
 	}
-	blamed[f.Path] = true
+	seen.add(f)
+	if f.Container != "" {
+		who += fmt.Sprintf(" in container %.12s", f.Container)
+	}
 	j.fatal(reason, "%s on %s, run by %s", f.Path, f.FSType, who)
 	return nil
 }
 
 // processes judges the programs of processes that were not blamed already.
-func (e *Procs) processes(j *judge, d *protocol.ProcsData, blamed map[string]bool) error {
+func (e *Procs) processes(j *judge, d *protocol.ProcsData, seen judgedFiles) error {
 	if len(d.Processes) == 0 {
 		j.fatal(ReasonUnknownProcess, "no process at all was listed, not even process 1")
 	}
@@ -98,14 +135,14 @@ func (e *Procs) processes(j *judge, d *protocol.ProcsData, blamed map[string]boo
 			agents++
 		}
 		exe := strings.TrimSuffix(p.Exe, " (deleted)")
-		if blamed[exe] {
+		if seen.has(p.Container, exe) {
 			continue
 		}
 		_, found, err := e.inImage(p.Exe)
 		if err != nil {
 			return err
 		}
-		if !found {
+		if !found || p.Container != "" {
 			j.fatal(ReasonUnknownProcess, "process %d (%s), child of %d, runs %q", p.PID, p.Comm, p.PPID, p.Exe)
 		}
 	}

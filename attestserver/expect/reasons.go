@@ -30,6 +30,8 @@ const (
 	ReasonUnknownProcess     = "procs-unknown-process"     // a process whose program the image has not
 	ReasonMount              = "procs-mount-over-image"    // a mount covers files of the image
 	ReasonNoRoot             = "procs-root"                // the root is not the overlay on the image
+	ReasonTask               = "procs-task"                // a container runs programs of its approved image (info)
+	ReasonTaskUnread         = "procs-task-unread"         // the agent still reads the container's image (info)
 	ReasonVanished           = "procs-vanished"            // too many processes ended while they were read
 
 	ReasonPatchedCode = "pmem-patched-code" // a process has pages of its own where a file's code should be
@@ -115,6 +117,7 @@ const (
 
 	ReasonImaUnknown   = "ima-unknown"   // a file ran that the image has not
 	ReasonImaChanged   = "ima-changed"   // a file of the image ran with another content
+	ReasonImaTask      = "ima-task"      // a program of an approved container image ran (info)
 	ReasonImaChain     = "ima-chain"     // the list is not the one that was told before
 	ReasonImaOff       = "ima-off"       // the kernel measures nothing
 	ReasonImaViolation = "ima-violation" // files were written while they were measured

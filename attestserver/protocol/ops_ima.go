@@ -6,14 +6,20 @@ import (
 	"errors"
 )
 
-// MaxMeasurements bounds the entries in one answer of op ima.
-const MaxMeasurements = 2048
+// Limits of one answer of op ima.
+const (
+	MaxMeasurements   = 2048
+	MaxMeasuredImages = 8 // that are named of one entry
+)
 
 // Measurement is one entry of the kernel's list: a file that was executed,
 // mapped as code or loaded.
 type Measurement struct {
 	Digest string `json:"digest"` // hex, SHA-256 of the content; zeros where the file changed while it was read
 	Path   string `json:"path"`   // as the kernel had it at that moment
+	// Images of containers that have a program of this content: SHA-256 of their
+	// configurations, hex. They are the agent's words, not the kernel's list's.
+	Images []string `json:"images,omitempty"`
 }
 
 // ImaStart is the head of the chain before the first entry.
@@ -55,7 +61,10 @@ func (d *ImaData) Check() error {
 		return errors.New("more measurements than there are")
 	}
 	for _, e := range d.Entries {
-		if err := short("measurement", e.Digest, e.Path); err != nil {
+		if err := atMost("images", len(e.Images), MaxMeasuredImages); err != nil {
+			return err
+		}
+		if err := short("measurement", append([]string{e.Digest, e.Path}, e.Images...)...); err != nil {
 			return err
 		}
 	}

@@ -20,7 +20,21 @@ type File struct {
 	CTime    int64     `json:"ctime"` // nanoseconds: of the image where the file was never written to
 	Segments []Segment `json:"segments"`
 	PIDs     []int     `json:"pids"` // the first MaxFilePIDs that map it
+	// Container is the one behind whose walls all processes live that map it, 64 hex
+	// digits, empty for those of the machine: a file that both have is listed twice.
+	Container string `json:"container,omitempty"`
+	// Image is that container's image, where it has a program of this content: SHA-256
+	// of its configuration, hex.
+	Image string `json:"image,omitempty"`
+	// SHA256 of the whole file, hex, where its path is RuncClone or begins with DockerCheck.
+	SHA256 string `json:"sha256,omitempty"`
 }
+
+// Programs that the container runtime makes itself and then starts.
+const (
+	RuncClone   = "/memfd:runc_cloned:/proc/self/exe" // runc's copy of itself, its first program in a container
+	DockerCheck = "/var/lib/docker/tmp/qemu-check"    // then a number and /check: which processors' programs run here
+)
 
 // MaxFilePIDs and MaxSegments bound what is listed of one file.
 const (
@@ -37,6 +51,8 @@ type Process struct {
 	Exe   string `json:"exe"` // /proc/PID/exe
 	// Tracer is the process that debugs it (ptrace(2)), 0 for none.
 	Tracer int `json:"tracer"`
+	// Container is the one behind whose walls it lives, empty for the machine itself.
+	Container string `json:"container,omitempty"`
 }
 
 // Anonymous is executable memory that no file backs.
@@ -63,6 +79,9 @@ type ProcsData struct {
 	Anonymous []Anonymous `json:"anonymous"`
 	Mounts    []Mount     `json:"mounts"`
 	Vanished  int         `json:"vanished"` // processes that ended while they were read
+	// ReadingMS is how long the agent has been reading images of containers without
+	// having come to an end, 0 where it has read them all.
+	ReadingMS int64 `json:"reading_ms,omitempty"`
 }
 
 // Check bounds the lists and strings.
@@ -84,7 +103,7 @@ func (d *ProcsData) Check() error {
 		}
 	}
 	for _, p := range d.Processes {
-		if err := short("process", p.Comm, p.Exe); err != nil {
+		if err := short("process", p.Comm, p.Exe, p.Container); err != nil {
 			return err
 		}
 	}
@@ -100,5 +119,5 @@ func (f *File) check() error {
 	if len(f.Segments) > MaxSegments || len(f.PIDs) > MaxFilePIDs {
 		return fmt.Errorf("file with %d segments and %d processes", len(f.Segments), len(f.PIDs))
 	}
-	return short("file", f.Path, f.Dev, f.FSType)
+	return short("file", f.Path, f.Dev, f.FSType, f.Container, f.Image, f.SHA256)
 }

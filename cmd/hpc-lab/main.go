@@ -12,6 +12,7 @@
 //	hpc-lab dns SERVER NAME                    one question
 //	hpc-lab frame INTERFACE HEX                one raw frame
 //	hpc-lab pipe SOCKET                        standard input to a unix socket, its answer out
+//	hpc-lab work DURATION DIR                  keep a processor and a directory busy
 package main
 
 import (

@@ -24,6 +24,9 @@ func Tool(ctx context.Context, in io.Reader, out io.Writer, args []string) error
 	if args[0] == "bpf" && len(args) == 2 {
 		return holdBPF(ctx, out, args[1])
 	}
+	if args[0] == "work" && len(args) == 3 {
+		return work(ctx, out, args[1], args[2])
+	}
 	ctx, cancel := context.WithTimeout(ctx, toolTimeout)
 	defer cancel()
 	switch {
@@ -40,7 +43,7 @@ func Tool(ctx context.Context, in io.Reader, out io.Writer, args []string) error
 	case args[0] == "pipe" && len(args) == 2:
 		return pipe(ctx, in, out, args[1])
 	}
-	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | hold ADDRESS:PORT DURATION | dns SERVER NAME | frame INTERFACE HEX | pipe SOCKET | bpf DURATION")
+	return errors.New("usage: send tcp|udp ADDRESS:PORT [TEXT] | hold ADDRESS:PORT DURATION | dns SERVER NAME | frame INTERFACE HEX | pipe SOCKET | bpf DURATION | work DURATION DIR")
 }
 
 // send writes text and prints what comes back before the deadline.

@@ -10,6 +10,9 @@ import (
 	"portcullis/lab"
 )
 
+// bootLimit bounds one boot to trusted.
+const bootLimit = 6 * time.Minute
+
 const hpcLab = "/usr/lib/portcullis/hpc-lab"
 
 // quiet starts a command that outlives the shell.

@@ -1,0 +1,134 @@
+package expect
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"regexp"
+	"slices"
+	"time"
+
+	"portcullis/attestserver/protocol"
+)
+
+// What the container runtime starts that is no file of the image, and what must be
+// in it: a copy of runc, made so that a container cannot write to the program that
+// starts it, and tiny programs that Docker carries inside of itself and runs at its
+// start, to learn for which processors it can.
+const (
+	runcPath   = "/usr/sbin/runc"
+	dockerPath = "/usr/sbin/dockerd"
+)
+
+// dockerCheck is the whole path of such a tiny program.
+var dockerCheck = regexp.MustCompile(`^` + protocol.DockerCheck + `[0-9]{1,20}/check$`)
+
+// readingLimit is how long an agent may read images of containers: a big one on a slow
+// disk takes minutes.
+const readingLimit = 10 * time.Minute
+
+// tasks judges programs of containers: those of approved images are the container's
+// own, everything else is unknown code.
+type tasks struct {
+	approved []string        // SHA-256 of image configurations, hex
+	carried  map[string]bool // SHA-256 of programs that Docker carries, hex; nil until they are wanted
+	runc     string          // SHA-256 of the image's runc, hex; empty until it is wanted
+}
+
+// ofTask tells whether a file is a program of an approved image behind its
+// container's walls.
+func (t *tasks) ofTask(f *protocol.File) bool {
+	return f.Container != "" && f.Image != "" && slices.Contains(t.approved, f.Image)
+}
+
+// ofRuntime tells whether path, with this SHA-256, is a program that the runtime makes itself.
+func (t *tasks) ofRuntime(im *image, path, sum string) (bool, error) {
+	switch {
+	case path == protocol.RuncClone, path == protocol.RuncClone[1:]: // IMA has it without the slash
+		if _, found, err := im.inImage(runcPath); err != nil || !found {
+			return false, err
+		}
+		if t.runc == "" {
+			d, err := im.digest(runcPath)
+			if err != nil {
+				return false, err
+			}
+			t.runc = hex.EncodeToString(d)
+		}
+		return sum == t.runc, nil
+	case dockerCheck.MatchString(path):
+		if t.carried == nil {
+			var err error
+			if t.carried, err = im.carriedBy(dockerPath); err != nil {
+				return false, err
+			}
+		}
+		return t.carried[sum], nil
+	}
+	return false, nil
+}
+
+// gzipHead begins a program that was packed by Go's or GNU's gzip without name and time.
+var gzipHead = []byte{0x1f, 0x8b, 8, 0, 0, 0, 0, 0}
+
+// Limits of programs that another one carries.
+const (
+	maxCarried  = 64 << 10  // bytes of one, packed
+	maxUnpacked = 256 << 10 // and unpacked: one of Docker's is made of two pages 64 KiB apart
+	carryWindow = 1 << 20
+)
+
+// carriedBy lists the SHA-256 of programs that lie packed inside of a program of the image.
+func (im *image) carriedBy(path string) (map[string]bool, error) {
+	out := map[string]bool{}
+	_, found, err := im.inImage(path)
+	if err != nil || !found {
+		return out, err
+	}
+	r, err := im.files.Reader(path)
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 0, carryWindow+maxCarried)
+	for {
+		n, err := io.ReadFull(r, buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		last := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		if err != nil && !last {
+			return nil, err
+		}
+		for at := 0; ; at++ {
+			i := bytes.Index(buf[at:], gzipHead)
+			if i < 0 {
+				break
+			}
+			at += i
+			if sum, ok := packedProgram(buf[at:min(at+maxCarried, len(buf))]); ok {
+				out[sum] = true
+			}
+		}
+		if last {
+			return out, nil
+		}
+		// What begins near the end is looked at again with what follows.
+		buf = buf[:copy(buf, buf[len(buf)-maxCarried:])]
+	}
+}
+
+// packedProgram is the SHA-256 of the ELF file that b begins with, packed.
+func packedProgram(b []byte) (string, bool) {
+	z, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return "", false
+	}
+	z.Multistream(false)
+	plain, err := io.ReadAll(io.LimitReader(z, maxUnpacked+1))
+	if err != nil || len(plain) > maxUnpacked || !bytes.HasPrefix(plain, []byte("\x7fELF")) {
+		return "", false
+	}
+	sum := sha256.Sum256(plain)
+	return hex.EncodeToString(sum[:]), true
+}
