@@ -12,13 +12,10 @@ import (
 	"hash"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"portcullis/attestserver/protocol"
 )
 
 // layers knows the programs of the container images that the runtime holds. An
@@ -330,48 +327,4 @@ func (l *layers) digest(ctx context.Context, link string, k statKey) ([32]byte, 
 		l.mu.Unlock()
 	}
 	return d, nil
-}
-
-func openFile(link string) (io.ReadCloser, error) {
-	return os.OpenFile(link, os.O_RDONLY|nonblock, 0)
-}
-
-// odd are programs that the runtime itself starts from files of its own making.
-// The gateway knows what must be in them.
-func odd(path string) bool {
-	return strings.HasPrefix(path, protocol.RuncClone) || strings.HasPrefix(path, protocol.DockerCheck)
-}
-
-// origins says of each file behind a container's walls whether it is the
-// container's image's, and what is in the runtime's own odd programs.
-func (l *layers) origins(ctx context.Context, s *scan) (reading time.Duration) {
-	images := map[string]string{}
-	for _, f := range s.files {
-		if f.Container == "" && !odd(f.Path) || len(f.holders) == 0 {
-			continue
-		}
-		if images[f.Container] == "" && f.Container != "" {
-			reading = max(reading, l.refresh(ctx))
-			images[f.Container] = l.host.imageOf(f.Container)
-		}
-		at := f.holders[0]
-		k := statKey{f.Dev, f.Inode, f.CTime, f.Size}
-		if f.FSType != "overlay" {
-			k = statKey{}
-		}
-		link := filepath.Join(l.host.Proc, at.dir, "map_files", fmt.Sprintf("%x-%x", at.address, at.end))
-		d, err := l.digest(ctx, link, k)
-		if err != nil {
-			continue // it has ended
-		}
-		if odd(f.Path) {
-			f.SHA256 = hex.EncodeToString(d[:])
-			f.elsewhere = strings.HasPrefix(f.Path, protocol.DockerCheck)
-		}
-		if image := images[f.Container]; image != "" && l.holds(image, d) {
-			f.Image = image
-		}
-		f.elsewhere = f.elsewhere || f.Image != "" || f.Container != "" && reading > 0
-	}
-	return reading
 }

@@ -53,7 +53,9 @@ func (p *Pmem) Run(ctx context.Context, key protocol.OpKey, params []byte) (prot
 	if err != nil {
 		return protocol.Output{}, err
 	}
-	p.layers.origins(ctx, s)
+	if _, err := p.layers.origins(ctx, s); err != nil {
+		return protocol.Output{}, err
+	}
 	var d protocol.PmemData
 	m := memories{proc: p.Proc, open: map[int]*os.File{}}
 	defer m.close()

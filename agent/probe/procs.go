@@ -40,7 +40,10 @@ func (p *Procs) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 	if err != nil {
 		return protocol.Output{}, err
 	}
-	reading := p.layers.origins(ctx, s)
+	reading, err := p.layers.origins(ctx, s)
+	if err != nil {
+		return protocol.Output{}, err
+	}
 	d := protocol.ProcsData{ReadingMS: reading.Milliseconds(), Processes: s.processes, Kernel: s.kernel, Anonymous: s.anonymous, Vanished: s.vanished}
 	for _, f := range s.files {
 		d.Files = append(d.Files, f.File)

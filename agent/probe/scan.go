@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -37,6 +38,8 @@ type fileKey struct {
 type mappedFile struct {
 	protocol.File
 	holders   []holder
+	key       fileKey
+	gone      bool // nobody maps it any more
 	elsewhere bool // judged by its digest: the gateway has no such file
 }
 
@@ -75,11 +78,59 @@ func (h Host) walk(ctx context.Context) (*scan, error) {
 			return nil, err
 		}
 	}
-	s.files = slices.DeleteFunc(s.files, func(f *mappedFile) bool { return f.FSType == "" && !h.stillHeld(f) })
+	err = s.settle(ctx, h, func() {
+		for _, f := range s.files {
+			f.gone = f.FSType == "" && !h.stillHeld(f)
+		}
+	})
+	return s, err
+}
+
+// rereadTries is how often processes are read again that end or execute another
+// program while they are read.
+const rereadTries = 3
+
+// settle has look find files that nobody maps any more, forgets them, and reads
+// those processes again that did map them: they have ended, or execute another
+// program. Who is never caught is counted as vanished.
+func (s *scan) settle(ctx context.Context, h Host, look func()) error {
+	for try := range rereadTries {
+		look()
+		stale := s.forget()
+		if len(stale) == 0 {
+			break
+		}
+		if try == rereadTries-1 {
+			s.vanished += len(stale)
+			break
+		}
+		for _, pid := range slices.Sorted(maps.Keys(stale)) {
+			if err := s.add(ctx, h, pid); err != nil {
+				return err
+			}
+		}
+	}
 	slices.SortFunc(s.files, func(a, b *mappedFile) int {
 		return cmp.Or(strings.Compare(a.Path, b.Path), strings.Compare(a.Dev, b.Dev), cmp.Compare(a.Inode, b.Inode), strings.Compare(a.Container, b.Container))
 	})
-	return s, nil
+	return nil
+}
+
+// forget takes out files that are gone and the processes that mapped them.
+func (s *scan) forget() (stale map[int]bool) {
+	stale = map[int]bool{}
+	s.files = slices.DeleteFunc(s.files, func(f *mappedFile) bool {
+		if !f.gone {
+			return false
+		}
+		for _, at := range f.holders {
+			stale[at.pid] = true
+		}
+		delete(s.index, f.key)
+		return true
+	})
+	s.processes = slices.DeleteFunc(s.processes, func(p protocol.Process) bool { return stale[p.PID] })
+	return stale
 }
 
 func (h Host) stat(pid int) (procStat, error) {
@@ -249,7 +300,7 @@ func (s *scan) file(h Host, dir, container string, m mapping) (*mappedFile, erro
 		if len(s.files) == protocol.MaxFiles {
 			return nil, fmt.Errorf("more than %d executable files are mapped", protocol.MaxFiles)
 		}
-		f = &mappedFile{File: protocol.File{Path: clean(k.path), Deleted: k.deleted, Dev: k.dev, Inode: k.inode, Container: container}}
+		f = &mappedFile{File: protocol.File{Path: clean(k.path), Deleted: k.deleted, Dev: k.dev, Inode: k.inode, Container: container}, key: k}
 		s.index[k] = f
 		s.files = append(s.files, f)
 	}

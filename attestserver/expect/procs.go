@@ -89,6 +89,11 @@ func (e *Procs) file(j *judge, f *protocol.File, names map[int]string, seen judg
 	if err != nil {
 		return err
 	}
+	if !runtime && f.Container != "" && !f.Deleted {
+		if runtime, err = e.isImages(e.image, f.Path, f.SHA256); err != nil {
+			return err
+		}
+	}
 	if runtime && !f.Writable {
 		seen.add(f)
 		return nil

@@ -21,6 +21,7 @@ import (
 const (
 	runcPath   = "/usr/sbin/runc"
 	dockerPath = "/usr/sbin/dockerd"
+	initPath   = "/usr/bin/tini-static"
 )
 
 // dockerCheck is the whole path of such a tiny program.
@@ -33,9 +34,29 @@ const readingLimit = 10 * time.Minute
 // tasks judges programs of containers: those of approved images are the container's
 // own, everything else is unknown code.
 type tasks struct {
-	approved []string        // SHA-256 of image configurations, hex
-	carried  map[string]bool // SHA-256 of programs that Docker carries, hex; nil until they are wanted
-	runc     string          // SHA-256 of the image's runc, hex; empty until it is wanted
+	approved []string          // SHA-256 of image configurations, hex
+	carried  map[string]bool   // SHA-256 of programs that Docker carries, hex; nil until they are wanted
+	sums     map[string]string // SHA-256 of files of the image that were wanted, hex
+}
+
+// isImages tells whether content is that of a file of the machine's image. Until it
+// executes the container's program, runc runs with the machine's libraries behind
+// the container's walls.
+func (t *tasks) isImages(im *image, path, sum string) (bool, error) {
+	if _, found, err := im.inImage(path); err != nil || !found {
+		return false, err
+	}
+	if t.sums[path] == "" {
+		d, err := im.digest(path)
+		if err != nil {
+			return false, err
+		}
+		if t.sums == nil {
+			t.sums = map[string]string{}
+		}
+		t.sums[path] = hex.EncodeToString(d)
+	}
+	return sum == t.sums[path], nil
 }
 
 // ofTask tells whether a file is a program of an approved image behind its
@@ -48,17 +69,9 @@ func (t *tasks) ofTask(f *protocol.File) bool {
 func (t *tasks) ofRuntime(im *image, path, sum string) (bool, error) {
 	switch {
 	case path == protocol.RuncClone, path == protocol.RuncClone[1:]: // IMA has it without the slash
-		if _, found, err := im.inImage(runcPath); err != nil || !found {
-			return false, err
-		}
-		if t.runc == "" {
-			d, err := im.digest(runcPath)
-			if err != nil {
-				return false, err
-			}
-			t.runc = hex.EncodeToString(d)
-		}
-		return sum == t.runc, nil
+		return t.isImages(im, runcPath, sum)
+	case path == protocol.DockerInit:
+		return t.isImages(im, initPath, sum)
 	case dockerCheck.MatchString(path):
 		if t.carried == nil {
 			var err error

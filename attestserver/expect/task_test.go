@@ -72,6 +72,12 @@ func (m *machine) runs(pid int, image string, content []byte) {
 	m.write([]byte("0::/system.slice/x.service\n"), "proc/300/cgroup")
 	m.link("pid:[4026531836]", "proc/300/ns/pid")
 	m.mapped(pid, "task", "/usr/bin/task", content, probe.FileStat{Size: int64(len(content)), CTime: 77, Inode: 106, FSType: "overlay"}, "r-xp")
+	m.behindWalls(pid)
+}
+
+// behindWalls gives a process the namespaces, control group and capabilities of the
+// container testID.
+func (m *machine) behindWalls(pid int) {
 	dir := "proc/" + strconv.Itoa(pid)
 	m.link("mnt:[1]", "proc/1/ns/mnt")
 	m.link("mnt:[2]", dir, "ns/mnt")
@@ -148,6 +154,11 @@ func TestAttackCodeThatHidesInContainers(t *testing.T) {
 		{"an image runs that nobody approved", protocol.OpProcs, expect.ReasonUnknownExecutable, "process 700 (task)", func(m *machine, _ string) {
 			m.runs(700, m.store(evil), evil)
 		}},
+		{"a container has its own file where the machine's image has one", protocol.OpProcs, expect.ReasonUnknownExecutable, "/usr/bin/dockerd", func(m *machine, approved string) {
+			m.runs(700, approved, taskProgram)
+			m.mapped(700, "dockerd", "/usr/bin/dockerd", evil, probe.FileStat{Size: 1_000_001, CTime: m.made.UnixNano(), Inode: m.number("/usr/bin/dockerd"), FSType: "overlay"}, "r-xp")
+			m.behindWalls(700)
+		}},
 		{"a container makes code in its memory", protocol.OpProcs, expect.ReasonAnonymousCode, "process 700 (task)", func(m *machine, approved string) {
 			m.runs(700, approved, taskProgram)
 			m.append("7f0000000000-7f0000002000 rwxp 00000000 00:00 0 \n", "proc/700/maps")
@@ -179,6 +190,10 @@ func TestTask_RuntimesOwnPrograms(t *testing.T) {
 	m.measured("memfd:runc_cloned:/proc/self/exe", m.files["/usr/sbin/runc"])
 	m.mapped(701, "check", "/var/lib/docker/tmp/qemu-check77/check", dockerCheck, probe.FileStat{Size: int64(len(dockerCheck)), FSType: "tmpfs"}, "r-xp")
 	m.measured("/var/lib/docker/tmp/qemu-check77/check", dockerCheck)
+	// runc, shortly before it executes the task: the machine's libraries behind the walls.
+	m.runs(702, m.store(taskProgram), taskProgram)
+	m.mapped(702, "runc:[2:INIT]", "/usr/lib/libc.so.6", m.files["/usr/lib/libc.so.6"], probe.FileStat{Size: 70_000, FSType: "overlay"}, "r-xp")
+	m.behindWalls(702)
 	for _, op := range []string{protocol.OpProcs, protocol.OpPmem, protocol.OpIma} {
 		for range 3 {
 			if f := m.judge(op); len(f) > 0 {

@@ -26,7 +26,8 @@ type File struct {
 	// Image is that container's image, where it has a program of this content: SHA-256
 	// of its configuration, hex.
 	Image string `json:"image,omitempty"`
-	// SHA256 of the whole file, hex, where its path is RuncClone or begins with DockerCheck.
+	// SHA256 of the whole file, hex, where it lies behind a container's walls and Image
+	// is empty, or where its path is RuncClone or begins with DockerCheck.
 	SHA256 string `json:"sha256,omitempty"`
 }
 
@@ -34,6 +35,7 @@ type File struct {
 const (
 	RuncClone   = "/memfd:runc_cloned:/proc/self/exe" // runc's copy of itself, its first program in a container
 	DockerCheck = "/var/lib/docker/tmp/qemu-check"    // then a number and /check: which processors' programs run here
+	DockerInit  = "/sbin/docker-init"                 // first process of a container that was started with --init
 )
 
 // MaxFilePIDs and MaxSegments bound what is listed of one file.

@@ -27,6 +27,9 @@ func Tool(ctx context.Context, in io.Reader, out io.Writer, args []string) error
 	if args[0] == "work" && len(args) == 3 {
 		return work(ctx, out, args[1], args[2])
 	}
+	if found, err := intrude(ctx, out, args); found {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, toolTimeout)
 	defer cancel()
 	switch {
