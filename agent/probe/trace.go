@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"portcullis/attestserver/protocol"
 )
@@ -27,6 +28,38 @@ type Trace struct{ Host }
 // Name implements protocol.Probe.
 func (*Trace) Name() string { return protocol.OpTrace }
 
+// At its start systemd loads programs of other kinds for a moment, to learn what the
+// kernel can. What is gone after this time is not told.
+const (
+	lastingTries = 4
+	lastingWait  = 250 * time.Millisecond
+)
+
+// usualPrograms are what systemd and the container runtime leave loaded:
+// BPF_PROG_TYPE_CGROUP_SKB and BPF_PROG_TYPE_CGROUP_DEVICE.
+var usualPrograms = map[uint32]bool{8: true, 15: true}
+
+// lasting lists the eBPF objects; where there are unusual ones, those that stay.
+func (p *Trace) lasting(ctx context.Context) ([]protocol.BPFObject, error) {
+	list, err := p.BPF()
+	for try := 0; err == nil && try < lastingTries; try++ {
+		if !slices.ContainsFunc(list, func(o protocol.BPFObject) bool { return o.Kind == protocol.BPFProgram && !usualPrograms[o.Type] }) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(lastingWait):
+		}
+		before := list
+		if list, err = p.BPF(); err == nil {
+			list = slices.DeleteFunc(list, func(o protocol.BPFObject) bool {
+				return !slices.ContainsFunc(before, func(b protocol.BPFObject) bool { return b.Kind == o.Kind && b.ID == o.ID })
+			})
+		}
+	}
+	return list, err
+}
+
 // Run implements protocol.Probe.
 func (p *Trace) Run(ctx context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
 	if err := protocol.CheckNone(params); err != nil {
@@ -37,7 +70,7 @@ func (p *Trace) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 	if d.Tainted, err = number(p.Proc, "sys/kernel/tainted"); err != nil {
 		return protocol.Output{}, err
 	}
-	if d.Objects, err = p.BPF(); err != nil {
+	if d.Objects, err = p.lasting(ctx); err != nil {
 		return protocol.Output{}, err
 	}
 	if len(d.Objects) > protocol.MaxBPFObjects {

@@ -55,3 +55,25 @@ func TestParseRoutes(t *testing.T) {
 		}
 	}
 }
+
+// systemd tries at its start what the kernel can: such a program is gone at once.
+func TestTrace_OnlyWhatLastsIsTold(t *testing.T) {
+	for _, gone := range []bool{true, false} {
+		asked := 0
+		p := &Trace{Host{BPF: func() ([]protocol.BPFObject, error) {
+			list := []protocol.BPFObject{{Kind: protocol.BPFProgram, ID: 3, Type: 15}}
+			if asked++; asked == 1 || !gone {
+				list = append(list, protocol.BPFObject{Kind: protocol.BPFProgram, ID: 8, Type: 18, Name: "sd_bind4"})
+			}
+			return list, nil
+		}}}
+		list, err := p.lasting(t.Context())
+		want := 1
+		if !gone {
+			want = 2
+		}
+		if err != nil || len(list) != want {
+			t.Errorf("gone %t: %v %v", gone, list, err)
+		}
+	}
+}

@@ -12,8 +12,9 @@ import (
 )
 
 // overlap is how long a connection is still served after another has taken its
-// place, should the gateway not close it.
-const overlap = 30 * time.Second
+// place, should the gateway not close it: longer than any deadline (attest.deadline
+// is five minutes at most), since the answer to a question that is open goes there.
+const overlap = 6 * time.Minute
 
 // server serves the connections of one boot, of which there are two while one
 // takes over from the other.

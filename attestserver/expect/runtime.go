@@ -9,6 +9,7 @@ import (
 	"io"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"portcullis/attestserver/protocol"
@@ -34,29 +35,58 @@ const readingLimit = 10 * time.Minute
 // tasks judges programs of containers: those of approved images are the container's
 // own, everything else is unknown code.
 type tasks struct {
-	approved []string          // SHA-256 of image configurations, hex
-	carried  map[string]bool   // SHA-256 of programs that Docker carries, hex; nil until they are wanted
-	sums     map[string]string // SHA-256 of files of the image that were wanted, hex
+	approved []string // SHA-256 of image configurations, hex
+
+	mu      sync.Mutex
+	carried map[string]bool   // SHA-256 of programs that Docker carries, hex; nil until they are wanted
+	sums    map[string]string // SHA-256 of files of the image that were wanted, hex
+}
+
+// sum is the SHA-256 of a file of the machine's image, hex; found is false where it
+// has none of that path.
+func (t *tasks) sum(im *image, path string) (sum string, found bool, err error) {
+	t.mu.Lock()
+	sum = t.sums[path]
+	t.mu.Unlock()
+	if sum != "" {
+		return sum, true, nil
+	}
+	if _, found, err := im.inImage(path); err != nil || !found {
+		return "", false, err
+	}
+	d, err := im.digest(path)
+	if err != nil {
+		return "", false, err
+	}
+	sum = hex.EncodeToString(d)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sums == nil {
+		t.sums = map[string]string{}
+	}
+	t.sums[path] = sum
+	return sum, true, nil
 }
 
 // isImages tells whether content is that of a file of the machine's image. Until it
 // executes the container's program, runc runs with the machine's libraries behind
 // the container's walls.
-func (t *tasks) isImages(im *image, path, sum string) (bool, error) {
-	if _, found, err := im.inImage(path); err != nil || !found {
-		return false, err
-	}
-	if t.sums[path] == "" {
-		d, err := im.digest(path)
-		if err != nil {
+func (t *tasks) isImages(im *image, path, content string) (bool, error) {
+	sum, found, err := t.sum(im, path)
+	return found && sum == content, err
+}
+
+// carries tells whether dockerd of the image carries a program of this SHA-256.
+func (t *tasks) carries(im *image, sum string) (bool, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.carried == nil {
+		var err error
+		if t.carried, err = im.carriedBy(dockerPath); err != nil {
 			return false, err
 		}
-		if t.sums == nil {
-			t.sums = map[string]string{}
-		}
-		t.sums[path] = hex.EncodeToString(d)
 	}
-	return sum == t.sums[path], nil
+	return t.carried[sum], nil
 }
 
 // ofTask tells whether a file is a program of an approved image behind its
@@ -73,13 +103,7 @@ func (t *tasks) ofRuntime(im *image, path, sum string) (bool, error) {
 	case path == protocol.DockerInit:
 		return t.isImages(im, initPath, sum)
 	case dockerCheck.MatchString(path):
-		if t.carried == nil {
-			var err error
-			if t.carried, err = im.carriedBy(dockerPath); err != nil {
-				return false, err
-			}
-		}
-		return t.carried[sum], nil
+		return t.carries(im, sum)
 	}
 	return false, nil
 }

@@ -54,6 +54,7 @@ const (
 	honestGap      = 5 * time.Second
 	honestDeadline = time.Minute
 	taskName       = "lab/task:1"
+	honestRekey    = 10 * time.Minute
 	// commandLimit bounds one command: under emulation Docker takes seconds for each.
 	commandLimit = 3 * time.Minute
 )
@@ -74,7 +75,7 @@ func (h Honest) Run(ctx context.Context) (r HonestResult, err error) {
 		return r, err
 	}
 	l, err := lab.Start(ctx, lab.Options{Name: h.Name, State: h.State, Builder: h.Builder, Events: h.Events, Tune: func(s *lab.Settings) {
-		s.Containers, s.MeanGap, s.Deadline = []string{image.Digest}, honestGap, honestDeadline
+		s.Containers, s.MeanGap, s.Deadline, s.Rekey = []string{image.Digest}, honestGap, honestDeadline, honestRekey
 	}})
 	if err != nil {
 		return r, err
