@@ -24,7 +24,7 @@ type Settings struct {
 	MeanGap     time.Duration
 	Deadline    time.Duration
 	Rekey       time.Duration
-	OperatorKey string // base64 Ed25519 public key: who may approve fingerprints
+	OperatorKey string   // base64 Ed25519 public key: who may approve fingerprints
 	Containers  []string // approved images: SHA-256 of their configurations, hex
 }
 

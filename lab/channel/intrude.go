@@ -30,7 +30,7 @@ var intrusions = []intrusion{
 	{"writable", "FILE", mapWritable},
 	{"memfd", "FILE", runMemfd},
 	{"devmem", "", writeDevMem},
-	{"kexec", "FILE", loadKexec},
+	{"kexec", "", loadKexec},
 	{"sniff", "", sniff},
 	{"module", "FILE", loadModule},
 	{"ioport", "", rawPorts},
@@ -184,16 +184,12 @@ func writeDevMem([]string) (func(), error) {
 	return nothing, err
 }
 
-// loadKexec loads another kernel, here a file that is none: an unlocked kernel
-// refuses that with ENOEXEC, a locked one everything with EPERM.
-func loadKexec(args []string) (func(), error) {
-	f, err := os.Open(args[0])
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	line := []byte("init=/bin/sh\x00")
-	_, _, errno := unix.Syscall6(unix.SYS_KEXEC_FILE_LOAD, f.Fd(), ^uintptr(0), uintptr(len(line)), uintptr(unsafe.Pointer(&line[0])), 4, 0) // without an initrd
+// loadKexec loads another kernel: one page of memory (kexec_load(2)).
+func loadKexec([]string) (func(), error) {
+	page := make([]byte, 4096)
+	segment := struct{ buf, size, at, space uintptr }{uintptr(unsafe.Pointer(&page[0])), 4096, 0x4000000, 4096}
+	_, _, errno := unix.Syscall6(unix.SYS_KEXEC_LOAD, 0x4000000, 1, uintptr(unsafe.Pointer(&segment)), 0, 0, 0)
+	runtime.KeepAlive(page)
 	if errno != 0 {
 		return nil, errno
 	}

@@ -3,6 +3,7 @@ package qemu
 import (
 	"bufio"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -14,11 +15,17 @@ import (
 // gdbLimit bounds one conversation with the debugger's stub.
 const gdbLimit = 20 * time.Second
 
-// WritePhysical changes the machine's memory from outside, as a device with DMA
-// or a debugger on its bus would: the machine stops for a moment and notices
+// Memory is a machine's memory from outside, as a device with DMA or a debugger
+// on its bus has it. The machine stands still as long as it is looked at.
+type Memory struct {
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+// Debug stops the machine, hands its memory to look and lets it go on: it notices
 // nothing else. It speaks the remote protocol of GDB (its manual, appendix E) to
-// QEMU's stub, which takes physical addresses on request.
-func (m *Machine) WritePhysical(ctx context.Context, address uint64, data []byte) error {
+// QEMU's stub. Addresses are those of the kernel, or physical ones.
+func (m *Machine) Debug(ctx context.Context, physical bool, look func(*Memory) error) error {
 	path := filepath.Join(m.cfg.Dir, "gdb.sock")
 	os.Remove(path)
 	stub := func(where string) error {
@@ -28,11 +35,11 @@ func (m *Machine) WritePhysical(ctx context.Context, address uint64, data []byte
 	if err := stub("unix:" + Escape(path) + ",server=on,wait=off"); err != nil {
 		return err
 	}
-	err := writeByGDB(ctx, path, address, data)
+	err := debug(ctx, path, physical, look)
 	return errors.Join(err, stub("none"))
 }
 
-func writeByGDB(ctx context.Context, path string, address uint64, data []byte) error {
+func debug(ctx context.Context, path string, physical bool, look func(*Memory) error) error {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
@@ -40,17 +47,51 @@ func writeByGDB(ctx context.Context, path string, address uint64, data []byte) e
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(gdbLimit))
-	in := bufio.NewReader(c)
-	for _, p := range []string{"?", "Qqemu.PhyMemMode:1", fmt.Sprintf("M%x,%x:%x", address, len(data), data), "D"} {
-		answer, err := gdbAsk(c, in, p)
-		if err != nil {
-			return fmt.Errorf("gdb stub: %.40s: %w", p, err)
-		}
-		if p != "?" && answer != "OK" {
-			return fmt.Errorf("gdb stub: %.40s: answered %q", p, answer)
-		}
+	mem := &Memory{c, bufio.NewReader(c)}
+	if _, err := gdbAsk(c, mem.in, "?"); err != nil {
+		return fmt.Errorf("gdb stub: %w", err)
+	}
+	if physical {
+		err = mem.order("Qqemu.PhyMemMode:1")
+	}
+	if err == nil {
+		err = look(mem)
+	}
+	return errors.Join(err, mem.order("D"))
+}
+
+func (m *Memory) order(packet string) error {
+	answer, err := gdbAsk(m.conn, m.in, packet)
+	if err == nil && answer != "OK" {
+		err = fmt.Errorf("answered %q", answer)
+	}
+	if err != nil {
+		return fmt.Errorf("gdb stub: %.40s: %w", packet, err)
 	}
 	return nil
+}
+
+// Write changes memory.
+func (m *Memory) Write(address uint64, data []byte) error {
+	return m.order(fmt.Sprintf("M%x,%x:%x", address, len(data), data))
+}
+
+// Read returns n bytes, at most 1024.
+func (m *Memory) Read(address uint64, n int) ([]byte, error) {
+	answer, err := gdbAsk(m.conn, m.in, fmt.Sprintf("m%x,%x", address, n))
+	if err != nil {
+		return nil, fmt.Errorf("gdb stub: reading %#x: %w", address, err)
+	}
+	b, err := hex.DecodeString(answer)
+	if err != nil || len(b) != n {
+		return nil, fmt.Errorf("gdb stub: reading %#x: answered %.40q", address, answer)
+	}
+	return b, nil
+}
+
+// WritePhysical changes bytes at a physical address.
+func (m *Machine) WritePhysical(ctx context.Context, address uint64, data []byte) error {
+	return m.Debug(ctx, true, func(mem *Memory) error { return mem.Write(address, data) })
 }
 
 // gdbAsk sends one packet and returns the answer's text.

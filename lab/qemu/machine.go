@@ -41,6 +41,7 @@ type Config struct {
 type Hardware struct {
 	SMBIOS []string // tables as -smbios takes them, for instance type=1,serial=4711
 	Disk   string   // serial number of one more, empty disk; "" = none
+	Other  []string // devices as -device takes them
 }
 
 // args are the options of QEMU for h.
@@ -51,6 +52,9 @@ func (h Hardware) args() (out []string) {
 	if h.Disk != "" {
 		out = append(out, "-blockdev", "driver=null-co,node-name=extra0,size=16777216,read-zeroes=on",
 			"-device", "virtio-blk-pci,drive=extra0,serial="+Escape(h.Disk))
+	}
+	for _, d := range h.Other {
+		out = append(out, "-device", d)
 	}
 	return out
 }
@@ -194,6 +198,18 @@ func (m *Machine) AddNIC(ctx context.Context, mac string) error {
 	_, err := m.qmp.Execute(ctx, "device_add", map[string]any{
 		"driver": "virtio-net-pci", "id": "nic1", "netdev": "net1", "mac": mac, "bus": HotplugBus, "romfile": "",
 	})
+	return err
+}
+
+// Plug adds a device to the running machine; disk is what lies behind it, arguments
+// of blockdev-add in QEMU's machine protocol, and may be nil.
+func (m *Machine) Plug(ctx context.Context, disk, device map[string]any) error {
+	if disk != nil {
+		if _, err := m.qmp.Execute(ctx, "blockdev-add", disk); err != nil {
+			return err
+		}
+	}
+	_, err := m.qmp.Execute(ctx, "device_add", device)
 	return err
 }
 
