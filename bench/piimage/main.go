@@ -1,6 +1,7 @@
-// Command piimage measures the build of the Pi's image beside the usual tools on
-// the same package list: mmdebstrap, mksquashfs, veritysetup, mkfs.vfat, sfdisk
-// and zstd, in turns on the same machine, each from nothing.
+// Command piimage measures the build of the Pi's image beside others on the same
+// package list, in turns on the same machine, each from nothing: the usual tools one
+// after the other (mmdebstrap, mksquashfs, veritysetup, mkfs.vfat, sfdisk, zstd) and,
+// where it is installed, mkosi.
 package main
 
 import (
@@ -15,6 +16,8 @@ import (
 	"portcullis/images/card"
 	"portcullis/images/debroot"
 	"portcullis/images/pi"
+	"portcullis/images/recipe"
+	rootfs "portcullis/rootfs/pi"
 )
 
 // runLimit bounds one build of either kind.
@@ -37,10 +40,19 @@ type report struct {
 	OurRoot   int64   `json:"our_root_bytes"`
 	PeerRoot  int64   `json:"peer_root_bytes"`
 	Bytes     float64 `json:"card_ratio"` // OurCard / PeerCard
+	// mkosi, for this machine's own architecture; zero where it is not installed.
+	Mkosi      float64 `json:"mkosi_seconds,omitempty"` // from nothing, packages fetched
+	MkosiCard  int64   `json:"mkosi_disk_bytes,omitempty"`
+	MkosiRatio float64 `json:"mkosi_ratio,omitempty"` // Ours / Mkosi
+	without    string  // why there is no mkosi
 }
 
 func run(ctx context.Context, n int) (bench.Report, error) {
 	if err := needPeer(); err != nil {
+		return nil, err
+	}
+	rec, err := recipe.Load(recipe.Builtin{Name: pi.RecipeName, FS: rootfs.FS, Entry: "qemu.yaml"}, "")
+	if err != nil {
 		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "portcullis-bench-")
@@ -53,7 +65,9 @@ func run(ctx context.Context, n int) (bench.Report, error) {
 		return nil, err
 	}
 	r := report{Runs: n}
-	var ours, warm, again, theirs []float64
+	hasMkosi, without := haveMkosi(ctx)
+	r.without = without
+	var ours, warm, again, theirs, mkosis []float64
 	for i := range n {
 		work := filepath.Join(dir, fmt.Sprint(i))
 		o := pi.Options{
@@ -80,18 +94,30 @@ func run(ctx context.Context, n int) (bench.Report, error) {
 		if _, err := timed(ctx, o, &again); err != nil {
 			return nil, err
 		}
-		p, err := peer(ctx, filepath.Join(work, "peer"))
+		p, err := peer(ctx, filepath.Join(work, "peer"), rec)
 		if err != nil {
 			return nil, err
 		}
 		theirs = append(theirs, p.seconds)
 		r.OurCard, r.OurRoot, r.PeerCard, r.PeerRoot = cold.Sizes[pi.CardFile], cold.Sizes["root.img"], p.card, p.root
+		if hasMkosi {
+			m, err := mkosi(ctx, filepath.Join(work, "mkosi"), rec)
+			if err != nil {
+				return nil, err
+			}
+			mkosis = append(mkosis, m.seconds)
+			r.MkosiCard = m.card
+		}
 		if err := os.RemoveAll(work); err != nil {
 			return nil, err
 		}
 	}
 	r.Ours, r.OursWarm, r.OursAgain, r.Peer = bench.Median(ours), bench.Median(warm), bench.Median(again), bench.Median(theirs)
 	r.Ratio, r.Bytes = r.Ours/r.Peer, float64(r.OurCard)/float64(r.PeerCard)
+	if hasMkosi {
+		r.Mkosi = bench.Median(mkosis)
+		r.MkosiRatio = r.Ours / r.Mkosi
+	}
 	return r, nil
 }
 
@@ -101,6 +127,11 @@ func (r report) Print(w io.Writer) {
 	fmt.Fprintf(w, "packages there ours %6.1f s   our programs changed %.1f s\n", r.OursWarm, r.OursAgain)
 	fmt.Fprintf(w, "card           ours %6.1f MB  peer %6.1f MB  ratio %.2f\n", float64(r.OurCard)/1e6, float64(r.PeerCard)/1e6, r.Bytes)
 	fmt.Fprintf(w, "root image     ours %6.1f MB  peer %6.1f MB\n", float64(r.OurRoot)/1e6, float64(r.PeerRoot)/1e6)
+	if r.without != "" {
+		fmt.Fprintln(w, r.without)
+		return
+	}
+	fmt.Fprintf(w, "mkosi          from nothing %6.1f s, ratio %.2f; its disk %6.1f MB\n", r.Mkosi, r.MkosiRatio, float64(r.MkosiCard)/1e6)
 }
 
 func timed(ctx context.Context, o pi.Options, times *[]float64) (*pi.Result, error) {

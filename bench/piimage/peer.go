@@ -11,9 +11,7 @@ import (
 	"time"
 
 	"portcullis/images/deb"
-	"portcullis/images/pi"
 	"portcullis/images/recipe"
-	rootfs "portcullis/rootfs/pi"
 )
 
 // peerResult is one build with the usual tools.
@@ -68,27 +66,31 @@ func needPeer() error {
 	return nil
 }
 
-func peer(ctx context.Context, dir string) (peerResult, error) {
-	var r peerResult
-	rec, err := recipe.Load(recipe.Builtin{Name: pi.RecipeName, FS: rootfs.FS, Entry: "qemu.yaml"}, "")
-	if err != nil {
-		return r, err
-	}
+// tool runs a program of a peer's in dir.
+func tool(ctx context.Context, dir string, env []string, argv ...string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return r, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, runLimit)
 	defer cancel()
-	packages := append([]string{rec.Kernel.Package, rec.Kernel.Stub}, rec.Packages...)
-	cmd := exec.CommandContext(ctx, "sh", "-c", script)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin", "SUITE="+rec.Suite,
-		"COMPONENTS="+strings.Join(rec.Components, ","), "PACKAGES="+strings.Join(packages, ","))
+	cmd.Env = append(append(os.Environ(), "LC_ALL=C", "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin"), env...)
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
-	begin := time.Now()
 	if err := cmd.Run(); err != nil {
-		return r, fmt.Errorf("peer: %w: %s", err, bytes.TrimSpace(errs.Bytes()))
+		return fmt.Errorf("%s: %w: %s", argv[0], err, bytes.TrimSpace(errs.Bytes()[max(0, errs.Len()-2000):]))
+	}
+	return nil
+}
+
+func peer(ctx context.Context, dir string, rec *recipe.Recipe) (peerResult, error) {
+	var r peerResult
+	packages := append([]string{rec.Kernel.Package, rec.Kernel.Stub}, rec.Packages...)
+	begin := time.Now()
+	if err := tool(ctx, dir, []string{"SUITE=" + rec.Suite, "COMPONENTS=" + strings.Join(rec.Components, ","), "PACKAGES=" + strings.Join(packages, ",")},
+		"sh", "-c", script); err != nil {
+		return r, err
 	}
 	r.seconds = time.Since(begin).Seconds()
 	for name, size := range map[string]*int64{"pi.img.zst": &r.card, "root.img": &r.root} {

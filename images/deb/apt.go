@@ -61,6 +61,12 @@ func mirrors(ctx context.Context) (base, security string, err error) {
 	return parseTargets(out)
 }
 
+// Mirror is the archive that this machine gets Debian from.
+func Mirror(ctx context.Context) (string, error) {
+	base, _, err := mirrors(ctx)
+	return base, err
+}
+
 // parseTargets picks the mirrors out of URI|codename|origin|component lines.
 func parseTargets(out string) (base, security string, err error) {
 	lines := strings.Split(strings.TrimSpace(out), "\n")
