@@ -41,12 +41,16 @@ func logCommand() *cli.Command {
 	}
 	verify.Run = func(_ context.Context, stdio *cli.IO, args []string) error { return logVerify(verify, stdio, args) }
 	audit := &cli.Command{
-		Name: "log audit", Args: "[--since CHECKPOINT] [--json]",
-		Summary: "Read the whole verdict log, compare it with its checkpoint, and with an earlier one that you kept:\n" +
-			"exit 0 when nothing was changed or taken out, 1 when not.",
-		Example: "portcullis log audit --log copy/ --key \"$GATEWAY_KEY\" --since checkpoint.last-month",
+		Name: "log audit", Args: "[DIR|URL] [--since CHECKPOINT] [--json]",
+		Summary: "Read a whole log, of verdicts or of approvals, compare it with its checkpoint, and with an earlier one that you\n" +
+			"kept. In a log of approvals every permission must follow from the approvals before it, and these from their\n" +
+			"signatures. Exit 0 when nothing is wrong, 1 when not.",
+		Example: "portcullis log audit copy/ --key \"$GATEWAY_KEY\" --since checkpoint.last-month\n" +
+			"portcullis log audit https://node.example/log --key \"$LOG_KEY\" --approvers approvers.json --witness \"$W1\" --quorum 1",
 	}
-	audit.Run = func(_ context.Context, stdio *cli.IO, args []string) error { return logAudit(audit, stdio, args) }
+	audit.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
+		return logAudit(ctx, audit, stdio, args)
+	}
 	return &cli.Command{Name: "log", Summary: "The log of verdicts that nobody can rewrite", Sub: []*cli.Command{show, prove, verify, audit}}
 }
 
@@ -156,6 +160,12 @@ func logProve(c *cli.Command, stdio *cli.IO, args []string) error {
 	if err != nil {
 		return err
 	}
+	return writeProof(stdio, r, index, *entryFile, *out)
+}
+
+// writeProof proves an entry; entryFile gets the entry, out the proof, standard
+// output where it is "".
+func writeProof(stdio *cli.IO, r *translog.Reader, index int64, entryFile, out string) error {
 	entry, err := r.Entry(index)
 	if err != nil {
 		return err
@@ -164,13 +174,13 @@ func logProve(c *cli.Command, stdio *cli.IO, args []string) error {
 	if err != nil {
 		return err
 	}
-	if *entryFile != "" {
-		if err := os.WriteFile(*entryFile, entry, 0o644); err != nil {
+	if entryFile != "" {
+		if err := os.WriteFile(entryFile, entry, 0o644); err != nil {
 			return err
 		}
 	}
-	if *out != "" {
-		return os.WriteFile(*out, []byte(p.String()), 0o644)
+	if out != "" {
+		return os.WriteFile(out, []byte(p.String()), 0o644)
 	}
 	_, err = io.WriteString(stdio.Out, p.String())
 	return err
@@ -224,69 +234,4 @@ func readSmall(path string) ([]byte, error) {
 		err = fmt.Errorf("%s is longer than %d bytes", path, limit)
 	}
 	return b, err
-}
-
-func logAudit(c *cli.Command, stdio *cli.IO, args []string) error {
-	fs := cli.NewFlags(c, stdio)
-	place := logFlags(fs)
-	since := fs.String("since", "", "file with an earlier checkpoint of the same log, which it must continue")
-	asJSON := fs.Bool("json", false, "one JSON object")
-	words, err := cli.Parse(c, stdio, fs, args)
-	if err != nil {
-		return err
-	}
-	if len(words) != 0 {
-		return cli.Usagef("log audit takes no words")
-	}
-	r, err := place.open()
-	if err == nil {
-		err = r.Audit(nil)
-	}
-	if err == nil && *since != "" {
-		err = continues(r, place, *since)
-	}
-	if err != nil && (translog.Reason(err) == "" || !*asJSON) {
-		return err
-	}
-	report := struct {
-		OK      bool   `json:"ok"`
-		Origin  string `json:"origin,omitempty"`
-		Entries int64  `json:"entries"`
-		Reason  string `json:"reason,omitempty"`
-		Detail  string `json:"detail,omitempty"`
-	}{OK: err == nil, Reason: translog.Reason(err)}
-	if r != nil {
-		report.Origin, report.Entries = r.Checkpoint.Origin, r.Checkpoint.Size
-	}
-	if err != nil {
-		report.Detail = err.Error()
-	}
-	if *asJSON {
-		if err := json.NewEncoder(stdio.Out).Encode(report); err != nil {
-			return err
-		}
-		if !report.OK {
-			return &cli.ExitError{Code: 1}
-		}
-		return nil
-	}
-	_, err = fmt.Fprintf(stdio.Out, "ok: %d entries of %s\nkeep a copy of %s: a later audit with --since shows that nothing was taken out\n",
-		report.Entries, report.Origin, filepath.Join(*place.dir, "checkpoint"))
-	return err
-}
-
-func continues(r *translog.Reader, place logPlace, file string) error {
-	msg, err := readSmall(file)
-	if err != nil {
-		return err
-	}
-	key, err := logKey(*place.key, *place.dir)
-	if err != nil {
-		return err
-	}
-	earlier, err := translog.ParseCheckpoint(msg, key)
-	if err != nil {
-		return err
-	}
-	return r.Continues(earlier)
 }

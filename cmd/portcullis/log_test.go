@@ -86,7 +86,7 @@ func TestLogIsShownProvedAndAudited(t *testing.T) {
 	}
 	expect(1, `"ok":false`, "audit", "--log", dir, "--json")
 
-	for _, args := range [][]string{{"prove", "x"}, {"prove"}, {"verify", proof}, {"show", "--log", tmp}, {"show", "--last", "-1"}, {"audit", "x"}} {
+	for _, args := range [][]string{{"prove", "x"}, {"prove"}, {"verify", proof}, {"show", "--log", tmp}, {"show", "--last", "-1"}, {"audit", "x", "y"}} {
 		expect(2, "", args...)
 	}
 }

@@ -26,6 +26,8 @@ const (
 	AttestSocket  = "attestd/attestd.sock"
 	RelaySocket   = "relay/relay.sock"
 	HookSocket    = "hook/hook.sock"
+	// verifierd's own, and the one where others speak Docker's API.
+	VerifierSocket = "verifierd/verifierd.sock"
 )
 
 // Listen binds a unix socket at path, replacing one that a dead process left,

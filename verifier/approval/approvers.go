@@ -77,11 +77,11 @@ func ParseApprovers(data []byte) (Approvers, error) {
 }
 
 // LoadApprovers reads the file at path. A file that is not there is an error with
-// ReasonApprovers: whoever goes on without it has nobody to believe.
+// ReasonApprovers, and fs.ErrNotExist: whoever goes on without it has nobody to believe.
 func LoadApprovers(path string) (Approvers, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Approvers{}, refuse(ReasonApprovers, "%s is not there", path)
+		return Approvers{}, errors.Join(refuse(ReasonApprovers, "%s is not there", path), fs.ErrNotExist)
 	}
 	if err != nil {
 		return Approvers{}, err

@@ -1,6 +1,10 @@
 package approval
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
 	"path"
 	"regexp"
 	"slices"
@@ -219,4 +223,19 @@ func (p *Profile) Covers(want *Profile) error {
 		return refuse(ReasonProfile, "limits %+v, approved are %+v", w, a)
 	}
 	return nil
+}
+
+// ParseProfile reads a profile that a person wrote: white space and order are free,
+// what is left out is the strictest; limits must be there.
+func ParseProfile(data []byte) (Profile, error) {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	var p Profile
+	if err := dec.Decode(&p); err != nil {
+		return Profile{}, refuse(ReasonMalformed, "the profile: %v", err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return Profile{}, refuse(ReasonMalformed, "the profile: data behind the end")
+	}
+	return p, p.Validate()
 }

@@ -8,10 +8,13 @@ import (
 	"golang.org/x/mod/sumdb/note"
 )
 
+// OriginPrefix begins the name of every log of approvals.
+const OriginPrefix = "portcullis/approvals/"
+
 // Origin names the log that this key signs, in its checkpoints and to witnesses.
 func Origin(public ed25519.PublicKey) string {
 	sum := sha256.Sum256(public)
-	return "portcullis/approvals/" + hex.EncodeToString(sum[:8])
+	return OriginPrefix + hex.EncodeToString(sum[:8])
 }
 
 // Verifier checks the checkpoints of the log that this key signs.

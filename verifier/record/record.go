@@ -31,6 +31,7 @@ type Options struct {
 type Record struct {
 	log       *translog.Log
 	key       note.Verifier
+	public    ed25519.PublicKey
 	now       func() time.Time
 	witnesses Witnesses
 	dir       string
@@ -56,7 +57,7 @@ func Open(o Options) (*Record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("approvals log: %w", err)
 	}
-	r := &Record{log: l, key: key, now: o.Now, witnesses: o.Witnesses, dir: o.Dir, changed: make(chan struct{})}
+	r := &Record{log: l, key: key, public: public, now: o.Now, witnesses: o.Witnesses, dir: o.Dir, changed: make(chan struct{})}
 	if err := r.load(o.Approvers); err != nil {
 		return nil, errors.Join(fmt.Errorf("approvals log %s: %w", o.Dir, err), l.Close())
 	}

@@ -167,6 +167,7 @@ func readCapped(path string, limit int64) ([]byte, error) {
 // Status is what the log is worth at the moment.
 type Status struct {
 	Origin    string   `json:"origin"`
+	Key       []byte   `json:"key"` // public half of the key that signs the log, base64
 	Entries   int64    `json:"entries"`
 	Approvers int      `json:"approvers"` // how many there are; 0 = nothing is approved
 	Threshold int      `json:"threshold"`
@@ -182,7 +183,7 @@ func (r *Record) Status() Status {
 	entries, _ := r.log.Size()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s := Status{Origin: r.key.Name(), Entries: entries, Approvers: len(r.state.approvers.Keys), Threshold: r.state.approvers.Threshold,
+	s := Status{Origin: r.key.Name(), Key: r.public, Entries: entries, Approvers: len(r.state.approvers.Keys), Threshold: r.state.approvers.Threshold,
 		Quorum: r.witnesses.Quorum, Witnesses: len(r.witnesses.Clients), Cosigned: r.cosigned, Faults: []string{}}
 	for _, err := range r.faults {
 		if err != nil {
