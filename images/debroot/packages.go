@@ -50,14 +50,15 @@ func request(r *recipe.Recipe, arch string) deb.Request {
 // a second build is the same build.
 func (m *Maker) Packages(ctx context.Context, r *recipe.Recipe, arch string) (*Packages, error) {
 	p := &Packages{Request: request(r, arch)}
-	lock, err := m.resolve(ctx, p.Request)
+	lock, err := m.Resolve(ctx, p.Request)
 	if err != nil {
 		return nil, err
 	}
 	return p, p.split(lock, r)
 }
 
-func (m *Maker) resolve(ctx context.Context, r deb.Request) (*deb.Lock, error) {
+// Resolve answers r: what the archive said of it first, until Refresh asks again.
+func (m *Maker) Resolve(ctx context.Context, r deb.Request) (*deb.Lock, error) {
 	k := NewKey("lock").Add("suite", r.Suite).Add("components", r.Components).Add("packages", r.Packages).Add("arch", r.Arch).Add("backports", r.Backports)
 	path := filepath.Join(m.CacheDir, "lock", k.hex()+".json")
 	if data, err := os.ReadFile(path); err == nil && !m.Refresh {

@@ -31,6 +31,9 @@ func build(release string, vmlinux []byte) (*Mask, error) {
 	if m.Notes, err = k.notes(); err != nil {
 		return nil, err
 	}
+	if m.Without, err = k.absent(); err != nil {
+		return nil, fmt.Errorf("configuration of %s: %w", release, err)
+	}
 	if err := m.addRunTime(k); err != nil {
 		return nil, fmt.Errorf("run-time sites of %s: %w", release, err)
 	}
@@ -46,12 +49,8 @@ func build(release string, vmlinux []byte) (*Mask, error) {
 }
 
 func (m *Mask) addRunTime(k *kernel) error {
-	jumps, end, err := k.jumpLabels()
-	if err != nil {
-		return err
-	}
 	tramps := k.trampolines()
-	calls, err := k.staticCalls(end, tramps)
+	calls, err := m.jumpsAndCalls(k, tramps)
 	if err != nil {
 		return err
 	}
@@ -59,11 +58,30 @@ func (m *Mask) addRunTime(k *kernel) error {
 	if err != nil {
 		return err
 	}
-	m.jumpLabels(jumps)
-	m.sitesOf(StaticCall, calls)
-	m.sitesOf(Trampoline, tramps)
-	m.sitesOf(RuntimeConst, consts)
+	into := &m.Classes
+	if m.callsSettle() {
+		into = &m.Once
+	}
+	*into = append(*into, sitesOf(StaticCall, calls), sitesOf(Trampoline, tramps))
+	m.Classes = append(m.Classes, sitesOf(RuntimeConst, consts))
 	return nil
+}
+
+// jumpsAndCalls adds the jump labels and returns the sites of static calls.
+func (m *Mask) jumpsAndCalls(k *kernel, tramps []Range) ([]Range, error) {
+	if !m.Has(JumpLabels) {
+		at, err := k.findStaticCalls(tramps)
+		if err != nil {
+			return nil, err
+		}
+		return k.staticCalls(at, tramps)
+	}
+	jumps, end, err := k.jumpLabels()
+	if err != nil {
+		return nil, err
+	}
+	m.jumpLabels(jumps)
+	return k.staticCalls(end, tramps)
 }
 
 func (m *Mask) addBoot(k *kernel) error {
@@ -98,25 +116,30 @@ func (m *Mask) addBoot(k *kernel) error {
 		}
 		add(s.class, ranges)
 	}
-	entries, err := k.ftraceEntries()
-	if err != nil {
-		return err
-	}
 	_, consts, err := k.runtimeConsts()
 	if err != nil {
 		return err
 	}
 	add(CallPadding, k.callPadding())
-	add(FtraceEntry, entries)
+	if m.Has(Ftrace) {
+		entries, err := k.ftraceEntries()
+		if err != nil {
+			return err
+		}
+		add(FtraceEntry, entries)
+	}
 	add(CPUConst, consts)
+	for _, c := range m.Once {
+		add(c.Name, c.Ranges)
+	}
 	m.Boot = subtract(merge(all), m.RunTime())
 	return nil
 }
 
-// sitesOf adds a class whose sites are judged one by one and stay apart.
-func (m *Mask) sitesOf(name string, ranges []Range) {
+// sitesOf makes a class whose sites are judged one by one and stay apart.
+func sitesOf(name string, ranges []Range) Class {
 	slices.SortFunc(ranges, func(a, b Range) int { return cmp.Compare(a.Off, b.Off) })
-	m.Classes = append(m.Classes, Class{Name: name, Ranges: slices.CompactFunc(ranges, func(a, b Range) bool { return a.Off == b.Off })})
+	return Class{Name: name, Ranges: slices.CompactFunc(ranges, func(a, b Range) bool { return a.Off == b.Off })}
 }
 
 func (m *Mask) jumpLabels(labels []site) {

@@ -10,6 +10,10 @@
 // equal the reference that was taken of the machine, and that reference must
 // equal the signed image outside of the boot-time sites.
 //
+// A kernel that carries its configuration and has neither modules nor static keys
+// (rootfs/hpc/kernel) leaves next to nothing out: its static calls are decided at
+// boot and belong to the reference, once they have been seen to be legal.
+//
 // The image builder calls Build and ships the encoded mask in the root image;
 // the agent and attestd read it with Decode.
 package ktextmask
@@ -76,6 +80,8 @@ type Mask struct {
 	TextSize uint64     // bytes
 	Classes  []Class    // run-time sites, sorted, not overlapping within a class
 	Boot     []Range    // what is patched at boot only, sorted, not overlapping
+	Once     []Class    // those of Boot that must have a legal form from then on
+	Without  []string   // options that the kernel says it has not, sorted
 	AtBoot   []Count    // what Boot is made of
 	Stock    [][32]byte // SHA-256 of each granule of the signed text with all of these zeroed
 }

@@ -11,7 +11,9 @@ import (
 
 // The file: magic, u16 version, u32 length of a JSON header, the header, then
 // for each class its ranges as pairs of uvarints (gap since the last range's
-// end, length), for jump labels with a varint (target minus start) behind, then the stock digests of 32 bytes. Integers are little-endian.
+// end, length), for jump labels with a varint (target minus start) behind, then those of
+// what is patched at boot and of the classes of sites that settle then, then the stock
+// digests of 32 bytes. Integers are little-endian.
 var magic = []byte("PCKTMASK")
 
 const version = 3
@@ -25,25 +27,28 @@ type header struct {
 	Classes  []Count `json:"classes"`
 	AtBoot   []Count `json:"at_boot"` // for the reader's eye: classes overlap
 	Boot     int     `json:"boot_ranges"`
+	// Of kernels that carry their configuration.
+	Once    []Count  `json:"once,omitempty"`
+	Without []string `json:"without,omitempty"`
 }
 
 // Encode writes the mask file. Equal masks give equal bytes.
 func (m *Mask) Encode() ([]byte, error) {
 	h := header{Release: m.Release, Notes: hex.EncodeToString(m.Notes[:]), TextBase: m.TextBase, TextSize: m.TextSize, Granule: Granule,
-		AtBoot: m.AtBoot, Boot: len(m.Boot)}
+		AtBoot: m.AtBoot, Boot: len(m.Boot), Without: m.Without}
 	var body []byte
 	for _, c := range m.Classes {
 		if c.Name == JumpLabel && len(c.Targets) != len(c.Ranges) {
 			return nil, fmt.Errorf("ktext mask: %d jump labels with %d targets", len(c.Ranges), len(c.Targets))
 		}
-		hc := Count{Name: c.Name, Ranges: len(c.Ranges)}
-		for _, r := range c.Ranges {
-			hc.Bytes += int(r.Len)
-		}
-		h.Classes = append(h.Classes, hc)
+		h.Classes = append(h.Classes, c.count())
 		body = c.encode(body)
 	}
 	body = Class{Ranges: m.Boot}.encode(body)
+	for _, c := range m.Once {
+		h.Once = append(h.Once, c.count())
+		body = c.encode(body)
+	}
 	for _, d := range m.Stock {
 		body = append(body, d[:]...)
 	}
@@ -56,6 +61,14 @@ func (m *Mask) Encode() ([]byte, error) {
 	out = binary.LittleEndian.AppendUint32(out, uint32(len(js)))
 	out = append(out, js...)
 	return append(out, body...), nil
+}
+
+func (c Class) count() Count {
+	n := Count{Name: c.Name, Ranges: len(c.Ranges)}
+	for _, r := range c.Ranges {
+		n.Bytes += int(r.Len)
+	}
+	return n
 }
 
 func (c Class) encode(body []byte) []byte {
@@ -79,7 +92,10 @@ func Decode(file []byte) (*Mask, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ktext mask: %w", err)
 	}
-	m := &Mask{Release: h.Release, TextBase: h.TextBase, TextSize: h.TextSize, AtBoot: h.AtBoot}
+	m := &Mask{Release: h.Release, TextBase: h.TextBase, TextSize: h.TextSize, AtBoot: h.AtBoot, Without: h.Without}
+	if err := checkWithout(m.Without); err != nil {
+		return nil, fmt.Errorf("ktext mask: %w", err)
+	}
 	if n, err := hex.Decode(m.Notes[:], []byte(h.Notes)); err != nil || n != 32 {
 		return nil, errors.New("ktext mask: notes_sha256 is no digest")
 	}
@@ -95,6 +111,13 @@ func Decode(file []byte) (*Mask, error) {
 		return nil, fmt.Errorf("ktext mask: patched at boot: %w", err)
 	}
 	m.Boot = boot.Ranges
+	for _, hc := range h.Once {
+		c := Class{Name: hc.Name}
+		if body, err = c.decode(body, hc.Ranges, h.TextSize); err != nil {
+			return nil, fmt.Errorf("ktext mask: class %s: %w", hc.Name, err)
+		}
+		m.Once = append(m.Once, c)
+	}
 	pieces := int((h.TextSize + Granule - 1) / Granule)
 	if len(body) != 32*pieces {
 		return nil, fmt.Errorf("ktext mask: %d bytes of digests, want %d", len(body), 32*pieces)
@@ -130,8 +153,8 @@ func decodeHeader(file []byte) (h header, body []byte, err error) {
 		return h, nil, fmt.Errorf("text of %d bytes", h.TextSize)
 	case h.Granule != Granule:
 		return h, nil, fmt.Errorf("granule %d, want %d", h.Granule, Granule)
-	case len(h.Classes)+len(h.AtBoot) > maxClasses:
-		return h, nil, fmt.Errorf("%d classes", len(h.Classes)+len(h.AtBoot))
+	case len(h.Classes)+len(h.AtBoot)+len(h.Once) > maxClasses:
+		return h, nil, fmt.Errorf("%d classes", len(h.Classes)+len(h.AtBoot)+len(h.Once))
 	}
 	return h, body[size:], nil
 }

@@ -129,6 +129,52 @@ func (k *kernel) staticCalls(at int, tramps []Range) ([]Range, error) {
 	return out, nil
 }
 
+// findStaticCalls finds .static_call_sites where no jump table is before it: the
+// longest run of its entries that go to trampolines, with those that go straight on.
+// It returns the offset in .rodata.
+func (k *kernel) findStaticCalls(tramps []Range) (int, error) {
+	known := make(map[uint64]bool, len(tramps))
+	for _, t := range tramps {
+		known[k.text.addr+uint64(t.Off)] = true
+	}
+	ro := k.sections[".rodata"]
+	entry := func(at int) (to uint64, ok bool) {
+		site := ro.relative(at)
+		b := k.code(site, 8)
+		if b == nil {
+			return 0, false
+		}
+		to, n, ok := branch(site, b)
+		return to, ok && n >= 5
+	}
+	best, bestN := 0, 0
+	for at := 0; at+8 <= len(ro.data); at += 8 {
+		if to, ok := entry(at); !ok || !known[to] {
+			continue
+		}
+		from := at
+		for from >= 8 {
+			if _, ok := entry(from - 8); !ok {
+				break
+			}
+			from -= 8
+		}
+		for at+8 <= len(ro.data) {
+			if _, ok := entry(at); !ok {
+				break
+			}
+			at += 8
+		}
+		if n := (at - from) / 8; n > bestN {
+			best, bestN = from, n
+		}
+	}
+	if bestN < minStaticCall {
+		return 0, fmt.Errorf("static call table not found: longest run has %d entries", bestN)
+	}
+	return best, nil
+}
+
 // runtimeConsts are the immediates of runtime-const.h: one section a constant,
 // runtime_ptr_NAME (8 bytes each) and runtime_shift_NAME (1 byte). The dentry
 // table's address depends on how memory was handed out at boot; USER_PTR_MAX

@@ -26,9 +26,14 @@ type Sites struct {
 }
 
 // Sites returns the run-time sites of the mask.
-func (m *Mask) Sites() *Sites {
-	s := &Sites{text: m.TextSize}
-	for _, c := range m.Classes {
+func (m *Mask) Sites() *Sites { return sitesIn(m.Classes, m.TextSize) }
+
+// Settled returns the sites that are patched once, and have a legal form afterwards.
+func (m *Mask) Settled() *Sites { return sitesIn(m.Once, m.TextSize) }
+
+func sitesIn(classes []Class, text uint64) *Sites {
+	s := &Sites{text: text}
+	for _, c := range classes {
 		form := forms[c.Name]
 		if form == nil {
 			form = anything
@@ -45,6 +50,16 @@ func (m *Mask) Sites() *Sites {
 	// A trampoline that goes straight on is a call site of the table as well.
 	s.list = slices.CompactFunc(s.list, func(a, b site) bool { return a.Off == b.Off })
 	return s
+}
+
+// Odd returns the sites in the whole text that hold no legal form.
+func (s *Sites) Odd(text []byte) (odd []Range) {
+	for _, x := range s.list {
+		if !x.form(x, text[x.Off:][:x.Len], s.text) {
+			odd = append(odd, x.Range)
+		}
+	}
+	return odd
 }
 
 // Clear overwrites with zeros every site in buf, which begins at byte off of

@@ -4,7 +4,7 @@ package hpc
 
 import "embed"
 
-// FS has recipe.yaml, what extends it for each profile, and files/.
+// FS has recipe.yaml, what extends it for each profile, files/ and kernel/.
 //
-//go:embed *.yaml files
+//go:embed *.yaml files kernel
 var FS embed.FS
