@@ -8,7 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"portcullis/attestserver/protocol"
 )
@@ -19,7 +23,8 @@ import (
 //
 // It finds another image or another command line, a kernel that was replaced by
 // kexec (the notes and the boot id change), lockdown that is off, forced or
-// unsigned modules (taint), kprobes, uprobes and ftrace users.
+// unsigned modules (taint), kprobes, uprobes and ftrace users, and a door that the
+// signed kernel was built without.
 //
 // It cannot see a kernel that lies about these files, nor a hypervisor below.
 type Boot struct{ Host }
@@ -63,6 +68,7 @@ func (p *Boot) Run(_ context.Context, key protocol.OpKey, params []byte) (protoc
 		return protocol.Output{}, err
 	}
 	d.Traced = p.traced()
+	d.Doors = p.doors()
 	d.UptimeMs = p.Uptime().Milliseconds()
 	return answer(key, p.Name(), params, d)
 }
@@ -102,6 +108,34 @@ func (p *Boot) traced() []string {
 				continue
 			}
 			out = append(out, f.prefix+strings.ToValidUTF8(string(l[:min(len(l), 160)]), "?"))
+		}
+	}
+	return out
+}
+
+// doors lists which of protocol.Doors this kernel has. A file system that cannot be
+// opened for another reason than that there is none counts as there.
+func (p *Boot) doors() []string {
+	there := func(path ...string) bool {
+		_, err := os.Stat(filepath.Join(path...))
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	mounts := func(fstype string) bool {
+		_, err := p.Special(fstype, ".")
+		return !errors.Is(err, unix.ENODEV)
+	}
+	var out []string
+	for _, d := range []struct {
+		name string
+		open bool
+	}{
+		{protocol.DoorDebugfs, mounts("debugfs")},
+		{protocol.DoorKexec, there(p.Sys, "kernel/kexec_loaded")},
+		{protocol.DoorModules, there(p.Proc, "modules")},
+		{protocol.DoorTracefs, mounts("tracefs")},
+	} {
+		if d.open {
+			out = append(out, d.name)
 		}
 	}
 	return out

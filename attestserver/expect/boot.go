@@ -3,9 +3,11 @@ package expect
 import (
 	"encoding/binary"
 	"io"
+	"slices"
 	"strings"
 
 	"portcullis/attestserver/protocol"
+	"portcullis/images/ktextmask"
 )
 
 // Boot is the twin of probe.Boot.
@@ -44,8 +46,26 @@ func (e *Boot) Judge(in protocol.JudgeInput) []protocol.Finding {
 	for _, t := range d.Traced {
 		j.fatal(ReasonTraced, "%s", t)
 	}
+	e.doors(j, d.Doors)
 	e.sameBoot(j, in.State, &d)
 	return j.list
+}
+
+// builtWithout is the option of the kernel's configuration that makes each door.
+var builtWithout = map[string]string{protocol.DoorDebugfs: ktextmask.DebugFS, protocol.DoorKexec: ktextmask.Kexec,
+	protocol.DoorModules: ktextmask.Modules, protocol.DoorTracefs: ktextmask.Ftrace}
+
+// doors holds what the kernel shows of itself against the signed kernel's own
+// configuration: what it was built without must be absent, what it has cannot be.
+func (e *Boot) doors(j *judge, have []string) {
+	for _, door := range protocol.Doors {
+		switch there, built := slices.Contains(have, door), !slices.Contains(e.kernel.without, builtWithout[door]); {
+		case there && !built:
+			j.fatal(ReasonDoor, "%s is there, and the signed kernel was built without", door)
+		case !there && built:
+			j.fatal(ReasonDoor, "%s is not there, and the signed kernel has it", door)
+		}
+	}
 }
 
 // Taint bits that only a changed system has (Documentation/admin-guide/tainted-kernels.rst):

@@ -50,8 +50,9 @@ type kernel struct {
 	notes    string // hex
 	base     uint64
 	size     uint64
-	maskSum  string // hex
-	maskSize int    // bytes left out
+	maskSum  string   // hex
+	maskSize int      // bytes left out
+	without  []string // options of its configuration that it has not (ktextmask.Mask)
 }
 
 // Options are what the configuration says of the probes.
@@ -113,7 +114,7 @@ func (im *image) load() (err error) {
 		return err
 	}
 	im.kernel = kernel{release: mask.Release, notes: hex.EncodeToString(mask.Notes[:]), base: mask.TextBase,
-		size: mask.TextSize, maskSum: im.Manifest.Mask.SHA256, maskSize: im.Manifest.Mask.Bytes}
+		size: mask.TextSize, maskSum: im.Manifest.Mask.SHA256, maskSize: im.Manifest.Mask.Bytes, without: mask.Without}
 	return nil
 }
 

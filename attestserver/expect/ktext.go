@@ -80,6 +80,10 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 		j.fatal(ReasonMalformed, "%v", err)
 		return j.list
 	}
+	if odd := mask.Settled().Odd(text); len(odd) > 0 {
+		j.fatal(ReasonKtextImage, "%d static calls are none that the kernel makes, the first at +%#x", len(odd), odd[0].Off)
+		return j.list
+	}
 	if bad := differing(in.Key, text, d.MACs); len(bad) > 0 {
 		j.fatal(ReasonKtextImage, "differs from the signed kernel at %s", spans(bad, e.kernel.size))
 		return j.list

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"portcullis/agent/probe"
 	"portcullis/attestserver/expect"
 	"portcullis/attestserver/protocol"
@@ -64,6 +66,8 @@ type machine struct {
 	events   chan []byte      // uevents
 	uptime   time.Duration
 	approved []string      // containers
+	without  []string      // options that the signed kernel says it has not
+	noFS     []string      // file systems that the kernel does not know
 	step     time.Duration // by which the wall clock was set
 	tsc      uint64        // kHz
 	made     time.Time
@@ -77,7 +81,24 @@ func newMachine(t testing.TB) *machine {
 // newMachineWith makes a machine whose gateway approves testTask, or no container.
 func newMachineWith(t testing.TB, tasks bool) *machine {
 	t.Helper()
-	m := &machine{t: t, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, contents: map[string][]byte{}, uptime: 20 * time.Second, tsc: 3_000_000,
+	return makeMachine(t, tasks, nil)
+}
+
+// newHardened makes a machine whose kernel has neither modules nor a tracer, kexec
+// or static keys, and says so.
+func newHardened(t testing.TB) *machine {
+	t.Helper()
+	m := makeMachine(t, true, []string{ktextmask.DebugFS, ktextmask.Ftrace, ktextmask.JumpLabels, ktextmask.Kexec, ktextmask.Modules})
+	m.check(os.Remove(m.path("proc/modules")))
+	m.check(os.RemoveAll(m.path("sys/module/bridge")))
+	m.check(os.Remove(m.path("sys/kernel/kexec_loaded")))
+	m.noFS = []string{"debugfs", "tracefs"}
+	return m
+}
+
+func makeMachine(t testing.TB, tasks bool, without []string) *machine {
+	t.Helper()
+	m := &machine{t: t, without: without, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, contents: map[string][]byte{}, uptime: 20 * time.Second, tsc: 3_000_000,
 		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}
 	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), Entry: entry,
 		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
@@ -110,7 +131,10 @@ func newMachineWith(t testing.TB, tasks bool) *machine {
 				return b, nil
 			}, nil
 		},
-		Special: func(_, name string) ([]byte, error) {
+		Special: func(fstype, name string) ([]byte, error) {
+			if slices.Contains(m.noFS, fstype) {
+				return nil, unix.ENODEV
+			}
 			if s, ok := m.special[name]; ok {
 				return []byte(s), nil
 			}
@@ -200,19 +224,20 @@ func (m *machine) build() {
 		CPUClass: "cpu", Notes: map[string][]byte{}}
 }
 
-// squashed is the root image: all machines have the same.
-var squashed []byte
+// squashed are the root images: all machines with the same kernel have the same.
+var squashed = map[string][]byte{}
 
 func (m *machine) squash() {
-	if squashed != nil {
-		m.write(squashed, "root.img")
+	kernel := strings.Join(m.without, " ")
+	if squashed[kernel] != nil {
+		m.write(squashed[kernel], "root.img")
 		return
 	}
 	out, err := exec.Command("mksquashfs", m.path("tree"), m.path("root.img"), "-comp", "zstd", "-b", "128K", "-noappend", "-all-root", "-quiet", "-no-progress").CombinedOutput()
 	if err != nil {
 		m.t.Fatalf("mksquashfs (package squashfs-tools): %v\n%s", err, out)
 	}
-	squashed, err = os.ReadFile(m.path("root.img"))
+	squashed[kernel], err = os.ReadFile(m.path("root.img"))
 	m.check(err)
 }
 
@@ -244,7 +269,12 @@ func bzImage(text []byte, size int) []byte {
 func (m *machine) mask() *ktextmask.Mask {
 	mask := &ktextmask.Mask{Release: "6.12.0-test", Notes: sha256.Sum256([]byte("notes")), TextBase: textBase, TextSize: uint64(len(m.text)),
 		Classes: []ktextmask.Class{{Name: ktextmask.JumpLabel, Ranges: []ktextmask.Range{{Off: 100, Len: 5}}, Targets: []uint32{512}}},
-		Boot:    []ktextmask.Range{{Off: 200, Len: 5}}}
+		Boot:    []ktextmask.Range{{Off: 200, Len: 5}}, Without: m.without}
+	if m.without != nil { // no static keys: the site of the jump label is a static call that settles at boot
+		mask.Once = []ktextmask.Class{{Name: ktextmask.StaticCall, Ranges: mask.Classes[0].Ranges}}
+		mask.Classes = nil
+		mask.Boot = []ktextmask.Range{{Off: 100, Len: 5}, {Off: 200, Len: 5}}
+	}
 	zeroed := bytes.Clone(m.text)
 	ktextmask.Zero(zeroed, 0, mask.RunTime())
 	ktextmask.Zero(zeroed, 0, mask.Boot)

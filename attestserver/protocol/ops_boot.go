@@ -1,6 +1,10 @@
 package protocol
 
-import "errors"
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
 
 // BootData is the answer of op boot: what was booted and how the kernel is set.
 type BootData struct {
@@ -13,7 +17,21 @@ type BootData struct {
 	KexecLoaded bool     `json:"kexec_loaded"` // another kernel waits to be started
 	UptimeMs    int64    `json:"uptime_ms"`    // since the kernel started
 	Traced      []string `json:"traced"`       // kernel functions with a tracer on them, kprobes and uprobes
+	Doors       []string `json:"doors"`        // of Doors: those that this kernel has
 }
+
+// Doors are the ways into a running kernel of which it is told whether they exist:
+// the file systems debugfs and tracefs, starting another kernel, loading modules.
+// A kernel that was built without one cannot show it, and no other can be without it.
+var Doors = []string{DoorDebugfs, DoorKexec, DoorModules, DoorTracefs}
+
+// The doors, sorted.
+const (
+	DoorDebugfs = "debugfs"
+	DoorKexec   = "kexec"
+	DoorModules = "modules"
+	DoorTracefs = "tracefs"
+)
 
 // Check bounds the lists and strings.
 func (d *BootData) Check() error {
@@ -25,6 +43,11 @@ func (d *BootData) Check() error {
 	}
 	if err := short("traced", d.Traced...); err != nil {
 		return err
+	}
+	for i, door := range d.Doors {
+		if !slices.Contains(Doors, door) || i > 0 && d.Doors[i-1] >= door {
+			return fmt.Errorf("door %.40q is unknown or out of order", door)
+		}
 	}
 	return short("boot", d.Cmdline, d.Release, d.Notes, d.BootID, d.Lockdown)
 }

@@ -21,7 +21,7 @@ var opTypes = []struct {
 	fresh   func() checked
 	example string
 }{
-	{"boot", func() checked { return &BootData{} }, `{"cmdline":"a","release":"6.12","notes_sha256":"00","boot_id":"x","lockdown":"integrity","tainted":0,"kexec_loaded":false,"uptime_ms":5,"traced":null}`},
+	{"boot", func() checked { return &BootData{} }, `{"cmdline":"a","release":"6.12","notes_sha256":"00","boot_id":"x","lockdown":"integrity","tainted":0,"kexec_loaded":false,"uptime_ms":5,"traced":null,"doors":["kexec","modules"]}`},
 	{"block parameters", func() checked { return &BlockParams{} }, `{"blocks":[1,2,3]}`},
 	{"block", func() checked { return &BlockData{} }, `{"device":"loop0","direct":true,"verity":{"device":"dm-0","targets":1}}`},
 	{"procs", func() checked { return &ProcsData{} }, `{"processes":[{"pid":1,"ppid":0,"start":5,"comm":"init","exe":"/init"}],"kernel":3,"files":[{"path":"/init","segments":[{"offset":0,"length":4096}],"pids":[1]}],"anonymous":[],"mounts":[],"vanished":0}`},

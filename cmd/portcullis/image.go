@@ -37,6 +37,7 @@ func imageHPCCommand() *cli.Command {
 		var o hpc.Options
 		fs.StringVar(&o.Profile, "profile", manifest.ProfileGeneric, "lab (QEMU, with a command channel for tests) or generic (real PCs)")
 		fs.StringVar(&o.OutDir, "out", "", "directory for the artefacts (required)")
+		fs.StringVar(&o.Kernel, "kernel", "", "debian or hardened, the one of 'image kernel' (default: what the recipe says, which is debian)")
 		fs.StringVar(&o.Recipe, "recipe", "", "a recipe that extends ours")
 		fs.Uint64Var(&o.Version, "version", 1, "image version; machines refuse one older than the newest they accepted")
 		fs.BoolVar(&o.Refresh, "refresh", false, "ask the archive for newer packages")

@@ -25,6 +25,8 @@ type Kernel struct {
 	Dir     string // its name is the digest of all that is in it
 	Release string // uname -r
 	Modules *Modules
+
+	builtIn []string // firmware that drivers inside of an own kernel ask for
 }
 
 // Image is the file of the kernel itself, as its package has it.
@@ -104,7 +106,7 @@ func (k *Kernel) PickFirmware(ctx context.Context, r *recipe.Recipe, paths []str
 	if err != nil {
 		return nil, err
 	}
-	for _, n := range names {
+	for _, n := range append(names, k.builtIn...) {
 		if path.Clean("/"+n) != "/"+n {
 			continue
 		}

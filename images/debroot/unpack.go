@@ -28,7 +28,15 @@ type unpacker struct {
 }
 
 func (u *unpacker) all() error {
-	for _, step := range []func() error{u.kernel, u.firmware, u.board, u.stub} {
+	if err := u.kernel(); err != nil {
+		return err
+	}
+	return u.rest()
+}
+
+// rest unpacks what goes with the kernel, and indexes its modules.
+func (u *unpacker) rest() error {
+	for _, step := range []func() error{u.firmware, u.board, u.stub} {
 		if err := step(); err != nil {
 			return err
 		}

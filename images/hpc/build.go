@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"portcullis/images/debroot"
+	"portcullis/images/kernel"
 	"portcullis/images/manifest"
 	"portcullis/images/recipe"
 	rootfs "portcullis/rootfs/hpc"
@@ -67,7 +68,7 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 	if b.packages, err = b.Packages(ctx, b.recipe, arch); err != nil {
 		return nil, err
 	}
-	k, err := b.Kernel(ctx, b.packages, b.recipe)
+	k, err := b.kernel(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +90,23 @@ func buildOnce(ctx context.Context, o Options) (*Result, error) {
 	return &Result{Dir: b.OutDir, Manifest: *m, Digest: digest, Cached: cached}, nil
 }
 
+// kernel unpacks Debian's kernel, or takes the hardened one, which must have been built.
+func (b *builder) kernel(ctx context.Context) (*debroot.Kernel, error) {
+	if b.recipe.Kernel.Build == "" {
+		return b.Maker.Kernel(ctx, b.packages, b.recipe)
+	}
+	built, err := kernel.Find(ctx, b.Maker, b.recipe, b.packages)
+	if err != nil {
+		return nil, err
+	}
+	k, r, err := b.UseKernel(ctx, built.Own(), b.packages, b.recipe)
+	if err != nil {
+		return nil, err
+	}
+	b.recipe = r
+	return k, nil
+}
+
 func newBuilder(o Options) (*builder, error) {
 	m, err := debroot.NewMaker(o.CacheDir, o.Progress, o.Refresh)
 	if err != nil {
@@ -99,7 +117,15 @@ func newBuilder(o Options) (*builder, error) {
 	if err == nil && b.recipe.Kernel.Stub == "" {
 		err = refuse(debroot.ReasonOptions, "kernel.stub is set nowhere: 'extends: %s' gives it", RecipeName)
 	}
-	return b, err
+	switch {
+	case err != nil:
+		return nil, err
+	case b.Options.Kernel == KernelDebian:
+		b.recipe.Kernel.Build = ""
+	case b.Options.Kernel == KernelHardened:
+		b.recipe.Kernel.Build = recipe.BuildHardened
+	}
+	return b, nil
 }
 
 // lab tells whether the image has the lab's command channel.

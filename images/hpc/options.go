@@ -7,12 +7,14 @@ import (
 
 	"portcullis/images/debroot"
 	"portcullis/images/manifest"
+	"portcullis/images/recipe"
 )
 
 // Options of one build.
 type Options struct {
 	Profile string // manifest.ProfileLab or manifest.ProfileGeneric
 	Recipe  string // a recipe file that extends ours; "" = ours alone
+	Kernel  string // KernelDebian, KernelHardened, or "" = what the recipe says
 
 	// Signers sign the manifest (Ed25519). Their public keys, with TrustKeys,
 	// are the release keys that the initrd trusts.
@@ -33,6 +35,13 @@ type Options struct {
 	Refresh  bool // ask the archive for newer packages instead of using the last answer
 	Progress Progress
 }
+
+// Kernels of an image: the one of Debian's package, or the one that images/kernel
+// builds of the same version's source.
+const (
+	KernelDebian   = "debian"
+	KernelHardened = recipe.BuildHardened
+)
 
 // Binaries are paths of the project's own programs for the PC.
 type Binaries struct {
@@ -64,6 +73,9 @@ var refuse = debroot.Refuse
 func (o *Options) check() error {
 	if o.Profile != manifest.ProfileLab && o.Profile != manifest.ProfileGeneric {
 		return refuse(debroot.ReasonOptions, "profile %q is neither %q nor %q", o.Profile, manifest.ProfileLab, manifest.ProfileGeneric)
+	}
+	if o.Kernel != "" && o.Kernel != KernelDebian && o.Kernel != KernelHardened {
+		return refuse(debroot.ReasonOptions, "kernel %q is neither %q nor %q", o.Kernel, KernelDebian, KernelHardened)
 	}
 	if len(o.Signers) == 0 {
 		return refuse(debroot.ReasonOptions, "a release key is needed to sign the image")

@@ -80,6 +80,16 @@ func resolve(ctx context.Context, m *debroot.Maker, r *recipe.Recipe, version st
 	return in, nil
 }
 
+// made are the packages that a kernel is made of and with: source, configuration, compiler.
+func (in *inputs) made() (out []deb.Package) {
+	for _, name := range []string{compiler, in.config(), in.source()} {
+		if p, ok := in.lock.Get(name); ok {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 func (in *inputs) source() string { return "linux-source-" + in.series }
 func (in *inputs) config() string { return "linux-config-" + in.series }
 
@@ -106,6 +116,8 @@ type Built struct {
 	Dir     string // vmlinuz, System.map, config, release, packages.json, modules.builtin, modules.builtin.modinfo
 	Version string // of Debian's packages
 	Cached  bool   // it was there already
+
+	packages []deb.Package // that bytes of it come from
 }
 
 // Release is uname -r of the hardened kernel of a version of Debian's packages.
@@ -134,7 +146,12 @@ func Find(ctx context.Context, m *debroot.Maker, r *recipe.Recipe, p *debroot.Pa
 	if err != nil {
 		return nil, err
 	}
-	return &Built{Dir: dir, Version: version, Cached: cached}, nil
+	return &Built{Dir: dir, Version: version, Cached: cached, packages: in.made()}, nil
+}
+
+// Own is the kernel as the image's builder takes it.
+func (b *Built) Own() debroot.OwnKernel {
+	return debroot.OwnKernel{Dir: b.Dir, Packages: b.packages}
 }
 
 // Summary tells of a built kernel.

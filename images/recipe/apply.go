@@ -82,6 +82,8 @@ func (d *document) kernel(n *yaml.Node, src Source, dir string, r *Recipe) error
 		switch key {
 		case "package":
 			r.Kernel.Package, err = d.word(v, "a package name", deb.ValidName)
+		case "build":
+			r.Kernel.Build, err = d.word(v, BuildHardened, func(s string) bool { return s == BuildHardened })
 		case "stub":
 			r.Kernel.Stub, err = d.word(v, "a package name", deb.ValidName)
 		case "initrd_modules":
@@ -99,7 +101,7 @@ func (d *document) kernel(n *yaml.Node, src Source, dir string, r *Recipe) error
 		case "overlay":
 			r.Kernel.Overlay, err = d.source(v, at, src, dir)
 		default:
-			return unknown(at, "kernel."+key, "kernel.package", "kernel.stub", "kernel.initrd_modules", "kernel.late_modules", "kernel.root_modules", "kernel.unlisted_modules", "kernel.firmware", "kernel.device_trees", "kernel.overlay")
+			return unknown(at, "kernel."+key, "kernel.package", "kernel.build", "kernel.stub", "kernel.initrd_modules", "kernel.late_modules", "kernel.root_modules", "kernel.unlisted_modules", "kernel.firmware", "kernel.device_trees", "kernel.overlay")
 		}
 		return err
 	})

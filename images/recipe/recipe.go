@@ -31,6 +31,7 @@ type Recipe struct {
 // Kernel says which kernel and which of its modules.
 type Kernel struct {
 	Package string   // of the kernel, a meta package is fine
+	Build   string   // "" = the kernel of Package, BuildHardened = the hardened one of the same version
 	Stub    string   // package with the UEFI stub; "" where no UEFI starts the kernel
 	Initrd  []string // module names for the initrd, in load order
 	Root    []string // module names or path globs for the root image
@@ -44,6 +45,9 @@ type Kernel struct {
 	DeviceTrees []string
 	Overlay     []byte // source of a device tree overlay, nil = none
 }
+
+// BuildHardened is the kernel that images/kernel builds.
+const BuildHardened = "hardened"
 
 // Boot is what a board's own firmware reads beside kernel and initrd.
 type Boot struct {
