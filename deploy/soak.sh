@@ -1,7 +1,8 @@
 #!/bin/sh
 # soak.sh N runs what is too long for make test: the power of a Pi cut N times in its
 # first boot and N times in an update, every scenario through the built card, the long
-# scenarios, and every attack on the PC of lab/tamper. The
+# scenarios, every attack on the PC of lab/tamper, and the PC with the hardened kernel,
+# which is built twice, in different directories, for the same bytes. The
 # full logs are in build/soak; the summary is printed at the end, and on every failure
 # the exit code is 1. It runs as root in the checkout, after the programs are built.
 set -u
@@ -19,10 +20,14 @@ echo "soak: the long scenarios; log $logs/hardware.log"
 bin/portcullis lab check --scenario changed-hardware >"$logs/hardware.log" 2>&1 || failed=1
 echo "soak: every attack of lab/tamper; log $logs/tamper.log"
 PORTCULLIS_TAMPER=all "$GO" test -timeout 1h -count 1 -v ./lab/tamper >"$logs/tamper.log" 2>&1 || failed=1
+echo "soak: the hardened kernel, built, built again, booted; log $logs/kernel.log"
+{ bin/portcullis image kernel && bin/portcullis image kernel --again --place /another/place &&
+  "$GO" test -timeout 1h -count 1 -v -tags soak -run HardenedKernel ./lab/tamper; } >"$logs/kernel.log" 2>&1 || failed=1
 
 echo
 sed -n -e '/summary: /,/^[^ ]/{/summary: /{s/.*summary: //;p};/^  *[0-9][0-9]* /p}' "$logs/power.log"
-grep -hE '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log" "$logs/tamper.log"
+grep -hE '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log" "$logs/tamper.log" "$logs/kernel.log"
+sed -n -e 's/.*summary: /  /p' -e '/built again: /p' "$logs/kernel.log"
 echo
 cat "$logs/check.log" "$logs/hardware.log"
 [ "$failed" = 0 ] && echo "soak: all of it holds" || echo "soak: something does not hold; see $logs"

@@ -24,6 +24,7 @@ import (
 // Builder builds programs and the lab image once for all labs that share it.
 type Builder struct {
 	Repository string // "" = the checkout around the working directory
+	Kernel     string // of the PC's image: hpc.KernelHardened must have been built; "" = Debian's
 
 	mu    sync.Mutex
 	built *Built
@@ -72,7 +73,7 @@ func (b *Builder) Build(ctx context.Context, say func(what string)) (*Built, err
 	if err := built.keys(); err != nil {
 		return nil, err
 	}
-	if err := built.image(ctx, say); err != nil {
+	if err := built.image(ctx, b.Kernel, say); err != nil {
 		return nil, err
 	}
 	b.built = built
@@ -108,8 +109,8 @@ func (b *Built) keys() error {
 	return nil
 }
 
-// image makes the lab image for b's gateway, signed by b's release key.
-func (b *Built) image(ctx context.Context, say func(string)) error {
+// image makes the lab image for b's gateway, with a kernel, signed by b's release key.
+func (b *Built) image(ctx context.Context, kernel string, say func(string)) error {
 	release, err := manifest.LoadKey(b.ReleaseSecret)
 	if err != nil {
 		return fmt.Errorf("lab: release key: %w", err)
@@ -122,7 +123,7 @@ func (b *Built) image(ctx context.Context, say func(string)) error {
 	}
 	defer os.RemoveAll(out)
 	_, err = hpc.Build(ctx, hpc.Options{
-		Profile: manifest.ProfileLab, Signers: []crypto.Signer{release}, GatewayKey: b.Gateway,
+		Profile: manifest.ProfileLab, Kernel: kernel, Signers: []crypto.Signer{release}, GatewayKey: b.Gateway,
 		OutDir: out, CacheDir: filepath.Join(b.Repository, "build", "cache"), Progress: &progress{say: say},
 		Binaries: hpc.Binaries{
 			Init: filepath.Join(b.Bin, "hpc-init"), Agent: filepath.Join(b.Bin, "hpc-agent"), Lab: filepath.Join(b.Bin, "hpc-lab"),

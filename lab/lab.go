@@ -32,6 +32,7 @@ type Options struct {
 	Firmware   qemu.Firmware   // [uefi-http]
 	Pi         string          // PiNetns or PiImage [PiNetns]
 	TPM        bool            // of the PC
+	CPU        string          // model of the PC's processor for QEMU [qemu.Config's]
 	Played     bool            // no QEMU: the PC's port leads into a namespace
 	Tune       func(*Settings) // [nothing]
 	Events     func(Event)     // sees every event, one at a time [nobody]
@@ -277,7 +278,7 @@ func (l *Lab) PowerOnWith(ctx context.Context, strings ...string) error {
 	}
 	m, err := qemu.Start(ctx, qemu.Config{
 		Name: l.Name, Dir: l.place.file("pc"), Firmware: l.opts.Firmware, MAC: cmp.Or(l.PCMAC, l.MAC), Tap: wire.PCPort,
-		MemoryMB: 2048, CPUs: 2, TPM: l.opts.TPM, Strings: strings, Hardware: l.Hardware, Start: l.Wire.Gateway.Start,
+		MemoryMB: 2048, CPUs: 2, CPU: l.opts.CPU, TPM: l.opts.TPM, Strings: strings, Hardware: l.Hardware, Start: l.Wire.Gateway.Start,
 	})
 	if err != nil {
 		return err

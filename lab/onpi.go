@@ -88,7 +88,7 @@ func (b *Builder) BuildPi(ctx context.Context, say func(what string)) (*Built, e
 	}
 	defer unlock()
 	built.ReleaseSecret = pb.KeyFile()
-	if err := built.image(ctx, say); err != nil {
+	if err := built.image(ctx, b.Kernel, say); err != nil {
 		return nil, err
 	}
 	_, operator, err := pb.Operator(ctx)

@@ -18,7 +18,7 @@ const ChannelPort = "org.portcullis.lab"
 // HotplugBus is a free PCIe root port: devices can be added there at run time.
 const HotplugBus = "hotplug0"
 
-// Config describes one machine. Every field but TPM, Strings, Hardware and Start is needed.
+// Config describes one machine. Every field but CPU, TPM, Strings, Hardware and Start is needed.
 type Config struct {
 	Name     string // shown in the process list
 	Dir      string // sockets, variables and logs; must exist
@@ -27,6 +27,7 @@ type Config struct {
 	Tap      string // interface name, in the namespace Start runs in
 	MemoryMB int    // 1024 .. 65536
 	CPUs     int    // 1 .. 64
+	CPU      string // model, as QEMU's option -cpu takes it; "" = all that the emulator knows
 	TPM      bool   // a TPM 2.0 by swtpm
 	// Strings are OEM strings of the SMBIOS table (type 11), which the owner of a
 	// machine can set and systemd-stub listens to.
@@ -86,10 +87,14 @@ func Args(cfg Config) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	cpu := cfg.CPU
+	if cpu == "" {
+		cpu = cpuModel
+	}
 	args := []string{
 		"-name", "portcullis-" + cfg.Name, "-nodefaults", "-no-user-config", "-display", "none",
 		"-machine", "q35", "-accel", "tcg,thread=multi",
-		"-cpu", cpuModel, "-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMB),
+		"-cpu", cpu, "-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMB),
 		"-netdev", "tap,id=net0,script=no,downscript=no,ifname=" + Escape(cfg.Tap),
 		"-device", "virtio-net-pci,netdev=net0,bootindex=1,mac=" + cfg.MAC + rom,
 		"-device", "virtio-rng-pci",
