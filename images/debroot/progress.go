@@ -7,7 +7,8 @@ import "time"
 type Progress interface {
 	// Stage begins; it ends when the next one begins or the build is over.
 	Stage(name, detail string)
-	// Step tells how much of the running stage is done, in bytes.
+	// Step tells how much of the running stage is done, in bytes; a total of less than
+	// a million counts something else.
 	Step(done, total int64)
 	// Done ends the running stage; cached tells that nothing had to be made.
 	Done(cached bool, took time.Duration)

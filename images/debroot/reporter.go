@@ -50,6 +50,10 @@ func (r *reporter) Step(done, total int64) {
 	r.last = time.Now()
 	done = min(done, total)
 	if !r.terminal {
+		if total < 1e6 { // not bytes but steps
+			fmt.Fprintf(r.w, "%-9s %3d %%\n", r.name, done*100/total)
+			return
+		}
 		fmt.Fprintf(r.w, "%-9s %3d %%  %.0f of %.0f MB\n", r.name, done*100/total, float64(done)/1e6, float64(total)/1e6)
 		return
 	}

@@ -131,8 +131,14 @@ func (in *inputs) make(ctx context.Context, m *debroot.Maker, o Options, dir str
 	if err := in.fetch(ctx, m); err != nil {
 		return err
 	}
-	// Named by what is built: a build that was killed leaves it for the next one to remove.
-	r, err := newRoom(filepath.Join(m.CacheDir, "kernel-room"+strings.TrimPrefix(filepath.Base(dir), ".new")))
+	// One build at a time: what one that was killed left behind the next one removes.
+	room := filepath.Join(m.CacheDir, "kernel-room")
+	unlock, err := deb.FileLock(ctx, room+".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := newRoom(room)
 	if err != nil {
 		return err
 	}
