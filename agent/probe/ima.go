@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/hex"
@@ -113,15 +112,14 @@ const (
 var errList = errors.New("measurement list: cut short or of an unknown form")
 
 // parseMeasurements reads binary_runtime_measurements in the machine's byte
-// order: PCR, SHA-1 of the entry, name of the template, its fields; here ima-ng
-// and ima-sig, which begin with digest and path (Documentation/security/IMA-templates.rst).
+// order, which is little-endian: PCR, SHA-1 of the entry, name of the template, its fields.
 func parseMeasurements(b []byte) ([]protocol.Measurement, error) {
 	var out []protocol.Measurement
 	field := func() ([]byte, bool) {
 		if len(b) < 4 {
 			return nil, false
 		}
-		n := binary.NativeEndian.Uint32(b)
+		n := binary.LittleEndian.Uint32(b)
 		if n > maxTemplate || uint64(n) > uint64(len(b)-4) {
 			return nil, false
 		}
@@ -135,35 +133,18 @@ func parseMeasurements(b []byte) ([]protocol.Measurement, error) {
 		}
 		b = b[24:] // PCR and SHA-1
 		name, ok := field()
-		if !ok || string(name) != "ima-ng" && string(name) != "ima-sig" {
+		if !ok {
 			return nil, errList
 		}
 		data, ok := field()
 		if !ok {
 			return nil, errList
 		}
-		m, err := parseTemplate(data)
+		m, err := protocol.ParseMeasurement(string(name), data)
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, m)
 	}
 	return out, nil
-}
-
-// parseTemplate reads "sha256:" NUL digest, then path NUL, each with its length.
-func parseTemplate(b []byte) (m protocol.Measurement, err error) {
-	var fields [2][]byte
-	for i := range fields {
-		if len(b) < 4 || uint64(binary.NativeEndian.Uint32(b)) > uint64(len(b)-4) {
-			return m, errList
-		}
-		n := binary.NativeEndian.Uint32(b)
-		fields[i], b = b[4:4+n], b[4+n:]
-	}
-	algorithm, digest, ok := bytes.Cut(fields[0], []byte{0})
-	if !ok || string(algorithm) != "sha256:" {
-		return m, fmt.Errorf("measurement list: digest of kind %.16q", algorithm)
-	}
-	return protocol.Measurement{Digest: hex.EncodeToString(digest), Path: clean(strings.TrimRight(string(fields[1]), "\x00"))}, nil
 }

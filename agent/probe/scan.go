@@ -347,7 +347,4 @@ func fsName(magic int64) string {
 }
 
 // clean makes a name fit for JSON and for a log.
-func clean(s string) string {
-	s = strings.ToValidUTF8(s, "?")
-	return s[:min(len(s), protocol.MaxString-16)]
-}
+func clean(s string) string { return protocol.Clean(s) }

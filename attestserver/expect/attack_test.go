@@ -223,13 +223,13 @@ func TestAttacks(t *testing.T) {
 			if f := m.judge(protocol.OpIma); len(f) > 0 {
 				m.t.Fatal(f)
 			}
-			m.special["integrity/ima/binary_runtime_measurements_sha1"] = ""
+			m.special[imaList] = ""
 			for range 5 {
 				m.measured("/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
 			}
 		}},
 		{"nothing is measured", protocol.OpIma, expect.ReasonImaOff, "measures nothing", func(m *machine) {
-			m.special["integrity/ima/binary_runtime_measurements_sha1"] = ""
+			m.special[imaList] = ""
 			m.measured("boot_aggregate", nil)
 		}},
 		{"a container of an unknown image runs", protocol.OpContainer, expect.ReasonContainerUnapproved, `runs "/task -x"`, func(m *machine) {

@@ -76,7 +76,7 @@ func (o Options) All(img *protocol.Image) ([]protocol.Expectation, error) {
 		&Modules{user{im}}, &Net{user{im}}, &Ktext{user{im}}, &Tpm{user{im}}, &Tsm{user{im}},
 		&Krodata{user{im}}, &Trace{user{im}}, &Uevent{user{im}},
 		&Files{user: user{im}}, &Time{user: user{im}, now: time.Now}, &Container{user: user{im}, approved: o.Containers},
-		&Ima{user: user{im}, tasks: tasks{approved: o.Containers}},
+		&Ima{user: user{im}, tasks: tasks{approved: o.Containers}, running: running},
 	}
 	if o.Noise > 0 {
 		all = append(all, &Noise{user: user{im}, size: o.Noise})

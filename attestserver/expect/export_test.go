@@ -2,8 +2,10 @@ package expect
 
 import (
 	"os"
+	"time"
 
 	"portcullis/attestserver/expect/rootimage"
+	"portcullis/attestserver/protocol"
 )
 
 // InodeOf reads a file's inode number, for tests that play a machine.
@@ -23,3 +25,6 @@ func InodeOf(image, path string) (uint32, error) {
 	}
 	return file.Number(), nil
 }
+
+// SetRunning sets the clock of the twin of probe.Ima.
+func SetRunning(e protocol.Expectation, running func() time.Duration) { e.(*Ima).running = running }

@@ -2,10 +2,10 @@ package expect
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"portcullis/attestserver/protocol"
 )
@@ -15,6 +15,7 @@ import (
 type Ima struct {
 	user
 	tasks
+	running func() time.Duration // this process's monotonic clock
 }
 
 // Name implements protocol.Expectation.
@@ -22,17 +23,7 @@ func (*Ima) Name() string { return protocol.OpIma }
 
 // Params implements protocol.Expectation.
 func (e *Ima) Params(_ io.Reader, st *protocol.ImageState) ([]byte, error) {
-	from, _, _ := e.noted(st)
-	return protocol.EncodeOp(protocol.ImaParams{From: from})
-}
-
-// noted returns what has been read of this boot.
-func (e *Ima) noted(st *protocol.ImageState) (count uint64, head string, ok bool) {
-	n := st.Notes[e.Name()]
-	if len(n) != 8+32 {
-		return 0, "", false
-	}
-	return binary.BigEndian.Uint64(n), hex.EncodeToString(n[8:]), true
+	return protocol.EncodeOp(protocol.ImaParams{From: readImaNote(st).Count})
 }
 
 // bootAggregate is the kernel's first entry: what a TPM has of the boot, zeros
@@ -46,22 +37,25 @@ func (e *Ima) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if !j.read(in, &d) {
 		return j.list
 	}
-	count, head, known := e.noted(in.State)
-	if !known {
-		head = hex.EncodeToString(protocol.ImaStart[:])
-	}
-	if d.From != count || d.HeadFrom != head {
-		j.fatal(ReasonImaChain, "the first %d measurements are not those that were told before", count)
+	at := readImaNote(in.State)
+	if d.From != at.Count || d.HeadFrom != at.text() {
+		j.fatal(ReasonImaChain, "the first %d measurements are not those that were told before", at.Count)
 		return j.list
 	}
 	if d.Total < 2 {
 		j.fatal(ReasonImaOff, "the kernel measures nothing")
 		return j.list
 	}
-	raw, _ := hex.DecodeString(d.HeadFrom) // Check has seen it
-	next := [32]byte(raw)
+	proof, err := readProven(in.State)
+	if err != nil {
+		j.unjudged(err)
+		return j.list
+	}
 	for i, m := range d.Entries {
-		next = protocol.ImaNext(next, m)
+		if at = at.next(m); proof.contradicts(at) {
+			j.fatal(ReasonImaProof, "the first %d measurements are not those of register 10", at.Count)
+			return j.list
+		}
 		if d.From == 0 && i == 0 && m.Path == bootAggregate {
 			continue
 		}
@@ -70,18 +64,51 @@ func (e *Ima) Judge(in protocol.JudgeInput) []protocol.Finding {
 			return j.list
 		}
 	}
-	if hex.EncodeToString(next[:]) != d.Head {
+	if at.text() != d.Head {
 		j.fatal(ReasonImaChain, "the measurements do not lead to the head that came with them")
 		return j.list
+	}
+	switch held := len(d.Entries) == 0 && d.Total > at.Count; {
+	case d.Total < proof.upTo, at.Count < proof.upTo && !held && len(d.Entries) < protocol.MaxMeasurements:
+		j.fatal(ReasonImaProof, "%d measurements of %d, the chip has proven %d", at.Count, d.Total, proof.upTo)
+		return j.list
+	case held && e.heldFor(in.State) > maxHeld:
+		j.fatal(ReasonImaHeld, "%d measurements are held back for more than %v", d.Total-at.Count, maxHeld)
+		return j.list
+	case !held:
+		delete(in.State.Notes, noteHeld)
 	}
 	if d.Violations > 0 && d.From == 0 {
 		j.add(protocol.Info, ReasonImaViolation, "%d files were written while they were measured", d.Violations)
 	}
-	if in.State.Notes == nil {
-		in.State.Notes = map[string][]byte{}
-	}
-	in.State.Notes[e.Name()] = append(binary.BigEndian.AppendUint64(nil, d.From+uint64(len(d.Entries))), next[:]...)
+	at.write(in.State)
 	return j.list
+}
+
+// An agent that reads the images of containers holds its entries back until it knows
+// them, for ten minutes at most (package probe).
+const maxHeld = 11 * time.Minute
+
+// noteHeld is since when they are, of e.running.
+const noteHeld = protocol.OpIma + "-held"
+
+var began = time.Now()
+
+// running is what has passed since then: the wall clock of a Pi without a battery jumps.
+func running() time.Duration { return time.Since(began) }
+
+func (e *Ima) heldFor(st *protocol.ImageState) time.Duration {
+	now := e.running()
+	if n := st.Notes[noteHeld]; len(n) == 8 {
+		if since := time.Duration(binary.BigEndian.Uint64(n)); since <= now {
+			return now - since
+		}
+	}
+	if st.Notes == nil {
+		st.Notes = map[string][]byte{}
+	}
+	st.Notes[noteHeld] = binary.BigEndian.AppendUint64(nil, uint64(now))
+	return 0
 }
 
 // entry judges one file that ran. hpc-init starts the agent while the root still

@@ -312,7 +312,7 @@ func (m *machine) boot() {
 	m.nic("eth0", "0000:00:03.0")
 	m.links = []protocol.Link{{Name: "lo", Index: 1, Loopback: true, Up: true},
 		{Name: "eth0", Index: 2, MAC: testMAC, Permanent: testMAC, Up: true, Carrier: true}}
-	m.special["integrity/ima/binary_runtime_measurements_sha1"] = ""
+	m.special[imaList] = ""
 	m.measured("boot_aggregate", nil)
 	m.measured("/sysroot/usr/lib/systemd/systemd", m.files["/usr/lib/systemd/systemd"])
 	m.measured("/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
@@ -400,19 +400,23 @@ func (m *machine) nic(name, bus string) {
 }
 
 // measured has the kernel measure a file; nil stands for a digest of zeros.
-func (m *machine) measured(path string, content []byte) {
+func (m *machine) measured(path string, content []byte) (data []byte) {
 	sum := sha256.Sum256(content)
 	if content == nil {
 		sum = [32]byte{}
 	}
 	field := func(b []byte, f ...byte) []byte {
-		return append(binary.NativeEndian.AppendUint32(b, uint32(len(f))), f...)
+		return append(binary.LittleEndian.AppendUint32(b, uint32(len(f))), f...)
 	}
-	data := field(nil, append([]byte("sha256:\x00"), sum[:]...)...)
+	data = field(nil, append([]byte("sha256:\x00"), sum[:]...)...)
 	data = field(field(data, append([]byte(path), 0)...))
-	entry := field(make([]byte, 24), []byte("ima-sig")...)
-	m.special["integrity/ima/binary_runtime_measurements_sha1"] += string(field(entry, data...))
+	entry := append(binary.LittleEndian.AppendUint32(nil, 10), bytes.Repeat([]byte{1}, 20)...) // register, SHA-1
+	m.special[imaList] += string(field(field(entry, []byte("ima-sig")...), data...))
+	return data
 }
+
+// imaList is where the kernel shows it.
+const imaList = "integrity/ima/binary_runtime_measurements_sha1"
 
 // taskImage is the configuration of an approved image, testTask its id.
 var (

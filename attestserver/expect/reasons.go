@@ -120,6 +120,8 @@ const (
 	ReasonImaChanged   = "ima-changed"   // a file of the image ran with another content
 	ReasonImaTask      = "ima-task"      // a program of an approved container image ran (info)
 	ReasonImaChain     = "ima-chain"     // the list is not the one that was told before
+	ReasonImaProof     = "ima-proof"     // the list is not the one that the chip's register 10 holds
+	ReasonImaHeld      = "ima-held"      // entries are held back longer than an honest agent does
 	ReasonImaOff       = "ima-off"       // the kernel measures nothing
 	ReasonImaViolation = "ima-violation" // files were written while they were measured
 

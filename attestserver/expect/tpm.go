@@ -126,7 +126,7 @@ func (e *Tpm) quoted(j *judge, in protocol.JudgeInput, s *tpmNote, ref *tpmRefer
 	before := len(j.list)
 	s.clock(j, in.State, ref, quoted)
 	e.registers(j, s, ref, q, d, quoted)
-	s.measured(j, d, quoted.PCRs[10])
+	s.measured(j, in.State, d, quoted.PCRs[10])
 	if len(j.list) == before {
 		s.Good = true
 	}
@@ -198,13 +198,22 @@ func (s *tpmNote) clock(j *judge, st *protocol.ImageState, ref *tpmReference, no
 	}
 }
 
-// measured follows IMA's list to register 10.
-func (s *tpmNote) measured(j *judge, d *protocol.TpmData, ten tpmattest.Register) {
+// measured follows IMA's list to register 10, and holds it against what op ima was told.
+func (s *tpmNote) measured(j *judge, st *protocol.ImageState, d *protocol.TpmData, ten tpmattest.Register) {
 	if ten == (tpmattest.Register{}) && s.ListSize == 0 {
 		s.Listed = true // this kernel's IMA does not use the chip
 		return
 	}
-	size, value, reached, err := imalog.Replay(s.ListValue, d.List, ten)
+	told, chain, same := readImaNote(st), s.Chain, true
+	size, value, reached, err := imalog.Replay(s.ListValue, d.List, ten, func(e imalog.Entry) error {
+		m, err := protocol.ParseMeasurement(e.Template, e.Data)
+		if err != nil {
+			return err
+		}
+		chain = chain.next(m)
+		same = same && (chain.Count != told.Count || chain == told)
+		return nil
+	})
 	switch {
 	case err != nil:
 		j.fatal(ReasonTpmIMA, "%v", err)
@@ -212,8 +221,19 @@ func (s *tpmNote) measured(j *judge, d *protocol.TpmData, ten tpmattest.Register
 	case !reached && (!d.More || len(d.List) < protocol.MaxTpmIMA || s.ListSize+int64(size) > protocol.MaxTpmList):
 		j.fatal(ReasonTpmIMA, "IMA's list does not lead to register 10, %x", ten[:8])
 		return
+	case !same:
+		j.fatal(ReasonImaProof, "the first %d measurements that op ima told are not those of register 10", told.Count)
+		return
+	case reached && chain.Count < s.Owed:
+		j.fatal(ReasonImaProof, "op ima has told of %d measurements, register 10 holds %d", s.Owed, chain.Count)
+		return
 	}
-	s.ListSize, s.ListValue, s.Listed = s.ListSize+int64(size), value, reached
+	s.ListSize, s.ListValue, s.Listed, s.Chain = s.ListSize+int64(size), value, reached, chain
+	if reached {
+		// The kernel shows an entry a moment before the register has it: what op ima has
+		// told until now must be proven by the next answer, not by this one.
+		s.Proven, s.Owed = chain.Count, told.Count
+	}
 }
 
 // Settle implements protocol.Rooted.

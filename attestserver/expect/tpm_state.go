@@ -22,6 +22,9 @@ type tpmNote struct {
 	Firmware  map[int][]string           `json:"firmware"`  // events of the pinned registers
 	ListSize  int64                      `json:"list_size"` // bytes of IMA's list that are proven
 	ListValue [32]byte                   `json:"list_value"`
+	Chain     imaChain                   `json:"chain"`  // of the same entries, as op ima has it
+	Proven    uint64                     `json:"proven"` // entries that register 10 stood for in a good answer
+	Owed      uint64                     `json:"owed"`   // entries that op ima told before that answer
 	Listed    bool                       `json:"listed"` // they lead to register 10 of the last answer
 	Good      bool                       `json:"good"`   // the last answer was
 	Said      map[string]bool            `json:"said"`   // infos, each once

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"io/fs"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -30,7 +31,6 @@ type tpmPC struct {
 	*machine
 	chip   *tpmtest.Chip
 	events []eventlogtest.Event // as firmware and kernel measure
-	list   []byte               // IMA's
 }
 
 func newTpmPC(t testing.TB) *tpmPC {
@@ -60,8 +60,9 @@ func (p *tpmPC) boot() {
 		}
 	}
 	p.special["tpm0/binary_bios_measurements"] = string(eventlogtest.Encode(p.events...))
-	p.list = nil
+	p.special[imaList] = ""
 	p.measure("boot_aggregate")
+	p.measure("/usr/bin/dockerd")
 	p.startAgent()
 }
 
@@ -77,15 +78,11 @@ func (p *tpmPC) extend(pcr int, digest [32]byte) {
 // measure is what IMA does with one file.
 func (p *tpmPC) measure(path string) {
 	p.t.Helper()
-	data := binary.LittleEndian.AppendUint32(nil, uint32(len(path)))
-	data = append(data, path...)
-	p.list = binary.LittleEndian.AppendUint32(p.list, 10)
-	p.list = append(p.list, bytes.Repeat([]byte{1}, 20)...)
-	p.list = append(binary.LittleEndian.AppendUint32(p.list, 6), "ima-ng"...)
-	p.list = append(binary.LittleEndian.AppendUint32(p.list, uint32(len(data))), data...)
-	p.special["integrity/ima/binary_runtime_measurements_sha1"] = string(p.list)
-	p.extend(10, sha256.Sum256(data))
+	p.extended(p.measured(path, p.files[path]))
 }
+
+// extended is what IMA does with an entry's data.
+func (p *tpmPC) extended(data []byte) { p.t.Helper(); p.extend(10, sha256.Sum256(data)) }
 
 // session begins a new one; reset starts the chip anew, as a boot does.
 func (p *tpmPC) session(id string, reset bool) {
@@ -419,11 +416,11 @@ func TestAttackTpmForgedBoot(t *testing.T) {
 		{"Secure Boot changed", expect.ReasonTpmFirmware, "register 7", func(p *tpmPC) { p.events[1] = eventlogtest.Said(7, 0x80000001, []byte("SecureBoot=1")) }},
 		{"IMA's list shortened", expect.ReasonTpmIMA, "does not lead", func(p *tpmPC) {
 			p.measure("/usr/bin/evil")
-			p.special["integrity/ima/binary_runtime_measurements_sha1"] = string(p.list[:len(p.list)/2])
+			p.special[imaList] = p.special[imaList][:len(p.special[imaList])/2]
 		}},
 		{"IMA's list forged", expect.ReasonTpmIMA, "does not lead", func(p *tpmPC) {
 			p.measure("/usr/bin/evil")
-			p.special["integrity/ima/binary_runtime_measurements_sha1"] = string(bytes.Replace(p.list, []byte("evil"), []byte("good"), 1))
+			p.special[imaList] = strings.Replace(p.special[imaList], "evil", "good", 1)
 		}},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -78,8 +78,9 @@ func Next(list []byte) (e Entry, err error) {
 // once: the kernel goes on measuring between a quote and the reading of the list, so
 // more may follow; what follows is not proven, and not read. It returns the bytes
 // that it followed and the value they lead to. Where want is not reached before the
-// last whole entry it follows to there, and reached is false.
-func Replay(start [sha256.Size]byte, list []byte, want [sha256.Size]byte) (size int, value [sha256.Size]byte, reached bool, err error) {
+// last whole entry it follows to there, and reached is false. Each entry that it follows
+// is handed to each, whose error ends it; nil: nobody wants them.
+func Replay(start [sha256.Size]byte, list []byte, want [sha256.Size]byte, each func(Entry) error) (size int, value [sha256.Size]byte, reached bool, err error) {
 	var b [2 * sha256.Size]byte
 	for value = start; value != want; {
 		e, err := Next(list[size:])
@@ -88,6 +89,11 @@ func Replay(start [sha256.Size]byte, list []byte, want [sha256.Size]byte) (size 
 		}
 		if err != nil {
 			return 0, start, false, err
+		}
+		if each != nil {
+			if err := each(e); err != nil {
+				return 0, start, false, err
+			}
 		}
 		d := e.Extended()
 		copy(b[:], value[:])

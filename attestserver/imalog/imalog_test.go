@@ -37,7 +37,7 @@ func list(n int) (all []byte) {
 
 func value(t testing.TB, list []byte) [32]byte {
 	t.Helper()
-	n, v, _, err := Replay([32]byte{}, list, [32]byte{1})
+	n, v, _, err := Replay([32]byte{}, list, [32]byte{1}, nil)
 	if err != nil || n != len(list) {
 		t.Fatalf("%d of %d bytes, %v", n, len(list), err)
 	}
@@ -49,20 +49,20 @@ func value(t testing.TB, list []byte) [32]byte {
 func TestBeginningsAreAcceptedAndGoOn(t *testing.T) {
 	first, second, rest := list(20), entry("/a", false), entry("/b", false)
 	at := value(t, first)
-	n, _, ok, err := Replay([32]byte{}, append(append(bytes.Clone(first), second...), rest...), at)
+	n, _, ok, err := Replay([32]byte{}, append(append(bytes.Clone(first), second...), rest...), at, nil)
 	if err != nil || !ok || n != len(first) {
 		t.Fatalf("%d of %d bytes, %v", n, len(first), err)
 	}
 	next := value(t, append(bytes.Clone(first), second...))
-	n, _, ok, err = Replay(at, append(bytes.Clone(second), rest...), next)
+	n, _, ok, err = Replay(at, append(bytes.Clone(second), rest...), next, nil)
 	if err != nil || !ok || n != len(second) {
 		t.Fatalf("%d of %d bytes, %v", n, len(second), err)
 	}
-	if n, _, ok, err := Replay(next, nil, next); n != 0 || !ok || err != nil {
+	if n, _, ok, err := Replay(next, nil, next, nil); n != 0 || !ok || err != nil {
 		t.Fatalf("nothing new: %d, %v", n, err)
 	}
 	// A piece that ends within an entry is followed to the last whole one.
-	n, v, ok, err := Replay([32]byte{}, append(bytes.Clone(first), second[:len(second)-1]...), next)
+	n, v, ok, err := Replay([32]byte{}, append(bytes.Clone(first), second[:len(second)-1]...), next, nil)
 	if err != nil || ok || n != len(first) || v != at {
 		t.Fatalf("cut off: %d of %d bytes, %v", n, len(first), err)
 	}
@@ -78,14 +78,14 @@ func TestAttackForgedListIsRefused(t *testing.T) {
 		"path changed":         bytes.Replace(honest, []byte("program-5"), []byte("program-6"), 1),
 		"violation hidden":     append(list(3), append(entry("/usr/bin/program-3", false), honest[len(list(4)):]...)...),
 	} {
-		if _, _, ok, err := Replay([32]byte{}, forged, want); ok || err != nil {
+		if _, _, ok, err := Replay([32]byte{}, forged, want, nil); ok || err != nil {
 			t.Errorf("%s: %v, %v", name, ok, err)
 		}
 	}
 	for i := range honest[:len(list(2))] {
 		forged := bytes.Clone(honest)
 		forged[i] ^= 1
-		_, _, ok, err := Replay([32]byte{}, forged, want)
+		_, _, ok, err := Replay([32]byte{}, forged, want, nil)
 		// The SHA-1 of the template is not what the SHA-256 bank was extended with.
 		inSHA1 := (i >= 4 && i < 24) || (i-len(list(1)) >= 4 && i-len(list(1)) < 24)
 		name := (i >= 28 && i < 34) || (i-len(list(1)) >= 28 && i-len(list(1)) < 34)
@@ -113,12 +113,12 @@ func FuzzReplay(f *testing.F) {
 	f.Add(entry("/a", true))
 	f.Add([]byte{10, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		n, v, ok, err := Replay([32]byte{}, b, sha256.Sum256(b))
+		n, v, ok, err := Replay([32]byte{}, b, sha256.Sum256(b), nil)
 		if ok || n > len(b) {
 			t.Errorf("%d bytes lead to a value that nobody extended", n)
 		}
 		if err == nil {
-			if again, _, ok, err := Replay([32]byte{}, b, v); err != nil || !ok || again != n {
+			if again, _, ok, err := Replay([32]byte{}, b, v, nil); err != nil || !ok || again != n {
 				t.Errorf("%d of %d bytes, %v", again, n, err)
 			}
 		}
@@ -130,7 +130,7 @@ func BenchmarkReplay10000(b *testing.B) {
 	want := value(b, all)
 	b.SetBytes(int64(len(all)))
 	for b.Loop() {
-		if _, _, ok, err := Replay([32]byte{}, all, want); !ok || err != nil {
+		if _, _, ok, err := Replay([32]byte{}, all, want, nil); !ok || err != nil {
 			b.Fatal(ok, err)
 		}
 	}

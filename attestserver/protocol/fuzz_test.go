@@ -3,6 +3,10 @@ package protocol
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -89,6 +93,30 @@ func FuzzCheck(f *testing.F) {
 				_ = [32]byte(r.Digest)
 			}
 			EvidenceTranscript([32]byte{}, Binding{}, e, make([][]byte, len(e.Results)))
+		}
+	})
+}
+
+// FuzzMeasurement reads entries as the kernel writes them and as it never would. What
+// comes out must pass through JSON unchanged: both ends compute a chain over it.
+func FuzzMeasurement(f *testing.F) {
+	digest := "\x28\x00\x00\x00sha256:\x00" + strings.Repeat("\xaa", 32)
+	f.Add("ima-ng", []byte(digest+"\x07\x00\x00\x00/bin/a\x00"))
+	f.Add("ima-sig", []byte(digest+"\x03\x00\x00\x00/\xff\x00\x00\x00\x00\x00"))
+	f.Add("ima-sig", []byte(digest+"\xff\xff\xff\xff"))
+	f.Add("ima-buf", []byte(digest))
+	f.Fuzz(func(t *testing.T, template string, data []byte) {
+		m, err := ParseMeasurement(template, data)
+		if err != nil {
+			if !errors.Is(err, ErrMeasurement) {
+				t.Errorf("an error of no type: %v", err)
+			}
+			return
+		}
+		b, err := json.Marshal(m)
+		var again Measurement
+		if err != nil || json.Unmarshal(b, &again) != nil || !reflect.DeepEqual(again, m) || len(m.Digest) != 64 || len(m.Path) > MaxString {
+			t.Errorf("%+v became %+v: %v", m, again, err)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // Names of the ops.
@@ -104,6 +105,13 @@ func atMost(what string, n, max int) error {
 		return fmt.Errorf("%d %s, at most %d", n, what, max)
 	}
 	return nil
+}
+
+// Clean makes a name that a machine gave fit for JSON and for a log: JSON gives back
+// exactly what was put in.
+func Clean(s string) string {
+	s = strings.ToValidUTF8(s, "?")
+	return strings.ToValidUTF8(s[:min(len(s), MaxString-16)], "")
 }
 
 func short(what string, all ...string) error {

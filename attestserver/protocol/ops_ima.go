@@ -1,9 +1,13 @@
 package protocol
 
 import (
+	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"strings"
 )
 
 // Limits of one answer of op ima.
@@ -32,6 +36,33 @@ func ImaNext(head [32]byte, m Measurement) [32]byte {
 	writeField(h, []byte(m.Digest))
 	writeField(h, []byte(m.Path))
 	return Sum(h)
+}
+
+// ErrMeasurement is an entry of the kernel's list that says something else than which
+// content was measured.
+var ErrMeasurement = errors.New("measurement of an unknown form")
+
+// ParseMeasurement reads the data of an entry with one of the templates that begin with
+// digest and path, ima-ng and ima-sig: "sha256:" NUL digest, then path NUL, each with its length
+// before it, little-endian (Documentation/security/IMA-templates.rst). Agent and
+// gateway read the same bytes and must come to the same chain.
+func ParseMeasurement(template string, data []byte) (m Measurement, err error) {
+	if template != "ima-ng" && template != "ima-sig" {
+		return m, fmt.Errorf("%w: template %.16q", ErrMeasurement, template)
+	}
+	var fields [2][]byte
+	for i := range fields {
+		if len(data) < 4 || uint64(binary.LittleEndian.Uint32(data)) > uint64(len(data)-4) {
+			return m, fmt.Errorf("%w: cut short", ErrMeasurement)
+		}
+		n := binary.LittleEndian.Uint32(data)
+		fields[i], data = data[4:4+n], data[4+n:]
+	}
+	algorithm, digest, ok := bytes.Cut(fields[0], []byte{0})
+	if !ok || string(algorithm) != "sha256:" || len(digest) != sha256.Size {
+		return m, fmt.Errorf("%w: digest of kind %.16q", ErrMeasurement, algorithm)
+	}
+	return Measurement{Digest: hex.EncodeToString(digest), Path: Clean(strings.TrimRight(string(fields[1]), "\x00"))}, nil
 }
 
 // ImaParams asks for the entries after the first From.
