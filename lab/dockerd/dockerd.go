@@ -1,0 +1,186 @@
+// Package dockerd runs a real Docker engine for a test or the lab: Debian's
+// dockerd in mount, process and network namespaces of its own, with its own data
+// root, without a bridge and without firewall rules. When it is closed the kernel
+// ends every process and mount of the namespaces.
+//
+// It may be used by tests and by package lab/bypass. It needs root.
+package dockerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// Plugin is the name under which the engine looks for the authorization plugin.
+const Plugin = "portcullis"
+
+// Engine is one running dockerd.
+type Engine struct {
+	// Dir holds everything of the engine; Socket and Plugins are below it.
+	Dir string
+	// Socket is where the engine listens, in a directory of mode 0700.
+	Socket string
+	// Plugins is what the engine sees as /run/docker/plugins.
+	Plugins string
+	// Store is the engine's data root.
+	Store string
+
+	cmd    *exec.Cmd
+	ended  chan struct{}
+	cgroup string
+}
+
+// Prepare makes the directories of an engine without starting it: the plugin has
+// to listen in Plugins before Start. Close removes them.
+func Prepare() (*Engine, error) {
+	if os.Getuid() != 0 {
+		return nil, errors.New("dockerd: a real engine needs root")
+	}
+	for program, pkg := range map[string]string{"dockerd": "docker.io", "containerd": "containerd", "runc": "runc", "mount": "mount"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return nil, fmt.Errorf("dockerd: %s (Debian package %s) is missing: %w", program, pkg, err)
+		}
+	}
+	// Short: the path of a unix socket has 108 bytes.
+	dir, err := os.MkdirTemp("", "pcdocker")
+	if err != nil {
+		return nil, fmt.Errorf("dockerd: %w", err)
+	}
+	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "engine", "docker.sock"), Plugins: filepath.Join(dir, "plugins"), Store: filepath.Join(dir, "store")}
+	for _, d := range []string{filepath.Dir(e.Socket), e.Plugins, e.Store} {
+		if err := os.Mkdir(d, 0o700); err != nil {
+			return nil, fmt.Errorf("dockerd: %w", err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}"), 0o600); err != nil {
+		return nil, fmt.Errorf("dockerd: %w", err)
+	}
+	e.cgroup = "/portcullis-" + filepath.Base(dir)
+	return e, nil
+}
+
+// script builds the engine's world: /run is empty but for the plugins, so that no
+// file of the machine's own Docker is seen or changed.
+const script = `mount --make-rprivate /
+mount -t proc proc /proc
+mount -t tmpfs -o mode=755 none /run
+mkdir -p /run/docker/plugins
+mount --bind "$PLUGINS" /run/docker/plugins
+exec dockerd "$@"`
+
+// Start starts the engine and returns when its socket answers. flags are more
+// flags of dockerd.
+func (e *Engine) Start(ctx context.Context, flags ...string) error {
+	log, err := os.Create(e.Log())
+	if err != nil {
+		return fmt.Errorf("dockerd: %w", err)
+	}
+	defer log.Close()
+	args := append([]string{"-ec", script, "dockerd", "--config-file", filepath.Join(e.Dir, "daemon.json"),
+		"--host", "unix://" + e.Socket, "--data-root", e.Store, "--exec-root", filepath.Join(e.Dir, "exec"),
+		"--pidfile", filepath.Join(e.Dir, "pid"), "--storage-driver", "overlay2", "--bridge", "none",
+		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--log-driver", "local",
+		"--cgroup-parent", e.cgroup, "--group", "root", "--log-level", "warn"}, flags...)
+	e.cmd = exec.Command("/bin/sh", args...)
+	e.cmd.Env = append(os.Environ(), "PLUGINS="+e.Plugins)
+	e.cmd.Stdout, e.cmd.Stderr = log, log
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,
+		Pdeathsig: syscall.SIGKILL}
+	if err := e.cmd.Start(); err != nil {
+		return fmt.Errorf("dockerd: %w", err)
+	}
+	ended := make(chan struct{})
+	e.ended = ended
+	cmd := e.cmd
+	go func() { cmd.Wait(); close(ended) }()
+	return e.answers(ctx, ended)
+}
+
+// answers waits until the socket takes a connection.
+func (e *Engine) answers(ctx context.Context, ended chan struct{}) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		if c, err := net.Dial("unix", e.Socket); err == nil {
+			return c.Close()
+		}
+		select {
+		case <-ended:
+			return fmt.Errorf("dockerd: it ended at its start:\n%s", e.tail())
+		case <-ctx.Done():
+			return fmt.Errorf("dockerd: no answer: %w\n%s", ctx.Err(), e.tail())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// Log is the file that the engine writes to.
+func (e *Engine) Log() string { return filepath.Join(e.Dir, "log") }
+
+func (e *Engine) tail() string {
+	b, err := os.ReadFile(e.Log())
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-4096):])
+}
+
+// PID of dockerd, as this namespace counts.
+func (e *Engine) PID() int { return e.cmd.Process.Pid }
+
+// Stop ends the engine and every process of its namespaces; its files stay.
+func (e *Engine) Stop() error {
+	if e.cmd == nil {
+		return nil
+	}
+	e.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-e.ended:
+	case <-time.After(10 * time.Second):
+		e.cmd.Process.Kill()
+		<-e.ended
+	}
+	e.cmd = nil
+	return nil
+}
+
+// Close ends the engine and removes what it left.
+func (e *Engine) Close() error {
+	err := e.Stop()
+	return errors.Join(err, e.removeGroups(), os.RemoveAll(e.Dir))
+}
+
+// removeGroups removes the empty control groups that the engine made: in each
+// hierarchy of version 1, or the one of version 2.
+func (e *Engine) removeGroups() error {
+	const root = "/sys/fs/cgroup"
+	found, err := filepath.Glob(root + "/*" + e.cgroup)
+	if err != nil {
+		return err
+	}
+	for _, top := range append(found, root+e.cgroup) {
+		below, err := filepath.Glob(top + "/*")
+		if err != nil {
+			return err
+		}
+		for _, d := range append(below, top) {
+			if st, err := os.Lstat(d); err == nil && st.IsDir() {
+				if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return fmt.Errorf("dockerd: control group: %w", err)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// String names the engine in messages.
+func (e *Engine) String() string { return "dockerd " + strconv.Itoa(e.PID()) + " in " + e.Dir }
