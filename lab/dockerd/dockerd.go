@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 )
@@ -133,29 +132,15 @@ func (e *Engine) tail() string {
 	return string(b[max(0, len(b)-4096):])
 }
 
-// PID of dockerd, as this namespace counts.
-func (e *Engine) PID() int { return e.cmd.Process.Pid }
-
-// Stop ends the engine and every process of its namespaces; its files stay.
-func (e *Engine) Stop() error {
-	if e.cmd == nil {
-		return nil
-	}
-	e.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-e.ended:
-	case <-time.After(10 * time.Second):
+// Close ends the engine and every process of its namespaces, and removes what it left.
+func (e *Engine) Close() error {
+	if e.cmd != nil {
+		// The first process of the namespace: the kernel ends the others with it.
 		e.cmd.Process.Kill()
 		<-e.ended
+		e.cmd = nil
 	}
-	e.cmd = nil
-	return nil
-}
-
-// Close ends the engine and removes what it left.
-func (e *Engine) Close() error {
-	err := e.Stop()
-	return errors.Join(err, e.removeGroups(), os.RemoveAll(e.Dir))
+	return errors.Join(e.removeGroups(), os.RemoveAll(e.Dir))
 }
 
 // removeGroups removes the empty control groups that the engine made: in each
@@ -181,6 +166,3 @@ func (e *Engine) removeGroups() error {
 	}
 	return nil
 }
-
-// String names the engine in messages.
-func (e *Engine) String() string { return "dockerd " + strconv.Itoa(e.PID()) + " in " + e.Dir }

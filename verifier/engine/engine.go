@@ -111,16 +111,24 @@ func (c *Client) Forward(ctx context.Context, method, uri string, body []byte) (
 	return c.http.Do(r)
 }
 
-// Attach opens the output of a container: the connection carries what the engine
-// writes after its answer. Nothing may be written to it.
-func (c *Client) Attach(ctx context.Context, id string, stdout, stderr, logs bool) (net.Conn, io.Reader, string, error) {
-	// Detaching by keys is for terminals that send; this one only listens.
-	a, err := c.api.ContainerAttach(ctx, id, container.AttachOptions{Stream: true, Stdout: stdout, Stderr: stderr, Logs: logs})
+// Attach opens the output of a container, as the uri of an attach asks for it. What
+// is read is the engine's stream; its form is in the content type. Nothing is written.
+func (c *Client) Attach(ctx context.Context, uri string) (io.ReadCloser, string, error) {
+	r, err := http.NewRequestWithContext(ctx, "POST", "http://engine"+uri, nil)
 	if err != nil {
-		return nil, nil, "", wrap("attach", err)
+		return nil, "", fmt.Errorf("engine: %w", err)
 	}
-	kind, _ := a.MediaType()
-	return a.Conn, a.Reader, kind, nil
+	r.Header.Set("Connection", "Upgrade")
+	r.Header.Set("Upgrade", "tcp")
+	a, err := c.http.Do(r)
+	if err != nil {
+		return nil, "", wrap("attach", err)
+	}
+	if a.StatusCode != http.StatusSwitchingProtocols {
+		a.Body.Close()
+		return nil, "", fmt.Errorf("engine: attach: %s", a.Status)
+	}
+	return a.Body, a.Header.Get("Content-Type"), nil
 }
 
 // Info is what the guard needs to know of an engine.

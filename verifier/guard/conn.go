@@ -1,0 +1,108 @@
+package guard
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// watchedListener names callers and sees what the HTTP server refuses by itself.
+type watchedListener struct {
+	net.Listener
+	guard  *Guard
+	ctx    context.Context
+	places chan struct{}
+}
+
+func (l *watchedListener) Accept() (net.Conn, error) {
+	select {
+	case l.places <- struct{}{}:
+	case <-l.ctx.Done():
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.places
+		return nil, err
+	}
+	return &watched{Conn: c, caller: caller(c), guard: l.guard, leave: sync.OnceFunc(func() { <-l.places })}, nil
+}
+
+// watched is one caller's connection.
+type watched struct {
+	net.Conn
+	caller string
+	guard  *Guard
+	leave  func()
+}
+
+func (w *watched) Close() error {
+	w.leave()
+	return w.Conn.Close()
+}
+
+// ownRefusal is how net/http answers what it cannot read as a request: no handler
+// hears of it, and no handler of ours answers in plain text.
+var ownRefusal = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
+
+func (w *watched) Write(b []byte) (int, error) {
+	if len(b) > 12 && bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && bytes.Contains(b[:min(len(b), 256)], ownRefusal) {
+		line, _, _ := bytes.Cut(b, []byte("\r\n"))
+		w.guard.limiter.Wait(context.Background())
+		if err := w.guard.Refuse(Refusal{Action: ActionConnect, Reason: ReasonMalformed, Detail: "answered " + string(line), Caller: w.caller}); err != nil {
+			return 0, err // nobody is answered what is not written down
+		}
+	}
+	return w.Conn.Write(b)
+}
+
+// CloseWrite lets the server end a connection gently, as it does with unix sockets.
+func (w *watched) CloseWrite() error {
+	if c, ok := w.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
+// open tells whether the caller still reads.
+func open(c net.Conn) bool {
+	w, ok := c.(*watched)
+	if !ok {
+		return false
+	}
+	u, ok := w.Conn.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return false
+	}
+	fds := []unix.PollFd{{}}
+	err = raw.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		_, err = unix.Poll(fds, 0) // hang-ups and errors are always told
+	})
+	return err == nil && fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) == 0
+}
+
+// caller is who holds the other end, as the kernel says.
+func caller(c net.Conn) string {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return "unknown"
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return "unknown"
+	}
+	var cred *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil {
+		return "unknown"
+	}
+	return fmt.Sprintf("uid %d", cred.Uid)
+}

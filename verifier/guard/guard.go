@@ -1,0 +1,288 @@
+package guard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"portcullis/internal/clock"
+	"portcullis/internal/event"
+	"portcullis/verifier/engine"
+)
+
+// Options of New. All but Binaries are needed.
+type Options struct {
+	Engine    *engine.Client
+	Approvals Approvals
+	Images    Archives
+	StateDir  string // the verifier's own, mode 0700
+	Binaries  []string
+	Clock     clock.Clock
+	Events    *event.Writer
+}
+
+// Guard is the judge. New makes it, Run watches, Serve takes callers.
+type Guard struct {
+	opt   Options
+	state *state
+	// step is held where the engine and the state differ for a moment.
+	step     sync.Mutex
+	limiter  *rate.Limiter
+	wake     chan struct{}      // somebody saw a reason to reconcile
+	binaries map[string]program // by path; Run's own
+
+	mu      sync.Mutex
+	info    engine.Info
+	unfit   map[string]string // reason → detail
+	refused map[string]uint64 // by reason
+	tested  time.Time
+}
+
+// Refusals are written down one by one; a caller that collects them has to wait.
+const (
+	refusalsPerSecond = 50
+	refusalsAtOnce    = 200
+)
+
+// New reads what a former life left. The guard refuses to start anything until a
+// self-test has passed.
+func New(opt Options) (*Guard, error) {
+	s, err := openState(opt.StateDir)
+	if err != nil {
+		return nil, err
+	}
+	g := &Guard{opt: opt, state: s, limiter: rate.NewLimiter(refusalsPerSecond, refusalsAtOnce), wake: make(chan struct{}, 1),
+		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{}}
+	for _, b := range opt.Binaries {
+		p, err := newProgram(b)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // engines differ in which shims they have
+		}
+		if err != nil {
+			return nil, fmt.Errorf("guard: program of the engine: %w", err)
+		}
+		g.binaries[b] = p
+	}
+	return g, nil
+}
+
+// Connect asks the engine what it is. It is called before Serve, and whenever the
+// engine was away.
+func (g *Guard) Connect(ctx context.Context) error {
+	info, err := g.opt.Engine.Info(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := minor(info.API); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.info = info
+	g.mark("engine-seccomp", info.Seccomp, "the engine filters no system calls")
+	g.mark("engine-limits", len(info.Missing) == 0, "the kernel cannot limit "+strings.Join(info.Missing, ", "))
+	return nil
+}
+
+// mark makes the node fit or unfit in one respect. g.mu is held.
+func (g *Guard) mark(what string, fit bool, detail string) {
+	if fit {
+		delete(g.unfit, what)
+		return
+	}
+	g.unfit[what] = detail
+}
+
+// fit is nil when containers may be started.
+func (g *Guard) fit() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.unfit) == 0 {
+		return nil
+	}
+	var list []string
+	for what, detail := range g.unfit {
+		list = append(list, what+": "+detail)
+	}
+	sort.Strings(list)
+	return refuse(ReasonUnfit, "%s", strings.Join(list, "; "))
+}
+
+func minor(api string) (int, error) {
+	text, ok := strings.CutPrefix(api, "1.")
+	n, err := strconv.Atoi(text)
+	if !ok || err != nil || n < MinAPI || n > 99 {
+		return 0, fmt.Errorf("guard: the engine speaks API %.20q; 1.%d or later is needed", api, MinAPI)
+	}
+	return n, nil
+}
+
+// call is one request on its way.
+type call struct {
+	version    int // of the API, the minor number
+	path       string
+	kind, name string // what the path names: container or image
+	head, tail string // around it
+	query      map[string][]string
+
+	caller string
+	w      http.ResponseWriter
+	r      *http.Request
+}
+
+// uri is the request line that the engine gets: put together here, from parts that were checked.
+func (c *call) uri() string {
+	path := c.path
+	if c.kind != "" {
+		path = c.head + c.name + c.tail
+	}
+	keys := make([]string, 0, len(c.query))
+	for k := range c.query {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	var q strings.Builder
+	for i, k := range keys {
+		q.WriteString(map[bool]string{true: "?", false: "&"}[i == 0])
+		// The forms of all parameters need no escaping but for a time's plus.
+		q.WriteString(k + "=" + strings.ReplaceAll(c.query[k][0], "+", "%2B"))
+	}
+	return fmt.Sprintf("/v1.%d/%s%s", c.version, path, q.String())
+}
+
+// ServeHTTP judges one request.
+func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	caller, _ := r.Context().Value(callerKey{}).(string)
+	g.mu.Lock()
+	newest, err := minor(g.info.API)
+	g.mu.Unlock()
+	if err != nil {
+		err = refuse(ReasonEngine, "the engine has not answered yet")
+	}
+	var e *endpoint
+	var c *call
+	if err == nil {
+		e, c, err = find(r, newest)
+	}
+	if err == nil {
+		c.caller, c.w, c.r = caller, w, r
+		if e.body == noBody {
+			http.NewResponseController(w).SetReadDeadline(time.Time{})
+		}
+		err = e.do(g, c)
+	}
+	if err != nil {
+		// What was not read of a body is not read as the next request.
+		w.Header().Set("Connection", "close")
+		g.refuse(w, r, caller, err)
+	}
+}
+
+// Refuse writes a refusal down, counts and tells it; those of package lock come this way too.
+func (g *Guard) Refuse(r Refusal) error {
+	r.Detail, r.Image = printable(r.Detail, 400), printable(r.Image, 200)
+	g.told(r)
+	return g.opt.Approvals.Refused(r)
+}
+
+// told counts and tells a refusal.
+func (g *Guard) told(r Refusal) {
+	g.mu.Lock()
+	g.refused[r.Reason]++
+	g.mu.Unlock()
+	g.opt.Events.Emit("guard.refused", event.Fields{"action": r.Action, "reason": r.Reason, "detail": r.Detail, "image": r.Image, "caller": r.Caller})
+}
+
+// printable keeps a stranger's bytes from being anything but text in the log.
+func printable(s string, most int) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), most)])
+}
+
+// refuse answers no. What Decide refused stands in the log already.
+func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, caller string, err error) {
+	var decided *decidedError
+	reason, detail := reasonOf(err)
+	no := Refusal{Action: ActionAPI, Reason: reason, Detail: printable(r.Method+" "+r.RequestURI, 120) + ": " + detail, Caller: caller}
+	if errors.As(err, &decided) {
+		g.told(no)
+	} else {
+		g.limiter.Wait(r.Context()) // a caller that is gone is written down all the same
+		if lerr := g.Refuse(no); lerr != nil {
+			reason, detail = ReasonLog, lerr.Error()
+		}
+	}
+	code := http.StatusForbidden
+	switch {
+	case errors.Is(err, engine.ErrNotFound), reason == ReasonContainer:
+		code = http.StatusNotFound
+	case reason == ReasonEngine:
+		code = http.StatusBadGateway
+	}
+	fail(w, code, "portcullis: "+reason+": "+detail)
+}
+
+// decidedError is a refusal of Decide, which the log has already.
+type decidedError struct{ err error }
+
+func (e *decidedError) Error() string { return e.err.Error() }
+func (e *decidedError) Unwrap() error { return e.err }
+
+// fail answers as engines do.
+func fail(w http.ResponseWriter, code int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	json.NewEncoder(w).Encode(map[string]string{"message": message})
+}
+
+type callerKey struct{}
+
+// MaxCallers is how many connections are open at once; more wait.
+const MaxCallers = 64
+
+// Serve takes callers on l until ctx ends. Who calls is read from the kernel.
+func (g *Guard) Serve(ctx context.Context, l net.Listener) error {
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	s := &http.Server{Handler: g, Protocols: &protocols, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if w, ok := c.(*watched); ok {
+				return context.WithValue(ctx, callerKey{}, w.caller)
+			}
+			return ctx
+		}}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	err := s.Serve(&watchedListener{Listener: l, guard: g, ctx: ctx, places: make(chan struct{}, MaxCallers)})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// body reads a body whose length checkHeaders has seen.
+func (c *call) body() ([]byte, error) {
+	http.NewResponseController(c.w).SetReadDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, c.r.ContentLength)
+	if _, err := io.ReadFull(c.r.Body, b); err != nil {
+		return nil, refuse(ReasonLength, "the body ends early: %v", err)
+	}
+	return b, nil
+}

@@ -1,0 +1,261 @@
+package guard
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/internal/event"
+	"portcullis/verifier/engine"
+)
+
+// Every is the pace of reconciliation, beside the engine's events.
+const Every = 5 * time.Second
+
+// Run watches the engine until ctx ends: its events, its containers, its images and
+// its programs. An engine that is away is asked again.
+func (g *Guard) Run(ctx context.Context) error {
+	go g.listen(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.opt.Approvals.Changed():
+			g.standing(ctx)
+		case <-g.wake:
+			g.reconcile(ctx)
+		case <-g.opt.Clock.After(Every):
+			g.reconcile(ctx)
+		}
+	}
+}
+
+// listen hears the engine's events. What began before it listened is for reconcile.
+func (g *Guard) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := g.opt.Engine.Watch(ctx, g.look, func(kind, action, id string) { g.heard(ctx, kind, action, id) })
+		if ctx.Err() == nil {
+			g.opt.Events.Emit("engine.lost", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
+		}
+		select {
+		case <-ctx.Done():
+		case <-g.opt.Clock.After(time.Second):
+		}
+	}
+}
+
+// engineItself is the caller of what nobody asked the guard for.
+const engineItself = "engine"
+
+// look makes Run reconcile soon.
+func (g *Guard) look() {
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// heard acts on one event at once where it is plain, and has the rest looked at.
+func (g *Guard) heard(ctx context.Context, kind, action, id string) {
+	if kind == "container" && strings.HasPrefix(action, "exec_create") {
+		g.end(ctx, id, refuse(ReasonProgram, "%s", printable(action, 200)))
+		return
+	}
+	switch action {
+	case "create", "start", "restart", "unpause", "update", "rename", "load", "import", "pull", "tag", "commit":
+		g.look()
+	}
+}
+
+// standing ends what runs without a permission that still stands. It reads the
+// guard's own list first, so that a revocation waits for nothing else.
+func (g *Guard) standing(ctx context.Context) {
+	for id, made := range g.state.containers() {
+		if !made.Permitted {
+			continue
+		}
+		if err := g.opt.Approvals.Standing(made.Permission); err != nil {
+			g.end(ctx, id, err)
+		}
+	}
+}
+
+// end pauses, kills and removes a container, and reports it. What cannot be written
+// down is ended all the same.
+func (g *Guard) end(ctx context.Context, id string, why error) {
+	reason, detail := reasonOf(why)
+	paused := g.opt.Engine.Pause(ctx, id)
+	err := g.opt.Engine.Kill(ctx, id)
+	if paused != nil && err != nil && !errors.Is(err, engine.ErrNotFound) {
+		err = nil // neither worked: it is not running
+	}
+	err = errors.Join(err, g.Refuse(Refusal{Action: ActionRun, Reason: reason, Detail: "container " + id + ": " + detail, Caller: engineItself}))
+	err = errors.Join(err, g.remove(ctx, id))
+	f := event.Fields{"container": id, "reason": reason, "detail": detail}
+	if err != nil {
+		f["failed"] = err.Error()
+	}
+	g.opt.Events.Emit("container.ended", f)
+}
+
+// reconcile makes the engine hold what the guard made, and nothing else.
+func (g *Guard) reconcile(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	g.standing(ctx)
+	err := errors.Join(g.containers(ctx), g.images(ctx))
+	g.mu.Lock()
+	g.mark("engine", err == nil, "it does not answer")
+	g.mu.Unlock()
+	if err != nil && ctx.Err() == nil {
+		g.opt.Events.Emit("engine.failed", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
+	}
+	g.programs()
+}
+
+func (g *Guard) containers(ctx context.Context) error {
+	g.step.Lock()
+	defer g.step.Unlock()
+	list, err := g.opt.Engine.Containers(ctx)
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
+	for _, c := range list {
+		there[c.ID] = true
+		made, ok := g.state.container(c.ID)
+		if !ok {
+			g.end(ctx, c.ID, refuse(ReasonContainer, "the guard did not make it; image %s, %s", c.Image, c.State))
+			continue
+		}
+		if c.State != "running" && c.State != "paused" && c.State != "restarting" {
+			continue
+		}
+		if !made.Permitted {
+			g.end(ctx, c.ID, refuse(ReasonContainer, "it runs, and nobody was permitted to start it"))
+			continue
+		}
+		if err := g.inspect(ctx, c.ID, made); err != nil {
+			var own *Error
+			if !errors.As(err, &own) {
+				return err
+			}
+			g.end(ctx, c.ID, err)
+		}
+	}
+	gone := false
+	for id := range g.state.containers() {
+		gone = gone || !there[id]
+	}
+	if !gone {
+		return nil
+	}
+	return g.state.change(func(f *stateFile) {
+		for id := range f.Containers {
+			if !there[id] {
+				delete(f.Containers, id)
+			}
+		}
+	})
+}
+
+func (g *Guard) images(ctx context.Context) error {
+	list, err := g.opt.Engine.Images(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range list {
+		if _, ok := g.state.image(id); ok {
+			continue
+		}
+		err := g.Refuse(Refusal{Action: ActionHold, Reason: ReasonUnknownImage, Detail: "the guard did not load it", Image: id, Caller: engineItself})
+		f := event.Fields{"image": id, "reason": ReasonUnknownImage}
+		if err := errors.Join(err, g.opt.Engine.RemoveImage(ctx, id)); err != nil && !errors.Is(err, engine.ErrNotFound) {
+			f["failed"] = err.Error()
+		}
+		g.opt.Events.Emit("image.removed", f)
+	}
+	return nil
+}
+
+// program is one of the engine's, as it was at the start.
+type program struct {
+	digest string
+	mark   fileMark
+}
+
+// fileMark changes with every write that goes through the file system; only then
+// the bytes are read again.
+type fileMark struct {
+	inode        uint64
+	size         int64
+	mtime, ctime unix.Timespec
+}
+
+func markOf(path string) (fileMark, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fileMark{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return fileMark{st.Ino, st.Size, st.Mtim, st.Ctim}, nil
+}
+
+func newProgram(path string) (program, error) {
+	m, err := markOf(path)
+	if err != nil {
+		return program{}, err
+	}
+	d, err := digestFile(path)
+	return program{d, m}, err
+}
+
+// programs holds the engine's programs against what they were at the start. One
+// that changed makes the node unfit until the guard starts again.
+func (g *Guard) programs() {
+	for path, was := range g.binaries {
+		m, err := markOf(path)
+		if err == nil && m == was.mark {
+			continue
+		}
+		now, err := newProgram(path)
+		if err == nil && now.digest == was.digest {
+			g.binaries[path] = now
+			continue
+		}
+		if err != nil {
+			now.digest = err.Error()
+		}
+		g.mu.Lock()
+		_, known := g.unfit[path]
+		g.mark(path, false, "changed since the start")
+		g.mu.Unlock()
+		if !known {
+			rerr := g.Refuse(Refusal{Action: ActionHold, Reason: ReasonBinary, Detail: path + " is now " + now.digest, Caller: engineItself})
+			f := event.Fields{"program": path, "reason": ReasonBinary, "digest": now.digest}
+			if rerr != nil {
+				f["failed"] = rerr.Error()
+			}
+			g.opt.Events.Emit("engine.changed", f)
+		}
+	}
+}
+
+func digestFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
+}

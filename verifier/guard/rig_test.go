@@ -1,0 +1,392 @@
+package guard
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"portcullis/internal/clock"
+	"portcullis/internal/event"
+	"portcullis/internal/rpc"
+	"portcullis/lab/dockerd"
+	"portcullis/verifier/approval"
+	"portcullis/verifier/engine"
+	"portcullis/verifier/lock"
+	"portcullis/verifier/stamp"
+)
+
+// rig is a guard in front of a real engine.
+type rig struct {
+	*Guard
+	daemon    *dockerd.Engine
+	approvals *approvals
+	press     *stamp.Press
+	socket    string // the guard's
+	log       *lines
+	probe     []byte
+	cancel    context.CancelFunc
+	done      sync.WaitGroup
+	plugin    func() // ends the plugin
+}
+
+var (
+	shared   *rig
+	sharedMu sync.Mutex
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared != nil {
+		if err := shared.close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// newRig gives the engine that the tests of this package share, empty.
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	sharedMu.Lock()
+	defer sharedMu.Unlock()
+	if shared == nil {
+		r, err := start()
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared = r
+	}
+	shared.approvals.reset()
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(shared.log.String())
+		}
+	})
+	return shared
+}
+
+func start() (*rig, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	d, err := dockerd.Prepare()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	r := &rig{daemon: d, approvals: &approvals{changed: make(chan struct{}, 1)}, press: stamp.New(time.Now), socket: filepath.Join(d.Dir, "guard.sock"),
+		log: &lines{}, cancel: cancel}
+	r.probe, err = dockerd.Probe(ctx)
+	if err == nil {
+		err = r.lockUp(ctx)
+	}
+	if err == nil {
+		err = d.Start(ctx, "--authorization-plugin", dockerd.Plugin)
+	}
+	if err == nil {
+		err = r.guard(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, r.close())
+	}
+	return r, nil
+}
+
+// lockUp starts the second lock. It can be ended and started again.
+func (r *rig) lockUp(ctx context.Context) error {
+	l, err := rpc.Listen(filepath.Join(r.daemon.Plugins, dockerd.Plugin+".sock"), nil)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		rpc.Serve(ctx, l, lock.Handler(r.press, func(method, uri, reason, detail string) {
+			r.Refuse(Refusal{Action: ActionEngine, Reason: reason, Detail: method + " " + uri + ": " + detail, Caller: engineItself})
+		}))
+	}()
+	r.plugin = func() { cancel(); <-ended }
+	return nil
+}
+
+func (r *rig) guard(ctx context.Context) error {
+	c, err := engine.New(r.daemon.Socket, r.press)
+	if err != nil {
+		return err
+	}
+	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Images: plainArchives{}, StateDir: filepath.Join(r.daemon.Dir, "state"),
+		Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
+	if err != nil {
+		return err
+	}
+	if err := r.Connect(ctx); err != nil {
+		return err
+	}
+	r.Guard.mu.Lock()
+	r.Guard.mark("self-test", true, "")
+	r.Guard.mu.Unlock()
+	l, err := rpc.Listen(r.socket, nil)
+	if err != nil {
+		return err
+	}
+	r.done.Add(2)
+	go func() { defer r.done.Done(); r.Serve(ctx, l) }()
+	go func() { defer r.done.Done(); r.Run(ctx) }()
+	return nil
+}
+
+func (r *rig) close() error {
+	r.cancel()
+	r.done.Wait()
+	return r.daemon.Close()
+}
+
+// docker runs Docker's own client against the guard.
+func (r *rig) docker(t *testing.T, stdin io.Reader, args ...string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "docker", append([]string{"-H", "unix://" + r.socket}, args...)...)
+	cmd.Stdin = stdin
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Fatalf("docker (Debian package docker.io, or docker-cli) is missing")
+	}
+	return string(out), err
+}
+
+// image makes, approves and loads an image of its own.
+func (r *rig) image(t *testing.T, profile approval.Profile) dockerd.Image {
+	t.Helper()
+	i, err := dockerd.Make("test/"+strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))+":1", r.probe, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.approvals.approve(i, "task", profile)
+	if out, err := r.docker(t, bytes.NewReader(i.Tar), "load"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return i
+}
+
+var plain = approval.Profile{User: "1000:1000", Network: approval.NetworkNone, AnyCommand: true,
+	Limits: approval.Limits{MemoryBytes: 64 << 20, Pids: 32, MilliCPU: 1000}}
+
+// send sends one request to a socket and returns status and body.
+func send(t *testing.T, socket, method, uri, contentType string, body []byte) (int, string) {
+	t.Helper()
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	head := fmt.Sprintf("%s %s HTTP/1.1\r\nHost: x\r\n", method, uri)
+	if contentType != "" {
+		head += "Content-Type: " + contentType + "\r\n"
+	}
+	if body != nil {
+		head += fmt.Sprintf("Content-Length: %d\r\n", len(body))
+	}
+	c.Write([]byte(head + "\r\n"))
+	c.Write(body)
+	a, err := http.ReadResponse(bufio.NewReader(c), &http.Request{Method: method})
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, uri, err)
+	}
+	defer a.Body.Close()
+	b, err := io.ReadAll(a.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a.StatusCode, string(b)
+}
+
+// waitFor asks until ok.
+func waitFor(t *testing.T, what string, limit time.Duration, ok func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for !ok() {
+		if time.Since(began) > limit {
+			t.Fatalf("%s: not within %s", what, limit)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return time.Since(began)
+}
+
+// lines keeps events.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// approvals is a log in memory, for the tests of the guard alone.
+type approvals struct {
+	mu      sync.Mutex
+	list    []approved
+	refused []Refusal
+	given   []approval.Request
+	broken  bool // nothing can be written
+	changed chan struct{}
+}
+
+type approved struct {
+	config, purpose string
+	profile         approval.Profile
+	revoked         bool
+}
+
+func (a *approvals) reset() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.list, a.refused, a.given, a.broken = nil, nil, nil, false
+}
+
+func (a *approvals) approve(i dockerd.Image, purpose string, p approval.Profile) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.list = append(a.list, approved{config: i.Config, purpose: purpose, profile: p})
+}
+
+func (a *approvals) revoke(config string) {
+	a.mu.Lock()
+	for i := range a.list {
+		a.list[i].revoked = a.list[i].revoked || a.list[i].config == config
+	}
+	a.mu.Unlock()
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (a *approvals) find(config, purpose string) (approval.Profile, error) {
+	reason := approval.ReasonUnapproved
+	for _, x := range a.list {
+		switch {
+		case x.config != config:
+		case x.revoked:
+			reason = approval.ReasonRevoked
+		case purpose != "" && x.purpose != purpose:
+			reason = approval.ReasonPurpose
+		default:
+			return x.profile, nil
+		}
+	}
+	return approval.Profile{}, &approval.Error{Reason: reason, Detail: config}
+}
+
+func (a *approvals) Approved(i approval.Image, purpose string) (approval.Profile, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.find(i.Config, purpose)
+}
+
+func (a *approvals) Standing(p approval.Permission) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, err := a.find(p.Image.Config, "")
+	return err
+}
+
+func (a *approvals) Decide(q approval.Request) (approval.Permission, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.broken {
+		return approval.Permission{}, errors.New("no space left on device")
+	}
+	p, err := a.find(q.Image.Config, q.Purpose)
+	if err == nil && q.Profile != nil {
+		err = p.Covers(q.Profile)
+	}
+	if err != nil {
+		a.refused = append(a.refused, Refusal{Action: string(q.Action), Reason: approval.Reason(err), Caller: q.Caller})
+		return approval.Permission{}, err
+	}
+	a.given = append(a.given, q)
+	return approval.Permission{Index: int64(len(a.given)), Image: q.Image, Profile: p}, nil
+}
+
+func (a *approvals) Refused(r Refusal) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.broken {
+		return errors.New("no space left on device")
+	}
+	a.refused = append(a.refused, r)
+	return nil
+}
+
+func (a *approvals) Changed() <-chan struct{} { return a.changed }
+
+// reasons that stand in the log.
+func (a *approvals) reasons() (out []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, r := range a.refused {
+		out = append(out, r.Reason)
+	}
+	return out
+}
+
+func (a *approvals) has(reason string) bool { return slices.Contains(a.reasons(), reason) }
+
+// plainArchives reads an archive of package dockerd and believes it: reading images
+// is package image's work.
+type plainArchives struct{}
+
+func (plainArchives) Read(_ context.Context, from io.Reader) (Archive, error) {
+	b, err := io.ReadAll(from)
+	if err != nil {
+		return nil, err
+	}
+	var manifest []struct {
+		Config string
+		Layers []string
+	}
+	j := bytes.Index(b, []byte(`[{"Config":`))
+	if j < 0 || json.NewDecoder(bytes.NewReader(b[j:])).Decode(&manifest) != nil {
+		return nil, refuse(ReasonImageFormat, "no manifest")
+	}
+	i := approval.Image{Config: "sha256:" + strings.TrimSuffix(manifest[0].Config, ".json"), Manifest: "sha256:" + strings.Repeat("0", 64)}
+	for _, l := range manifest[0].Layers {
+		i.Layers = append(i.Layers, "sha256:"+strings.TrimSuffix(l, "/layer.tar"))
+	}
+	return plainArchive{i, b}, nil
+}
+
+type plainArchive struct {
+	image approval.Image
+	tar   []byte
+}
+
+func (a plainArchive) Image() approval.Image { return a.image }
+func (a plainArchive) Tar() io.ReadCloser    { return io.NopCloser(bytes.NewReader(a.tar)) }
+func (a plainArchive) Close() error          { return nil }
