@@ -19,6 +19,7 @@ import (
 
 	"portcullis/internal/clock"
 	"portcullis/internal/event"
+	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
 )
 
@@ -28,6 +29,8 @@ type Options struct {
 	Approvals Approvals
 	Images    Archives
 	StateDir  string // the verifier's own, mode 0700
+	Socket    string // the guard's own, where Serve listens: the self-test knocks there
+	Door      string // the engine's, where the self-test must find a lock
 	Binaries  []string
 	Clock     clock.Clock
 	Events    *event.Writer
@@ -41,6 +44,7 @@ type Guard struct {
 	step     sync.Mutex
 	limiter  *rate.Limiter
 	wake     chan struct{}      // somebody saw a reason to reconcile
+	fresh    chan struct{}      // the engine answers, for the first time or again
 	binaries map[string]program // by path; Run's own
 
 	mu      sync.Mutex
@@ -63,7 +67,7 @@ func New(opt Options) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guard{opt: opt, state: s, limiter: rate.NewLimiter(refusalsPerSecond, refusalsAtOnce), wake: make(chan struct{}, 1),
+	g := &Guard{opt: opt, state: s, limiter: rate.NewLimiter(refusalsPerSecond, refusalsAtOnce), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{}}
 	for _, b := range opt.Binaries {
 		p, err := newProgram(b)
@@ -78,9 +82,8 @@ func New(opt Options) (*Guard, error) {
 	return g, nil
 }
 
-// Connect asks the engine what it is. It is called before Serve, and whenever the
-// engine was away.
-func (g *Guard) Connect(ctx context.Context) error {
+// connect asks the engine what it is.
+func (g *Guard) connect(ctx context.Context) error {
 	info, err := g.opt.Engine.Info(ctx)
 	if err != nil {
 		return err
@@ -240,6 +243,14 @@ func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, caller string, er
 
 // decidedError is a refusal of Decide, which the log has already.
 type decidedError struct{ err error }
+
+// decided tells refusals of Decide from a log that cannot be written.
+func decided(err error) error {
+	if approval.Reason(err) == "" {
+		return refuse(ReasonLog, "%v", err)
+	}
+	return &decidedError{err}
+}
 
 func (e *decidedError) Error() string { return e.err.Error() }
 func (e *decidedError) Unwrap() error { return e.err }

@@ -30,9 +30,6 @@ type Archive interface {
 
 // load takes an image from a caller.
 func (g *Guard) load(c *call) error {
-	if err := g.fit(); err != nil {
-		return err
-	}
 	http.NewResponseController(c.w).SetReadDeadline(time.Time{})
 	image, err := g.Import(c.r.Context(), c.r.Body, c.caller)
 	if err != nil {
@@ -53,7 +50,10 @@ func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (stri
 	i := a.Image()
 	permission, err := g.opt.Approvals.Decide(approval.Request{Action: approval.Load, Image: i, Caller: caller})
 	if err != nil {
-		return "", &decidedError{err}
+		return "", decided(err)
+	}
+	if err := g.fit(); err != nil {
+		return "", err
 	}
 	// Engines call it by one of the two, depending on their store.
 	if err := g.state.change(func(f *stateFile) {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -24,14 +25,20 @@ const Every = 5 * time.Second
 func (g *Guard) Run(ctx context.Context) error {
 	go g.listen(ctx)
 	for {
+		next := Every
+		if !g.engineAnswers() {
+			next = time.Second
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-g.opt.Approvals.Changed():
 			g.standing(ctx)
+		case <-g.fresh:
+			g.meet(ctx)
 		case <-g.wake:
 			g.reconcile(ctx)
-		case <-g.opt.Clock.After(Every):
+		case <-g.opt.Clock.After(next):
 			g.reconcile(ctx)
 		}
 	}
@@ -40,8 +47,11 @@ func (g *Guard) Run(ctx context.Context) error {
 // listen hears the engine's events. What began before it listened is for reconcile.
 func (g *Guard) listen(ctx context.Context) {
 	for ctx.Err() == nil {
-		err := g.opt.Engine.Watch(ctx, g.look, func(kind, action, id string) { g.heard(ctx, kind, action, id) })
+		err := g.opt.Engine.Watch(ctx, func() { signal(g.fresh) }, func(kind, action, id string) { g.heard(ctx, kind, action, id) })
 		if ctx.Err() == nil {
+			g.mu.Lock()
+			g.mark("self-test", false, "the engine was away")
+			g.mu.Unlock()
 			g.opt.Events.Emit("engine.lost", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
 		}
 		select {
@@ -54,12 +64,32 @@ func (g *Guard) listen(ctx context.Context) {
 // engineItself is the caller of what nobody asked the guard for.
 const engineItself = "engine"
 
-// look makes Run reconcile soon.
-func (g *Guard) look() {
+// signal makes Run do what c stands for, soon.
+func signal(c chan struct{}) {
 	select {
-	case g.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
+}
+
+// meet is what an engine goes through that answers for the first time, or again: it
+// may be another one. Until it is through, nothing is started.
+func (g *Guard) meet(ctx context.Context) {
+	err := g.connect(ctx)
+	if err == nil {
+		err = g.SelfTest(ctx)
+	}
+	g.mu.Lock()
+	g.tested = g.opt.Clock.Now()
+	g.mark("self-test", err == nil, fmt.Sprint(err))
+	api, version := g.info.API, g.info.Version
+	g.mu.Unlock()
+	g.reconcile(ctx)
+	f := event.Fields{"engine": version, "api": api, "fit": true}
+	if err = errors.Join(err, g.fit()); err != nil {
+		f["fit"], f["reason"], f["detail"] = false, ReasonUnfit, err.Error()
+	}
+	g.opt.Events.Emit("engine.met", f)
 }
 
 // heard acts on one event at once where it is plain, and has the rest looked at.
@@ -70,7 +100,7 @@ func (g *Guard) heard(ctx context.Context, kind, action, id string) {
 	}
 	switch action {
 	case "create", "start", "restart", "unpause", "update", "rename", "load", "import", "pull", "tag", "commit":
-		g.look()
+		signal(g.wake)
 	}
 }
 
@@ -93,7 +123,7 @@ func (g *Guard) end(ctx context.Context, id string, why error) {
 	reason, detail := reasonOf(why)
 	paused := g.opt.Engine.Pause(ctx, id)
 	err := g.opt.Engine.Kill(ctx, id)
-	if paused != nil && err != nil && !errors.Is(err, engine.ErrNotFound) {
+	if paused != nil && err != nil {
 		err = nil // neither worked: it is not running
 	}
 	err = errors.Join(err, g.Refuse(Refusal{Action: ActionRun, Reason: reason, Detail: "container " + id + ": " + detail, Caller: engineItself}))
@@ -118,6 +148,13 @@ func (g *Guard) reconcile(ctx context.Context) {
 		g.opt.Events.Emit("engine.failed", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
 	}
 	g.programs()
+}
+
+func (g *Guard) engineAnswers() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, lost := g.unfit["engine"]
+	return !lost
 }
 
 func (g *Guard) containers(ctx context.Context) error {

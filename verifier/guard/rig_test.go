@@ -72,9 +72,11 @@ func newRig(t *testing.T) *rig {
 		shared = r
 	}
 	shared.approvals.reset()
+	waitFor(t, "a fit node", 10*time.Second, func() bool { return shared.fit() == nil })
+	mark := len(shared.log.String())
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(shared.log.String())
+			t.Log(shared.log.String()[mark:])
 		}
 	})
 	return shared
@@ -124,21 +126,16 @@ func (r *rig) lockUp(ctx context.Context) error {
 }
 
 func (r *rig) guard(ctx context.Context) error {
+	began := time.Now()
 	c, err := engine.New(r.daemon.Socket, r.press)
 	if err != nil {
 		return err
 	}
-	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Images: plainArchives{}, StateDir: filepath.Join(r.daemon.Dir, "state"),
+	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Images: plainArchives{}, StateDir: filepath.Join(r.daemon.Dir, "state"), Socket: r.socket, Door: r.daemon.Socket,
 		Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
 	if err != nil {
 		return err
 	}
-	if err := r.Connect(ctx); err != nil {
-		return err
-	}
-	r.Guard.mu.Lock()
-	r.Guard.mark("self-test", true, "")
-	r.Guard.mu.Unlock()
 	l, err := rpc.Listen(r.socket, nil)
 	if err != nil {
 		return err
@@ -146,6 +143,12 @@ func (r *rig) guard(ctx context.Context) error {
 	r.done.Add(2)
 	go func() { defer r.done.Done(); r.Serve(ctx, l) }()
 	go func() { defer r.done.Done(); r.Run(ctx) }()
+	for r.fit() != nil {
+		if time.Since(began) > 30*time.Second {
+			return fmt.Errorf("%w\n%s", r.fit(), r.log)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	return nil
 }
 

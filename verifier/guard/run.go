@@ -23,12 +23,13 @@ func (g *Guard) create(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := g.fit(); err != nil {
-		return err
-	}
 	ctx := c.r.Context()
 	made, err := g.plan(ctx, w)
 	if err != nil {
+		return err
+	}
+	// Last: the self-test, which makes a node fit, asks for what must be refused before.
+	if err := g.fit(); err != nil {
 		return err
 	}
 	if name := c.query["name"]; len(name) == 1 {
@@ -144,7 +145,7 @@ func (g *Guard) run(ctx context.Context, id, caller string, made madeByGuard) er
 	permission, err := g.opt.Approvals.Decide(approval.Request{Action: approval.Start, Image: made.Image, Purpose: made.Purpose,
 		Profile: &made.Spec.Profile, Caller: caller})
 	if err != nil {
-		return &decidedError{err}
+		return decided(err)
 	}
 	made.Permission, made.Permitted = permission, true
 	if err := g.state.change(func(f *stateFile) { f.Containers[id] = made }); err != nil {

@@ -1,0 +1,200 @@
+package guard
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"portcullis/lab/dockerd"
+	"portcullis/verifier/approval"
+	"portcullis/verifier/engine"
+)
+
+// gone waits until the engine does not have the container.
+func (r *rig) gone(t *testing.T, id string) time.Duration {
+	t.Helper()
+	return waitFor(t, "the end of "+id, 10*time.Second, func() bool {
+		_, err := r.opt.Engine.Resolve(t.Context(), id)
+		return err != nil
+	})
+}
+
+// TestAttack_ContainerBehindTheGuard: somebody who has the engine's own socket and a
+// stamp starts a container; it is ended and reported.
+func TestAttack_ContainerBehindTheGuard(t *testing.T) {
+	r := newRig(t)
+	i := r.image(t, plain)
+	image, err := r.opt.Engine.Image(t.Context(), i.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	profile := plain
+	profile.AnyCommand, profile.Command = false, []string{"/probe", "wait"}
+	// The step lock is what keeps the guard from looking too early.
+	r.step.Lock()
+	id, err := r.opt.Engine.Create(t.Context(), engine.Spec{Image: image, Profile: profile})
+	if err == nil {
+		err = r.opt.Engine.Start(t.Context(), id)
+	}
+	r.step.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("ended %s after its start", r.gone(t, id))
+	if !r.approvals.has(ReasonContainer) {
+		t.Errorf("in the log: %v", r.approvals.reasons())
+	}
+}
+
+// TestAttack_ProgramInContainer: an exec ends the container that it is in.
+func TestAttack_ProgramInContainer(t *testing.T) {
+	r := newRig(t)
+	i := r.image(t, plain)
+	id, err := r.docker(t, nil, "run", "-d", i.Name, "wait")
+	if err != nil {
+		t.Fatal(err, id)
+	}
+	id = strings.TrimSpace(id)
+	if out, err := r.docker(t, nil, "exec", id, "/probe", "say", "in"); err == nil {
+		t.Errorf("exec through the guard: %s", out)
+	}
+	a, err := r.opt.Engine.Forward(t.Context(), "POST", "/v1.41/containers/"+id+"/exec", []byte(`{"Cmd":["/probe","wait"]}`))
+	if err != nil || a.StatusCode != 201 {
+		t.Fatalf("%v %v", a, err)
+	}
+	a.Body.Close()
+	t.Logf("ended %s after the exec", r.gone(t, id))
+	if !r.approvals.has(ReasonProgram) {
+		t.Errorf("in the log: %v", r.approvals.reasons())
+	}
+}
+
+// TestAttack_ContainerChangedWhileItRuns: docker update with a stamp.
+func TestAttack_ContainerChangedWhileItRuns(t *testing.T) {
+	r := newRig(t)
+	i := r.image(t, plain)
+	id, err := r.docker(t, nil, "run", "-d", i.Name, "wait")
+	if err != nil {
+		t.Fatal(err, id)
+	}
+	id = strings.TrimSpace(id)
+	a, err := r.opt.Engine.Forward(t.Context(), "POST", "/v1.41/containers/"+id+"/update", []byte(`{"PidsLimit":10000}`))
+	if err != nil || a.StatusCode != 200 {
+		t.Fatalf("%v %v", a, err)
+	}
+	a.Body.Close()
+	t.Logf("ended %s after the update", r.gone(t, id))
+	if !r.approvals.has(ReasonDiffers) {
+		t.Errorf("in the log: %v", r.approvals.reasons())
+	}
+}
+
+// TestAttack_ImageBehindTheGuard: an image that was loaded with a stamp goes.
+func TestAttack_ImageBehindTheGuard(t *testing.T) {
+	r := newRig(t)
+	i, err := dockerd.Make("test/behind:1", r.probe, t.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.opt.Engine.Load(t.Context(), bytes.NewReader(i.Tar)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the end of the image", 10*time.Second, func() bool {
+		_, err := r.opt.Engine.Image(t.Context(), i.Config)
+		return err != nil
+	})
+	if !r.approvals.has(ReasonUnknownImage) {
+		t.Errorf("in the log: %v", r.approvals.reasons())
+	}
+}
+
+// A verifier that comes back finds its containers, and goes on ending what is revoked.
+func TestGuardComesBack(t *testing.T) {
+	r := newRig(t)
+	i := r.image(t, plain)
+	id, err := r.docker(t, nil, "run", "-d", i.Name, "wait")
+	if err != nil {
+		t.Fatal(err, id)
+	}
+	id = strings.TrimSpace(id)
+	again, err := New(r.opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.connect(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	again.reconcile(t.Context())
+	if _, err := r.opt.Engine.Resolve(t.Context(), id); err != nil {
+		t.Fatalf("a running container was ended: %v", err)
+	}
+	if again.fit() == nil {
+		t.Error("fit before a self-test")
+	}
+	// What it does not remember is a stranger's.
+	lost := r.opt
+	lost.StateDir = t.TempDir()
+	if again, err = New(lost); err != nil {
+		t.Fatal(err)
+	}
+	again.reconcile(context.Background())
+	r.gone(t, id)
+}
+
+// A program of the engine that changes makes the node unfit.
+func TestChangedProgram(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "runc")
+	if err := os.WriteFile(file, []byte("one"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := &approvals{}
+	g, err := New(Options{Approvals: a, StateDir: t.TempDir(), Binaries: []string{file, file + ".missing"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.programs()
+	if a.has(ReasonBinary) {
+		t.Error("an unchanged program was reported")
+	}
+	if err := os.WriteFile(file, []byte("two"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g.programs()
+	g.programs()
+	if n := len(a.reasons()); n != 1 || !a.has(ReasonBinary) {
+		t.Errorf("reported %d times: %v", n, a.reasons())
+	}
+	if err := g.fit(); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("fit: %v", err)
+	}
+}
+
+// An unreadable state file is no state.
+func TestUnreadableStateIsEmpty(t *testing.T) {
+	dir := t.TempDir()
+	for _, b := range []string{"", "{", `{"version":2,"images":{"a":{}}}`} {
+		if err := os.WriteFile(filepath.Join(dir, "guard.json"), []byte(b), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := openState(dir)
+		if err != nil || len(s.images()) != 0 {
+			t.Errorf("%q: %v %v", b, s, err)
+		}
+	}
+	s, err := openState(dir)
+	if err == nil {
+		err = s.change(func(f *stateFile) { f.Images["x"] = loadedImage{approval.Image{Config: "x"}} })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := json.Marshal(s.images())
+	if again, err := openState(dir); err != nil || len(again.images()) != 1 {
+		t.Errorf("%s: %v", b, err)
+	}
+}
