@@ -230,7 +230,7 @@ func noNewPrivileges(_ *wish, v any) bool {
 	return !slices.ContainsFunc(list, func(s string) bool { return s != "no-new-privileges" && s != "no-new-privileges:true" })
 }
 
-var purposeForm = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+var purposeForm = regexp.MustCompile(`^[a-z0-9][a-z0-9._/-]{0,127}$`)
 
 func labels(w *wish, v any) bool {
 	if v == nil {
