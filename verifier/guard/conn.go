@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"portcullis/verifier/record"
 )
 
 // watchedListener names callers and sees what the HTTP server refuses by itself.
@@ -52,8 +54,7 @@ var ownRefusal = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnecti
 func (w *watched) Write(b []byte) (int, error) {
 	if len(b) > 12 && bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && bytes.Contains(b[:min(len(b), 256)], ownRefusal) {
 		line, _, _ := bytes.Cut(b, []byte("\r\n"))
-		w.guard.limiter.Wait(context.Background())
-		if err := w.guard.Refuse(Refusal{Action: ActionConnect, Reason: ReasonMalformed, Detail: "answered " + string(line), Caller: w.caller}); err != nil {
+		if err := w.guard.Refuse(record.Refusal{Action: ActionConnect, Reason: ReasonMalformed, Detail: "answered " + string(line), Caller: w.caller}); err != nil {
 			return 0, err // nobody is answered what is not written down
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"fmt"
 
 	"portcullis/verifier/approval"
+	"portcullis/verifier/record"
 )
 
 // Reasons of refusals. Those of package approval and stamp come beside them.
@@ -68,31 +69,22 @@ func reasonOf(err error) (reason, detail string) {
 	return ReasonEngine, err.Error()
 }
 
-// Approvals is what the guard asks. Package record is the one that keeps a log;
-// where it does not answer the guard does nothing.
+// Approvals is what the guard asks: *record.Record, whose log this is. Where it
+// does not answer the guard does nothing.
 type Approvals interface {
 	// Decide writes its answer into the log before it returns.
 	approval.Decider
-	// Approved looks up how an image may run for a purpose. It gives no permission and writes nothing.
-	Approved(i approval.Image, purpose string) (approval.Profile, error)
-	// Standing tells whether what was permitted may go on. It writes nothing.
-	Standing(p approval.Permission) error
-	// Refused writes a refusal that is not Decide's into the log.
-	Refused(Refusal) error
-	// Changed gets a value after an approval or a revocation.
+	// Approvals lists what is approved. Looking gives no permission.
+	Approvals() []record.Listed
+	// Holds tells whether what was permitted by an approval may go on.
+	Holds(approvalDigest string) error
+	// Refuse writes a refusal that is not Decide's.
+	Refuse(record.Refusal) error
+	// Changed is closed at the next approval or revocation.
 	Changed() <-chan struct{}
 }
 
-// Refusal is a no of the guard or of the second lock.
-type Refusal struct {
-	Action string // one of Action*
-	Reason string // typed
-	Detail string // printable, at most 400 bytes
-	Image  string // what the caller or the engine calls it, or ""
-	Caller string // "uid 971", or "engine" for what nobody asked for
-}
-
-// Actions of a Refusal.
+// Actions of a refusal, beside those of package approval.
 const (
 	ActionAPI     = "api"        // a request on the guard's socket
 	ActionConnect = "connection" // what was no request
@@ -100,3 +92,28 @@ const (
 	ActionRun     = "run"        // a container that ran is ended
 	ActionHold    = "hold"       // an image in the store, or a program of the engine
 )
+
+// approved looks up how an image may run for a purpose: the newest approval that
+// would be believed, or why there is none.
+func approved(list []record.Listed, i approval.Image, purpose string) (approval.Profile, error) {
+	var no error = &approval.Error{Reason: approval.ReasonUnapproved, Detail: "no approval names " + i.Config}
+	var best *approval.Approval
+	for _, l := range list {
+		a := l.Approval
+		switch {
+		case !a.Image.Equal(i):
+		case a.Purpose != purpose:
+			if approval.Reason(no) == approval.ReasonUnapproved {
+				no = &approval.Error{Reason: approval.ReasonPurpose, Detail: fmt.Sprintf("for %q, approved is %q", purpose, a.Purpose)}
+			}
+		case l.Refused != nil:
+			no = l.Refused
+		case best == nil || a.Version > best.Version:
+			best = a
+		}
+	}
+	if best == nil {
+		return approval.Profile{}, no
+	}
+	return best.Profile, nil
+}

@@ -15,12 +15,11 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"portcullis/internal/clock"
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/record"
 )
 
 // Options of New. All but Binaries are needed.
@@ -42,7 +41,6 @@ type Guard struct {
 	state *state
 	// step is held where the engine and the state differ for a moment.
 	step     sync.Mutex
-	limiter  *rate.Limiter
 	wake     chan struct{}      // somebody saw a reason to reconcile
 	fresh    chan struct{}      // the engine answers, for the first time or again
 	binaries map[string]program // by path; Run's own
@@ -54,12 +52,6 @@ type Guard struct {
 	tested  time.Time
 }
 
-// Refusals are written down one by one; a caller that collects them has to wait.
-const (
-	refusalsPerSecond = 50
-	refusalsAtOnce    = 200
-)
-
 // New reads what a former life left. The guard refuses to start anything until a
 // self-test has passed.
 func New(opt Options) (*Guard, error) {
@@ -67,7 +59,7 @@ func New(opt Options) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guard{opt: opt, state: s, limiter: rate.NewLimiter(refusalsPerSecond, refusalsAtOnce), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
+	g := &Guard{opt: opt, state: s, wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{}}
 	for _, b := range opt.Binaries {
 		p, err := newProgram(b)
@@ -194,14 +186,14 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Refuse writes a refusal down, counts and tells it; those of package lock come this way too.
-func (g *Guard) Refuse(r Refusal) error {
+func (g *Guard) Refuse(r record.Refusal) error {
 	r.Detail, r.Image = printable(r.Detail, 400), printable(r.Image, 200)
 	g.told(r)
-	return g.opt.Approvals.Refused(r)
+	return g.opt.Approvals.Refuse(r)
 }
 
 // told counts and tells a refusal.
-func (g *Guard) told(r Refusal) {
+func (g *Guard) told(r record.Refusal) {
 	g.mu.Lock()
 	g.refused[r.Reason]++
 	g.mu.Unlock()
@@ -222,14 +214,11 @@ func printable(s string, most int) string {
 func (g *Guard) refuse(w http.ResponseWriter, r *http.Request, caller string, err error) {
 	var decided *decidedError
 	reason, detail := reasonOf(err)
-	no := Refusal{Action: ActionAPI, Reason: reason, Detail: printable(r.Method+" "+r.RequestURI, 120) + ": " + detail, Caller: caller}
+	no := record.Refusal{Action: ActionAPI, Reason: reason, Detail: printable(r.Method+" "+r.RequestURI, 120) + ": " + detail, Caller: caller}
 	if errors.As(err, &decided) {
 		g.told(no)
-	} else {
-		g.limiter.Wait(r.Context()) // a caller that is gone is written down all the same
-		if lerr := g.Refuse(no); lerr != nil {
-			reason, detail = ReasonLog, lerr.Error()
-		}
+	} else if lerr := g.Refuse(no); lerr != nil {
+		reason, detail = ReasonLog, lerr.Error()
 	}
 	code := http.StatusForbidden
 	switch {

@@ -93,7 +93,7 @@ func TestRevocationEndsContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err, id)
 	}
-	r.approvals.revoke(i.Config)
+	r.approvals.revoke(t, i.Config)
 	took := waitFor(t, "the end of the container", time.Second, func() bool { return r.approvals.has(approval.ReasonRevoked) })
 	waitFor(t, "its removal", 5*time.Second, func() bool { _, ok := r.state.container(strings.TrimSpace(id)); return !ok })
 	t.Logf("killed %s after the revocation", took)

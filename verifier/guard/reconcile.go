@@ -15,6 +15,7 @@ import (
 
 	"portcullis/internal/event"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/record"
 )
 
 // Every is the pace of reconciliation, beside the engine's events.
@@ -24,6 +25,7 @@ const Every = 5 * time.Second
 // its programs. An engine that is away is asked again.
 func (g *Guard) Run(ctx context.Context) error {
 	go g.listen(ctx)
+	changed := g.opt.Approvals.Changed()
 	for {
 		next := Every
 		if !g.engineAnswers() {
@@ -32,7 +34,8 @@ func (g *Guard) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-g.opt.Approvals.Changed():
+		case <-changed:
+			changed = g.opt.Approvals.Changed() // first: what comes meanwhile is seen the next time
 			g.standing(ctx)
 		case <-g.fresh:
 			g.meet(ctx)
@@ -111,7 +114,7 @@ func (g *Guard) standing(ctx context.Context) {
 		if !made.Permitted {
 			continue
 		}
-		if err := g.opt.Approvals.Standing(made.Permission); err != nil {
+		if err := g.opt.Approvals.Holds(made.Permission.Approval); err != nil {
 			g.end(ctx, id, err)
 		}
 	}
@@ -126,7 +129,7 @@ func (g *Guard) end(ctx context.Context, id string, why error) {
 	if paused != nil && err != nil {
 		err = nil // neither worked: it is not running
 	}
-	err = errors.Join(err, g.Refuse(Refusal{Action: ActionRun, Reason: reason, Detail: "container " + id + ": " + detail, Caller: engineItself}))
+	err = errors.Join(err, g.Refuse(record.Refusal{Action: ActionRun, Reason: reason, Detail: "container " + id + ": " + detail, Caller: engineItself}))
 	err = errors.Join(err, g.remove(ctx, id))
 	f := event.Fields{"container": id, "reason": reason, "detail": detail}
 	if err != nil {
@@ -212,7 +215,7 @@ func (g *Guard) images(ctx context.Context) error {
 		if _, ok := g.state.image(id); ok {
 			continue
 		}
-		err := g.Refuse(Refusal{Action: ActionHold, Reason: ReasonUnknownImage, Detail: "the guard did not load it", Image: id, Caller: engineItself})
+		err := g.Refuse(record.Refusal{Action: ActionHold, Reason: ReasonUnknownImage, Detail: "the guard did not load it", Image: id, Caller: engineItself})
 		f := event.Fields{"image": id, "reason": ReasonUnknownImage}
 		if err := errors.Join(err, g.opt.Engine.RemoveImage(ctx, id)); err != nil && !errors.Is(err, engine.ErrNotFound) {
 			f["failed"] = err.Error()
@@ -274,7 +277,7 @@ func (g *Guard) programs() {
 		g.mark(path, false, "changed since the start")
 		g.mu.Unlock()
 		if !known {
-			rerr := g.Refuse(Refusal{Action: ActionHold, Reason: ReasonBinary, Detail: path + " is now " + now.digest, Caller: engineItself})
+			rerr := g.Refuse(record.Refusal{Action: ActionHold, Reason: ReasonBinary, Detail: path + " is now " + now.digest, Caller: engineItself})
 			f := event.Fields{"program": path, "reason": ReasonBinary, "digest": now.digest}
 			if rerr != nil {
 				f["failed"] = rerr.Error()

@@ -152,7 +152,11 @@ func TestChangedProgram(t *testing.T) {
 	if err := os.WriteFile(file, []byte("one"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	a := &approvals{}
+	a, err := newApprovals(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
 	g, err := New(Options{Approvals: a, StateDir: t.TempDir(), Binaries: []string{file, file + ".missing"}})
 	if err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
 	"portcullis/verifier/lock"
+	"portcullis/verifier/record"
 	"portcullis/verifier/stamp"
 )
 
@@ -89,7 +91,12 @@ func start() (*rig, error) {
 		cancel()
 		return nil, err
 	}
-	r := &rig{daemon: d, approvals: &approvals{changed: make(chan struct{}, 1)}, press: stamp.New(time.Now), socket: filepath.Join(d.Dir, "guard.sock"),
+	a, err := newApprovals(filepath.Join(d.Dir, "approvals"))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	r := &rig{daemon: d, approvals: a, press: stamp.New(time.Now), socket: filepath.Join(d.Dir, "guard.sock"),
 		log: &lines{}, cancel: cancel}
 	r.probe, err = dockerd.Probe(ctx)
 	if err == nil {
@@ -118,7 +125,7 @@ func (r *rig) lockUp(ctx context.Context) error {
 	go func() {
 		defer close(ended)
 		rpc.Serve(ctx, l, lock.Handler(r.press, func(method, uri, reason, detail string) {
-			r.Refuse(Refusal{Action: ActionEngine, Reason: reason, Detail: method + " " + uri + ": " + detail, Caller: engineItself})
+			r.Refuse(record.Refusal{Action: ActionEngine, Reason: reason, Detail: method + " " + uri + ": " + detail, Caller: engineItself})
 		}))
 	}()
 	r.plugin = func() { cancel(); <-ended }
@@ -179,7 +186,7 @@ func (r *rig) image(t *testing.T, profile approval.Profile) dockerd.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.approvals.approve(i, "task", profile)
+	r.approvals.approve(t, i, "task", profile)
 	if out, err := r.docker(t, bytes.NewReader(i.Tar), "load"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -250,73 +257,60 @@ func (l *lines) String() string {
 	return l.b.String()
 }
 
-// approvals is a log in memory, for the tests of the guard alone.
+// approvals is a log of approvals whose answers a test can see, and break.
 type approvals struct {
-	mu      sync.Mutex
-	list    []approved
-	refused []Refusal
-	given   []approval.Request
-	broken  bool // nothing can be written
-	changed chan struct{}
+	*record.Record
+	key    ed25519.PrivateKey // of the one approver
+	mu     sync.Mutex
+	no     []record.Refusal
+	given  []approval.Request
+	broken bool // nothing can be written
+	next   uint64
 }
 
-type approved struct {
-	config, purpose string
-	profile         approval.Profile
-	revoked         bool
+func newApprovals(dir string) (*approvals, error) {
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	_, logKey, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	r, err := record.Open(record.Options{Dir: dir, Key: logKey, Now: time.Now,
+		Approvers: approval.Approvers{Threshold: 1, RevokeThreshold: 1, Keys: []ed25519.PublicKey{key.Public().(ed25519.PublicKey)}}})
+	return &approvals{Record: r, key: key}, err
 }
 
 func (a *approvals) reset() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.list, a.refused, a.given, a.broken = nil, nil, nil, false
+	a.no, a.given, a.broken = nil, nil, false
 }
 
-func (a *approvals) approve(i dockerd.Image, purpose string, p approval.Profile) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.list = append(a.list, approved{config: i.Config, purpose: purpose, profile: p})
-}
-
-func (a *approvals) revoke(config string) {
-	a.mu.Lock()
-	for i := range a.list {
-		a.list[i].revoked = a.list[i].revoked || a.list[i].config == config
+// approve signs an approval of a name of its own.
+func (a *approvals) approve(t *testing.T, i dockerd.Image, purpose string, p approval.Profile) {
+	t.Helper()
+	a.next++
+	envelope, err := approval.Approval{Schema: approval.Schema, Name: fmt.Sprintf("test-%d", a.next), Version: 1, Purpose: purpose,
+		Image: identityOf(i.Config, i.Layers), Profile: p, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}.Sign(a.key)
+	if err == nil {
+		_, err = a.Add(envelope)
 	}
-	a.mu.Unlock()
-	select {
-	case a.changed <- struct{}{}:
-	default:
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 
-func (a *approvals) find(config, purpose string) (approval.Profile, error) {
-	reason := approval.ReasonUnapproved
-	for _, x := range a.list {
-		switch {
-		case x.config != config:
-		case x.revoked:
-			reason = approval.ReasonRevoked
-		case purpose != "" && x.purpose != purpose:
-			reason = approval.ReasonPurpose
-		default:
-			return x.profile, nil
-		}
+func (a *approvals) revoke(t *testing.T, config string) {
+	t.Helper()
+	envelope, err := approval.Revocation{Schema: approval.RevocationSchema, Image: config, Why: "test", Issued: time.Now()}.Sign(a.key)
+	if err == nil {
+		_, err = a.Add(envelope)
 	}
-	return approval.Profile{}, &approval.Error{Reason: reason, Detail: config}
-}
-
-func (a *approvals) Approved(i approval.Image, purpose string) (approval.Profile, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.find(i.Config, purpose)
-}
-
-func (a *approvals) Standing(p approval.Permission) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	_, err := a.find(p.Image.Config, "")
-	return err
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (a *approvals) Decide(q approval.Request) (approval.Permission, error) {
@@ -325,41 +319,43 @@ func (a *approvals) Decide(q approval.Request) (approval.Permission, error) {
 	if a.broken {
 		return approval.Permission{}, errors.New("no space left on device")
 	}
-	p, err := a.find(q.Image.Config, q.Purpose)
-	if err == nil && q.Profile != nil {
-		err = p.Covers(q.Profile)
-	}
+	p, err := a.Record.Decide(q)
 	if err != nil {
-		a.refused = append(a.refused, Refusal{Action: string(q.Action), Reason: approval.Reason(err), Caller: q.Caller})
-		return approval.Permission{}, err
+		a.no = append(a.no, record.Refusal{Action: string(q.Action), Reason: approval.Reason(err)})
+		return p, err
 	}
 	a.given = append(a.given, q)
-	return approval.Permission{Index: int64(len(a.given)), Image: q.Image, Profile: p}, nil
+	return p, nil
 }
 
-func (a *approvals) Refused(r Refusal) error {
+func (a *approvals) Refuse(r record.Refusal) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.broken {
 		return errors.New("no space left on device")
 	}
-	a.refused = append(a.refused, r)
-	return nil
+	err := a.Record.Refuse(r)
+	if err == nil {
+		a.no = append(a.no, r)
+	}
+	return err
 }
-
-func (a *approvals) Changed() <-chan struct{} { return a.changed }
 
 // reasons that stand in the log.
 func (a *approvals) reasons() (out []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, r := range a.refused {
+	for _, r := range a.no {
 		out = append(out, r.Reason)
 	}
 	return out
 }
 
 func (a *approvals) has(reason string) bool { return slices.Contains(a.reasons(), reason) }
+
+func identityOf(config string, layers []string) approval.Image {
+	return approval.Image{Config: config, Manifest: digestOf([]byte(config)), Layers: layers}
+}
 
 // plainArchives reads an archive of package dockerd and believes it: reading images
 // is package image's work.
@@ -378,7 +374,7 @@ func (plainArchives) Read(_ context.Context, from io.Reader) (Archive, error) {
 	if j < 0 || json.NewDecoder(bytes.NewReader(b[j:])).Decode(&manifest) != nil {
 		return nil, refuse(ReasonImageFormat, "no manifest")
 	}
-	i := approval.Image{Config: "sha256:" + strings.TrimSuffix(manifest[0].Config, ".json"), Manifest: "sha256:" + strings.Repeat("0", 64)}
+	i := identityOf("sha256:"+strings.TrimSuffix(manifest[0].Config, ".json"), nil)
 	for _, l := range manifest[0].Layers {
 		i.Layers = append(i.Layers, "sha256:"+strings.TrimSuffix(l, "/layer.tar"))
 	}

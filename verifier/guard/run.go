@@ -68,12 +68,12 @@ func (g *Guard) plan(ctx context.Context, w wish) (madeByGuard, error) {
 	if err := sound(i, loaded.Image); err != nil {
 		return madeByGuard{}, err
 	}
-	approved, err := g.opt.Approvals.Approved(loaded.Image, w.purpose)
+	most, err := approved(g.opt.Approvals.Approvals(), loaded.Image, w.purpose)
 	if err != nil {
 		return madeByGuard{}, err
 	}
-	p := w.profile(approved, i.Entrypoint)
-	if err := approved.Covers(&p); err != nil {
+	p := w.profile(most, i.Entrypoint)
+	if err := most.Covers(&p); err != nil {
 		return madeByGuard{}, err
 	}
 	return madeByGuard{Image: loaded.Image, Purpose: w.purpose, Created: g.opt.Clock.Now(),
