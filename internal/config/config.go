@@ -20,6 +20,7 @@ type Config struct {
 	PXE      PXE
 	Attest   Attest
 	Power    Power
+	Verifier Verifier
 }
 
 // Link is the cable between the Pi and the PC.
@@ -93,6 +94,11 @@ type Ladder struct {
 	Rungs   []string      // agent, relay-reset, relay-power, wake, hook; in this order
 	Within  time.Duration // what a rung has to show; 2 min (5 s .. 30 min)
 	OffTime time.Duration // off before it is switched on again; 10 s (5 s .. 10 min)
+}
+
+// Verifier configures verifierd.
+type Verifier struct {
+	AllowedUIDs []int // beside root: who may speak to the guard's Docker socket
 }
 
 // Power configures the services that have attestd's hands: relay and hook.

@@ -86,6 +86,9 @@ func root(c *Config) []field {
 			}},
 			{key: "allowed_uids", set: uids(&c.Power.AllowedUIDs)},
 		}},
+		{key: "verifier", sub: []field{
+			{key: "allowed_uids", set: uids(&c.Verifier.AllowedUIDs)},
+		}},
 	}
 }
 

@@ -28,6 +28,7 @@ const (
 	HookSocket    = "hook/hook.sock"
 	// verifierd's own, and the one where others speak Docker's API.
 	VerifierSocket = "verifierd/verifierd.sock"
+	GuardSocket    = "verifierd/docker.sock"
 )
 
 // Listen binds a unix socket at path, replacing one that a dead process left,

@@ -17,10 +17,11 @@ import (
 	"fmt"
 
 	"portcullis/verifier/approval"
+	"portcullis/verifier/image"
 	"portcullis/verifier/record"
 )
 
-// Reasons of refusals. Those of package approval and stamp come beside them.
+// Reasons of refusals. Those of packages approval, image and stamp come beside them.
 const (
 	ReasonMalformed    = "http-malformed"         // not HTTP as a client writes it
 	ReasonHTTPVersion  = "http-version"           // HTTP/1.0, HTTP/2: the engine and we could read them differently
@@ -35,7 +36,6 @@ const (
 	ReasonJSON         = "body-json"              // not strict JSON: a key twice, wrong nesting, more than one value
 	ReasonField        = "body-field"             // a field that does not exist, or one that a caller may not set
 	ReasonImage        = "image-not-loaded"       // not an image that the guard loaded
-	ReasonImageFormat  = "image-format"           // an archive that holds no sound image
 	ReasonImageStore   = "image-store"            // the engine holds something else than what was loaded
 	ReasonContainer    = "container-unknown"      // not a container that the guard made
 	ReasonDiffers      = "container-differs"      // the engine made something else than was asked for
@@ -60,7 +60,10 @@ func refuse(reason, format string, args ...any) error {
 func reasonOf(err error) (reason, detail string) {
 	var own *Error
 	var approvals *approval.Error
+	var images *image.Error
 	switch {
+	case errors.As(err, &images):
+		return images.Reason, images.Detail
 	case errors.As(err, &own):
 		return own.Reason, own.Detail
 	case errors.As(err, &approvals):

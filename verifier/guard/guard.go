@@ -19,6 +19,7 @@ import (
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/image"
 	"portcullis/verifier/record"
 )
 
@@ -26,13 +27,14 @@ import (
 type Options struct {
 	Engine    *engine.Client
 	Approvals Approvals
-	Images    Archives
-	StateDir  string // the verifier's own, mode 0700
-	Socket    string // the guard's own, where Serve listens: the self-test knocks there
-	Door      string // the engine's, where the self-test must find a lock
-	Binaries  []string
-	Clock     clock.Clock
-	Events    *event.Writer
+	// Read takes an archive apart, once, holding every digest of it against its bytes.
+	Read     func(ctx context.Context, from io.Reader) (*image.Archive, error)
+	StateDir string // the verifier's own, mode 0700
+	Socket   string // the guard's own, where Serve listens: the self-test knocks there
+	Door     string // the engine's, where the self-test must find a lock
+	Binaries []string
+	Clock    clock.Clock
+	Events   *event.Writer
 }
 
 // Guard is the judge. New makes it, Run watches, Serve takes callers.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -13,36 +14,21 @@ import (
 	"portcullis/verifier/engine"
 )
 
-// Archives reads what callers send as an image. Package image is the one.
-type Archives interface {
-	// Read takes an archive apart, once, holding every digest of it against its
-	// bytes. Nothing of it is used before it is closed.
-	Read(ctx context.Context, from io.Reader) (Archive, error)
-}
-
-// Archive is a sound image outside of the engine.
-type Archive interface {
-	Image() approval.Image
-	// Tar writes the one form of it that the engine gets: from verified bytes only.
-	Tar() io.ReadCloser
-	Close() error
-}
-
 // load takes an image from a caller.
 func (g *Guard) load(c *call) error {
 	http.NewResponseController(c.w).SetReadDeadline(time.Time{})
-	image, err := g.Import(c.r.Context(), c.r.Body, c.caller)
+	name, err := g.Import(c.r.Context(), c.r.Body, c.caller)
 	if err != nil {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/json")
-	return json.NewEncoder(c.w).Encode(map[string]string{"stream": "Loaded image ID: " + image + "\n"})
+	return json.NewEncoder(c.w).Encode(map[string]string{"stream": "Loaded image: " + name + "\n"})
 }
 
 // Import reads an archive, asks for the permission and loads the image. It returns
-// what the engine calls it.
+// the name under which it can be run.
 func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (string, error) {
-	a, err := g.opt.Images.Read(ctx, from)
+	a, err := g.opt.Read(ctx, from)
 	if err != nil {
 		return "", err
 	}
@@ -70,9 +56,17 @@ func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (stri
 	if err != nil {
 		return "", err
 	}
+	// A name for people: what it means is asked of the engine and of the approvals at each use.
+	name := fmt.Sprintf("%s:%s-%d", Repository, permission.Name, permission.Version)
+	if err := g.opt.Engine.Tag(ctx, id, name); err != nil {
+		return "", err
+	}
 	g.opt.Events.Emit("image.loaded", event.Fields{"image": i.Config, "manifest": i.Manifest, "approval": permission.Approval, "index": permission.Index, "caller": caller})
-	return id, nil
+	return name, nil
 }
+
+// Repository is where loaded images are named, by their approval's name and version.
+const Repository = "portcullis/approved"
 
 // loaded finds the image in the engine, as that calls it, and compares.
 func (g *Guard) loaded(ctx context.Context, i approval.Image) (string, error) {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ import (
 	"portcullis/lab/dockerd"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/image"
 	"portcullis/verifier/lock"
 	"portcullis/verifier/record"
 	"portcullis/verifier/stamp"
@@ -138,7 +138,9 @@ func (r *rig) guard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Images: plainArchives{}, StateDir: filepath.Join(r.daemon.Dir, "state"), Socket: r.socket, Door: r.daemon.Socket,
+	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Read: func(ctx context.Context, from io.Reader) (*image.Archive, error) {
+		return image.Read(ctx, from, r.daemon.Dir, image.Options{})
+	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Socket: r.socket, Door: r.daemon.Socket,
 		Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
 	if err != nil {
 		return err
@@ -187,9 +189,12 @@ func (r *rig) image(t *testing.T, profile approval.Profile) dockerd.Image {
 		t.Fatal(err)
 	}
 	r.approvals.approve(t, i, "task", profile)
-	if out, err := r.docker(t, bytes.NewReader(i.Tar), "load"); err != nil {
+	out, err := r.docker(t, bytes.NewReader(i.Tar), "load")
+	name, ok := strings.CutPrefix(strings.TrimSpace(out), "Loaded image: ")
+	if err != nil || !ok {
 		t.Fatalf("%v: %s", err, out)
 	}
+	i.Name = name
 	return i
 }
 
@@ -293,7 +298,7 @@ func (a *approvals) approve(t *testing.T, i dockerd.Image, purpose string, p app
 	t.Helper()
 	a.next++
 	envelope, err := approval.Approval{Schema: approval.Schema, Name: fmt.Sprintf("test-%d", a.next), Version: 1, Purpose: purpose,
-		Image: identityOf(i.Config, i.Layers), Profile: p, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}.Sign(a.key)
+		Image: a.identity(t, i), Profile: p, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}.Sign(a.key)
 	if err == nil {
 		_, err = a.Add(envelope)
 	}
@@ -353,39 +358,13 @@ func (a *approvals) reasons() (out []string) {
 
 func (a *approvals) has(reason string) bool { return slices.Contains(a.reasons(), reason) }
 
-func identityOf(config string, layers []string) approval.Image {
-	return approval.Image{Config: config, Manifest: digestOf([]byte(config)), Layers: layers}
-}
-
-// plainArchives reads an archive of package dockerd and believes it: reading images
-// is package image's work.
-type plainArchives struct{}
-
-func (plainArchives) Read(_ context.Context, from io.Reader) (Archive, error) {
-	b, err := io.ReadAll(from)
+// identity is what the reader of archives makes of an image.
+func (a *approvals) identity(t *testing.T, i dockerd.Image) approval.Image {
+	t.Helper()
+	read, err := image.Read(t.Context(), bytes.NewReader(i.Tar), t.TempDir(), image.Options{})
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
-	var manifest []struct {
-		Config string
-		Layers []string
-	}
-	j := bytes.Index(b, []byte(`[{"Config":`))
-	if j < 0 || json.NewDecoder(bytes.NewReader(b[j:])).Decode(&manifest) != nil {
-		return nil, refuse(ReasonImageFormat, "no manifest")
-	}
-	i := identityOf("sha256:"+strings.TrimSuffix(manifest[0].Config, ".json"), nil)
-	for _, l := range manifest[0].Layers {
-		i.Layers = append(i.Layers, "sha256:"+strings.TrimSuffix(l, "/layer.tar"))
-	}
-	return plainArchive{i, b}, nil
+	defer read.Close()
+	return read.Image()
 }
-
-type plainArchive struct {
-	image approval.Image
-	tar   []byte
-}
-
-func (a plainArchive) Image() approval.Image { return a.image }
-func (a plainArchive) Tar() io.ReadCloser    { return io.NopCloser(bytes.NewReader(a.tar)) }
-func (a plainArchive) Close() error          { return nil }

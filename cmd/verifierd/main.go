@@ -1,0 +1,216 @@
+// Command verifierd is the Verification module: Docker on the Pi loads and runs
+// only what the log of approvals contains. It answers callers of Docker's API on a
+// socket of its own, is the authorization plugin of the engine, and keeps the log.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/internal/clock"
+	"portcullis/internal/config"
+	"portcullis/internal/event"
+	"portcullis/internal/rpc"
+	"portcullis/verifier/approval"
+	"portcullis/verifier/engine"
+	"portcullis/verifier/guard"
+	"portcullis/verifier/image"
+	"portcullis/verifier/lock"
+	"portcullis/verifier/record"
+	"portcullis/verifier/stamp"
+)
+
+// settings are the flags.
+type settings struct {
+	config    string
+	engine    string
+	plugins   string
+	approvers string
+}
+
+func main() {
+	var s settings
+	flag.StringVar(&s.config, "config", config.DefaultPath, "configuration file")
+	flag.StringVar(&s.engine, "engine", "/run/portcullis/engine/docker.sock", "socket of dockerd, in a directory of mode 0700")
+	flag.StringVar(&s.plugins, "plugins", "/run/docker/plugins", "where dockerd looks for its authorization plugin")
+	flag.StringVar(&s.approvers, "approvers", "/etc/portcullis/approvers.json", "whose signatures make an approval; nobody's where it is not there")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, s)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "verifierd:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, s settings) error {
+	c, err := config.Load(s.config)
+	if err != nil {
+		return err
+	}
+	events := event.NewJSON(os.Stdout, "verifierd", time.Now)
+	dir := filepath.Join(c.StateDir, "verifierd")
+	log, err := openLog(dir, s.approvers, events)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	if err := private(filepath.Dir(s.engine)); err != nil {
+		return err
+	}
+	press := stamp.New(time.Now)
+	door, err := engine.New(s.engine, press)
+	if err != nil {
+		return err
+	}
+	quarantine := filepath.Join(dir, "quarantine")
+	if err := emptied(quarantine); err != nil {
+		return err
+	}
+	socket := filepath.Join(c.RunDir, rpc.GuardSocket)
+	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Socket: socket, Door: s.engine, Binaries: programs,
+		Read: func(ctx context.Context, from io.Reader) (*image.Archive, error) {
+			return image.Read(ctx, from, quarantine, image.Options{})
+		}, Clock: clock.Real{}, Events: events})
+	if err != nil {
+		return err
+	}
+	return serve(ctx, c, s, parts{log, press, g, events, socket})
+}
+
+// programs of Debian's engine, whose bytes are watched.
+var programs = []string{"/usr/sbin/dockerd", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc"}
+
+type parts struct {
+	log    *record.Record
+	press  *stamp.Press
+	guard  *guard.Guard
+	events *event.Writer
+	socket string
+}
+
+// serve opens the sockets, the plugin's first: the engine does not start without it,
+// and refuses everything while it is away.
+func serve(ctx context.Context, c *config.Config, s settings, p parts) error {
+	plugin, err := rpc.Listen(filepath.Join(s.plugins, "portcullis.sock"), nil)
+	if err != nil {
+		return err
+	}
+	defer plugin.Close()
+	users, err := rpc.Listen(p.socket, c.Verifier.AllowedUIDs)
+	if err != nil {
+		return err
+	}
+	defer users.Close()
+	control, err := rpc.Listen(filepath.Join(c.RunDir, rpc.VerifierSocket), nil)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	second := lock.Handler(p.press, func(method, uri, reason, detail string) {
+		if err := p.guard.Refuse(record.Refusal{Action: guard.ActionEngine, Reason: reason, Detail: method + " " + uri + ": " + detail, Caller: "engine"}); err != nil {
+			p.events.Emit("log.failed", event.Fields{"reason": guard.ReasonLog, "detail": err.Error()})
+		}
+	})
+	mux := http.NewServeMux()
+	mux.Handle(portcullisv1connect.NewVerifierHandler(guard.NewService(p.guard)))
+	mux.Handle("/approvals", p.log.API())
+	mux.Handle("/approvals/", p.log.API())
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	work := []func() error{
+		func() error { return rpc.Serve(ctx, plugin, second) },
+		func() error { return rpc.Serve(ctx, control, mux) },
+		func() error { return p.guard.Serve(ctx, users) },
+		func() error { return p.guard.Run(ctx) },
+		func() error { return p.log.Run(ctx) },
+	}
+	p.events.Emit("ready", event.Fields{"engine": s.engine, "approvals": len(p.log.Approvals())})
+	notify()
+	ended := make(chan error, len(work))
+	for _, f := range work {
+		go func() {
+			err := f()
+			if err != nil {
+				cancel(err)
+			}
+			ended <- err
+		}()
+	}
+	for range work {
+		err = errors.Join(err, <-ended)
+	}
+	return err
+}
+
+// openLog opens the log of approvals. Without a file of approvers there are none,
+// and nothing is approved; a file that cannot be used ends the start.
+func openLog(dir, file string, events *event.Writer) (*record.Record, error) {
+	key, err := logKey(filepath.Join(dir, "log.key"))
+	if err != nil {
+		return nil, err
+	}
+	approvers, err := approval.LoadApprovers(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		events.Emit("approvers.none", event.Fields{"file": file, "reason": approval.ReasonApprovers})
+		approvers, err = approval.Approvers{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return record.Open(record.Options{Dir: filepath.Join(dir, "log"), Key: key, Approvers: approvers, Now: time.Now})
+}
+
+// private makes the directory of the engine's socket, for nobody but root.
+func private(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if sys := st.Sys().(*syscall.Stat_t); st.Mode().Perm() != 0o700 || int(sys.Uid) != os.Getuid() {
+		return fmt.Errorf("%s: mode %04o of user %d: others would reach the engine's socket", dir, st.Mode().Perm(), sys.Uid)
+	}
+	return nil
+}
+
+// emptied makes a directory without what a former life left in it.
+func emptied(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.MkdirAll(dir, 0o700)
+}
+
+// notify tells systemd that the plugin listens: the engine's unit waits for it.
+func notify() {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return
+	}
+	if path[0] == '@' {
+		path = "\x00" + path[1:]
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return // systemd gives the unit up after its time; there is nobody else to tell
+	}
+	defer c.Close()
+	c.Write([]byte("READY=1"))
+}
