@@ -1,0 +1,273 @@
+package bypass
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"portcullis/lab/dockerd"
+	"portcullis/verifier/approval"
+	"portcullis/verifier/engine"
+	"portcullis/verifier/guard"
+	"portcullis/verifier/stamp"
+)
+
+// decided is an attack with an image whose approval does not hold.
+func decided(name, reason string, change func(*approval.Approval)) Attack {
+	return Attack{"approval-" + name, reason, func(ctx context.Context, r *Rig) error {
+		i, err := dockerd.Make("x:1", r.probe, name)
+		if err != nil {
+			return err
+		}
+		if err := r.approve(ctx, i, change); err != nil {
+			return err
+		}
+		return r.knock(r.socket, post("POST", "/v1.41/images/load", tarType, string(i.Tar)))
+	}}
+}
+
+// decisions: images that are sound, and not approved now.
+var decisions = []Attack{
+	{"approval-none", approval.ReasonUnapproved, func(_ context.Context, r *Rig) error {
+		i, err := dockerd.Make("x:1", r.probe, "unapproved")
+		if err != nil {
+			return err
+		}
+		return r.knock(r.socket, post("POST", "/v1.41/images/load", tarType, string(i.Tar)))
+	}},
+	decided("expired", approval.ReasonExpired, func(a *approval.Approval) { a.NotAfter = time.Now().Add(-time.Minute) }),
+	decided("not-yet", approval.ReasonNotYet, func(a *approval.Approval) { a.NotBefore = time.Now().Add(time.Minute) }),
+	{"approval-older", approval.ReasonOlder, func(ctx context.Context, r *Rig) error {
+		was, err := dockerd.Make("x:1", r.probe, "version 1")
+		if err != nil {
+			return err
+		}
+		next, err := dockerd.Make("x:2", r.probe, "version 2")
+		if err != nil {
+			return err
+		}
+		for n, i := range []dockerd.Image{was, next} {
+			if err := r.approve(ctx, i, func(a *approval.Approval) { a.Name, a.Version = "lab-older", uint64(n+1) }); err != nil {
+				return err
+			}
+		}
+		return r.knock(r.socket, post("POST", "/v1.41/images/load", tarType, string(was.Tar)))
+	}},
+	{"approval-of-another-configuration", approval.ReasonDiffers, func(ctx context.Context, r *Rig) error {
+		i, err := dockerd.Make("x:1", r.probe, "another configuration")
+		if err != nil {
+			return err
+		}
+		if err := r.approve(ctx, i, func(a *approval.Approval) { a.Image.Config = "sha256:" + strings.Repeat("0", 64) }); err != nil {
+			return err
+		}
+		return r.knock(r.socket, post("POST", "/v1.41/images/load", tarType, string(i.Tar)))
+	}},
+	{"approval-revoked-while-it-runs", approval.ReasonRevoked, func(ctx context.Context, r *Rig) error {
+		i, err := dockerd.Make("x:1", r.probe, "revoked")
+		if err != nil {
+			return err
+		}
+		if err := r.approve(ctx, i, nil); err != nil {
+			return err
+		}
+		name, err := r.guard.Import(ctx, bytes.NewReader(i.Tar), "lab")
+		if err != nil {
+			return err
+		}
+		id, err := r.make(`{"Image":"` + name + `","Cmd":["wait"]}`)
+		if err != nil {
+			return err
+		}
+		if err := r.start(id); err != nil {
+			return err
+		}
+		envelope, err := approval.Revocation{Schema: approval.RevocationSchema, Image: i.Config, Why: "lab", Issued: time.Now()}.Sign(r.key)
+		if err == nil {
+			_, err = r.log.Add(envelope)
+		}
+		if err != nil {
+			return err
+		}
+		return r.gone(ctx, id)
+	}},
+}
+
+// direct is an attack on the engine's own socket.
+func direct(name, text string) Attack {
+	return Attack{"engine-" + name, stamp.ReasonMissing, func(_ context.Context, r *Rig) error { return r.knock(r.daemon.Socket, text) }}
+}
+
+// stamped is an attack there with a stamp that was made for something else.
+func stamped(name, reason, made string, body stamp.Body, used string, sent []byte) Attack {
+	return Attack{"engine-" + name, reason, func(_ context.Context, r *Rig) error {
+		s, err := r.press.Make("POST", made, body)
+		if err != nil {
+			return err
+		}
+		return r.knock(r.daemon.Socket, request("POST "+used+" HTTP/1.1", fmt.Sprintf("%s: %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n", stamp.Header, s, len(sent)), string(sent)))
+	}}
+}
+
+// doors: whoever reaches the engine's own socket, which nobody but root can.
+var doors = []Attack{
+	direct("load", post("POST", "/v1.41/images/load", tarType, "x")),
+	direct("run", post("POST", "/v1.41/containers/create", jsonType, create(""))),
+	direct("start", request("POST /v1.41/containers/{container}/start HTTP/1.1", "Content-Length: 0\r\n", "")),
+	direct("cp", post("PUT", "/v1.41/containers/{container}/archive?path=/", tarType, "x")),
+	direct("commit", post("POST", "/v1.41/commit?container={container}", jsonType, "{}")),
+	direct("build", post("POST", "/v1.41/build", tarType, "x")),
+	direct("import", post("POST", "/v1.41/images/create?fromSrc=-", tarType, "x")),
+	direct("plugin", post("POST", "/v1.41/plugins/create?name=evil", tarType, "x")),
+	direct("exec", post("POST", "/v1.41/containers/{container}/exec", jsonType, `{"Cmd":["/probe"]}`)),
+	direct("session", request("POST /session HTTP/1.1", "Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n", "")),
+	direct("grpc", request("POST /grpc HTTP/1.1", "Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n", "")),
+	direct("body-of-1-mib-and-1", post("POST", "/v1.41/containers/create", jsonType, create(`,"Cmd":["`+strings.Repeat("a", 1<<20)+`"]`))),
+	direct("body-in-chunks", request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n", "2\r\n{}\r\n0\r\n\r\n")),
+	stamped("stamp-of-another-request", stamp.ReasonBroken, "/v1.41/containers/json", stamp.NoBody(), "/v1.41/containers/create", []byte("{}")),
+	stamped("stamp-of-another-body", stamp.ReasonBody, "/v1.41/containers/create", stamp.Bytes([]byte(`{"Image":"good"}`)), "/v1.41/containers/create", []byte(`{"Image":"evil"}`)),
+	stamped("stamp-with-a-hidden-body", stamp.ReasonBody, "/v1.41/containers/create", stamp.Bytes([]byte(`{"Image":"good"}`)), "/v1.41/containers/create",
+		[]byte(`{"Image":"evil","Cmd":["`+strings.Repeat("a", 1<<20)+`"]}`)),
+	{"engine-stamp-twice", stamp.ReasonUsed, func(_ context.Context, r *Rig) error {
+		const uri = "/v1.41/containers/json"
+		s, err := r.press.Make("GET", uri, stamp.NoBody())
+		if err != nil {
+			return err
+		}
+		again := request("GET "+uri+" HTTP/1.1", stamp.Header+": "+s+"\r\n", "")
+		if status, body, err := r.send(r.daemon.Socket, again); err != nil || status != http.StatusOK {
+			return fmt.Errorf("the first time: %d %s %v", status, body, err)
+		}
+		return r.knock(r.daemon.Socket, again)
+	}},
+}
+
+// gone waits until the engine does not have a container.
+func (r *Rig) gone(ctx context.Context, id string) error {
+	end := time.Now().Add(10 * time.Second)
+	for time.Now().Before(end) && ctx.Err() == nil {
+		if _, err := r.door.Resolve(ctx, id); errors.Is(err, engine.ErrNotFound) {
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return fmt.Errorf("container %s is there after 10 s", id)
+}
+
+// running makes and starts a container through the guard.
+func (r *Rig) running() (string, error) {
+	id, err := r.make(`{"Image":"{image}","Cmd":["wait"]}`)
+	if err == nil {
+		err = r.start(id)
+	}
+	return id, err
+}
+
+// post sends a request with a stamp: as somebody who has got hold of the verifier.
+func (r *Rig) post(ctx context.Context, uri, body string) error {
+	a, err := r.door.Forward(ctx, "POST", uri, []byte(body))
+	if err != nil {
+		return err
+	}
+	defer a.Body.Close()
+	if a.StatusCode >= 300 {
+		return fmt.Errorf("bypass: %s: %s", uri, a.Status)
+	}
+	return nil
+}
+
+// behind: what came past both locks is found and ended.
+var behind = []Attack{
+	{"behind-container", guard.ReasonContainer, func(ctx context.Context, r *Rig) error {
+		i, err := r.door.Image(ctx, r.config)
+		if err != nil {
+			return err
+		}
+		p := profile
+		p.AnyCommand, p.Command = false, []string{"/probe", "wait"}
+		id, err := r.door.Create(ctx, engine.Spec{Image: i, Profile: p})
+		if err != nil {
+			return err
+		}
+		if err := r.door.Start(ctx, id); err != nil && !errors.Is(err, engine.ErrNotFound) {
+			return err
+		}
+		return r.gone(ctx, id)
+	}},
+	{"behind-start-of-a-made-one", guard.ReasonContainer, func(ctx context.Context, r *Rig) error {
+		id, err := r.make(`{"Image":"{image}","Cmd":["wait"]}`)
+		if err != nil {
+			return err
+		}
+		if err := r.door.Start(ctx, id); err != nil {
+			return err
+		}
+		return r.gone(ctx, id)
+	}},
+	{"behind-exec", guard.ReasonProgram, func(ctx context.Context, r *Rig) error {
+		id, err := r.running()
+		if err != nil {
+			return err
+		}
+		if err := r.post(ctx, "/v1.41/containers/"+id+"/exec", `{"Cmd":["/probe","wait"]}`); err != nil {
+			return err
+		}
+		return r.gone(ctx, id)
+	}},
+	{"behind-update", guard.ReasonDiffers, func(ctx context.Context, r *Rig) error {
+		id, err := r.running()
+		if err != nil {
+			return err
+		}
+		if err := r.post(ctx, "/v1.41/containers/"+id+"/update", `{"PidsLimit":100000}`); err != nil {
+			return err
+		}
+		return r.gone(ctx, id)
+	}},
+	{"behind-load", guard.ReasonUnknownImage, func(ctx context.Context, r *Rig) error {
+		i, err := dockerd.Make("evil:1", r.probe, "behind")
+		if err != nil {
+			return err
+		}
+		if err := r.door.Load(ctx, bytes.NewReader(i.Tar)); err != nil {
+			return err
+		}
+		end := time.Now().Add(10 * time.Second)
+		for time.Now().Before(end) {
+			if _, err := r.door.Image(ctx, i.Config); errors.Is(err, engine.ErrNotFound) {
+				return nil
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		return errors.New("the image is there after 10 s")
+	}},
+	{"behind-tag-moved", guard.ReasonImage, func(ctx context.Context, r *Rig) error {
+		// The name of an approved image is moved to another one between all looks; what
+		// runs is the image that was looked at, or nothing.
+		i, err := dockerd.Make("moved:1", r.probe, "moved")
+		if err != nil {
+			return err
+		}
+		refused := 0
+		for range 20 {
+			if err := r.door.Load(ctx, bytes.NewReader(i.Tar)); err != nil {
+				return err
+			}
+			id, err := r.make(`{"Image":"moved:1"}`)
+			if err == nil {
+				return fmt.Errorf("a container %s of an image that nobody approved", id)
+			}
+			if strings.Contains(err.Error(), guard.ReasonImage) {
+				refused++
+			}
+		}
+		if refused == 0 {
+			return errors.New("never refused for the image")
+		}
+		return nil
+	}},
+}
