@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"runtime"
 
+	"portcullis/verifier/approval"
 	"portcullis/verifier/image"
 )
 
@@ -115,8 +116,8 @@ var probe = tar.Header{Name: "probe"}
 
 // images that are not what they say.
 var images = []Attack{
-	load("not-an-archive", image.ReasonFormat, func() []byte { return []byte("not an archive at all") }),
-	load("cut-in-the-middle", image.ReasonFormat, func() []byte { b := sound(layer(probe)).tar(); return b[:len(b)/2] }),
+	load("not-an-archive", image.ReasonTar, func() []byte { return []byte("not an archive at all") }),
+	load("cut-in-the-middle", image.ReasonTar, func() []byte { b := sound(layer(probe)).tar(); return b[:len(b)/2] }),
 	load("byte-of-a-layer-flipped", image.ReasonConfig, func() []byte {
 		b := sound(layer(probe))
 		for name, data := range b.files {
@@ -128,7 +129,8 @@ var images = []Attack{
 		}
 		return b.tar()
 	}),
-	load("byte-of-the-configuration-flipped", image.ReasonBlob, func() []byte {
+	// Another configuration is another image, whatever its file is called.
+	load("byte-of-the-configuration-flipped", approval.ReasonUnapproved, func() []byte {
 		b := sound(layer(probe))
 		b.files[digest(b.config)[7:]+".json"] = bytes.Replace(b.config, []byte("/probe"), []byte("/prob3"), 1)
 		return b.tar()

@@ -57,3 +57,15 @@ func (l *events) wait(ctx context.Context, mark int, limit time.Duration, is fun
 		time.Sleep(2 * time.Millisecond)
 	}
 }
+
+// reasons of the refusals after mark.
+func (l *events) reasons(mark int) (out []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.list[mark:] {
+		if reason, ok := e["reason"].(string); ok && e["event"] == "guard.refused" {
+			out = append(out, reason)
+		}
+	}
+	return out
+}

@@ -96,7 +96,7 @@ var spellings = []Attack{
 	raw("header-without-colon", guard.ReasonMalformed, request("GET /v1.41/containers/json HTTP/1.1", "nonsense\r\n", "")),
 	raw("two-lengths", guard.ReasonMalformed, request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nContent-Length: 2\r\nContent-Length: 40\r\n", "{}")),
 	raw("length-and-chunks", guard.ReasonLength, request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n", "2\r\n{}\r\n0\r\n\r\n")),
-	raw("unknown-transfer-coding", guard.ReasonMalformed+"", request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nTransfer-Encoding: chunked, gzip\r\n", "")),
+	raw("unknown-transfer-coding", guard.ReasonMalformed, request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nTransfer-Encoding: chunked, gzip\r\n", "")),
 	raw("huge-header", guard.ReasonMalformed, request("GET /v1.41/containers/json HTTP/1.1", "X: "+strings.Repeat("a", 64<<10)+"\r\n", "")),
 	{"pipelined-behind-a-good-one", guard.ReasonEndpoint, func(_ context.Context, r *Rig) error {
 		first, second, err := r.two(r.socket, request("GET /_ping HTTP/1.1", "", "")+post("POST", "/v1.41/build", tarType, "x"))
@@ -123,7 +123,7 @@ var bodies = []Attack{
 	raw("body-of-1-mib-and-1", guard.ReasonLength, post("POST", "/v1.41/containers/create", jsonType, create(`,"Cmd":["`+strings.Repeat("a", 1<<20)+`"]`))),
 	raw("body-of-4-mib-and-1", guard.ReasonLength, post("POST", "/v1.41/containers/create", jsonType, create(`,"Cmd":["`+strings.Repeat("a", 4<<20)+`"]`))),
 	raw("body-in-chunks", guard.ReasonLength, request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n", "2\r\n{}\r\n0\r\n\r\n")),
-	raw("body-shorter-than-told", guard.ReasonLength, request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nContent-Length: 100\r\n", "{}")),
+	raw("body-shorter-than-told", guard.ReasonLength, request("POST /v1.41/containers/create HTTP/1.1", "Content-Type: application/json\r\nContent-Length: 100\r\n", "{}"+cut)),
 	raw("body-where-none-is", guard.ReasonLength, post("POST", "/v1.41/containers/{container}/start", jsonType, `{"Binds":["/:/host"]}`)),
 	raw("body-type-with-charset", guard.ReasonType, post("POST", "/v1.41/containers/create", "application/json; charset=utf-8", create(""))),
 	raw("body-type-of-text", guard.ReasonType, post("POST", "/v1.41/containers/create", "text/plain", create(""))),

@@ -206,6 +206,9 @@ func (r *Rig) Close() error {
 	return errors.Join(err, r.daemon.Close())
 }
 
+// cut at the end of a text closes the sending half behind it.
+const cut = "<cut>"
+
 // dial connects, for at most a minute.
 func (r *Rig) dial(socket, text string) (net.Conn, *bufio.Reader, error) {
 	c, err := net.Dial("unix", socket)
@@ -220,7 +223,9 @@ func (r *Rig) dial(socket, text string) (net.Conn, *bufio.Reader, error) {
 	}
 	go func() { // the answer may come before all is written
 		io.WriteString(c, text)
-		c.(*net.UnixConn).CloseWrite()
+		if strings.HasSuffix(text, cut) {
+			c.(*net.UnixConn).CloseWrite()
+		}
 	}()
 	return c, bufio.NewReader(c), nil
 }

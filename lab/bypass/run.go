@@ -3,6 +3,7 @@ package bypass
 import (
 	"context"
 	"os"
+	"strings"
 	"time"
 
 	"portcullis/internal/translog"
@@ -43,7 +44,9 @@ func (r *Rig) try(ctx context.Context, a Attack) Result {
 	if err != nil {
 		out.Detail = err.Error()
 	}
-	out.Logged = r.events.wait(ctx, mark, settle, func(e map[string]any) bool { return e["event"] == "guard.refused" && e["reason"] == a.Reason })
+	if out.Logged = r.events.wait(ctx, mark, settle, func(e map[string]any) bool { return e["event"] == "guard.refused" && e["reason"] == a.Reason }); !out.Logged {
+		out.Detail += " told were " + strings.Join(r.events.reasons(mark), " ")
+	}
 	return out
 }
 
