@@ -8,7 +8,7 @@ set -eu
 packages="make git ca-certificates curl xz-utils zstd squashfs-tools kmod cpio
   qemu-system-x86 ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
   qemu-system-arm qemu-utils qemu-efi-aarch64 dosfstools mtools fdisk gdisk e2fsprogs device-tree-compiler
-  tpm2-tools swtpm-tools softhsm2 gcc libc6-dev systemd cryptsetup-bin debian-archive-keyring"
+  tpm2-tools swtpm-tools softhsm2 gcc libc6-dev systemd cryptsetup-bin debian-archive-keyring docker.io"
 case "${1:-}" in
 "") ;;
 bench) packages="$packages mmdebstrap" ;;
@@ -20,6 +20,9 @@ case "${VERSION_CODENAME:-}" in
 bookworm | trixie) ;;
 *) echo "setup: Debian 12 (bookworm) or 13 (trixie) is needed; this is ${PRETTY_NAME:-unknown}" >&2; exit 1 ;;
 esac
+
+# Debian 12 has Docker's client in docker.io.
+[ "$VERSION_CODENAME" = bookworm ] || packages="$packages docker-cli"
 
 as_root=""
 if [ "$(id -u)" != 0 ]; then

@@ -52,7 +52,7 @@ func (w *watched) Close() error {
 var ownRefusal = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
 
 func (w *watched) Write(b []byte) (int, error) {
-	if len(b) > 12 && bytes.HasPrefix(b, []byte("HTTP/1.1 4")) && bytes.Contains(b[:min(len(b), 256)], ownRefusal) {
+	if (bytes.HasPrefix(b, []byte("HTTP/1.1 4")) || bytes.HasPrefix(b, []byte("HTTP/1.1 5"))) && bytes.Contains(b[:min(len(b), 256)], ownRefusal) {
 		line, _, _ := bytes.Cut(b, []byte("\r\n"))
 		if err := w.guard.Refuse(record.Refusal{Action: ActionConnect, Reason: ReasonMalformed, Detail: "answered " + string(line), Caller: w.caller}); err != nil {
 			return 0, err // nobody is answered what is not written down

@@ -1,0 +1,84 @@
+//go:build !appliance
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"portcullis/internal/cli"
+	"portcullis/lab/bypass"
+)
+
+func labBypass() *cli.Command {
+	c := &cli.Command{
+		Name: "lab bypass", Args: "[flags]",
+		Summary: "Try every named way round the guard of Docker, against a real engine, and print which are closed. Exit 1 if one is open.",
+		Example: "portcullis lab bypass\nportcullis lab bypass --attack engine- --json\nportcullis lab bypass --list",
+	}
+	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
+		fs := cli.NewFlags(c, stdio)
+		name := fs.String("attack", "", "only ways whose name contains this")
+		list := fs.Bool("list", false, "print names and reasons, run nothing")
+		asJSON := fs.Bool("json", false, "one JSON object a way")
+		if words, err := cli.Parse(c, stdio, fs, args); err != nil {
+			return err
+		} else if len(words) != 0 {
+			return cli.Usagef("lab bypass takes no words")
+		}
+		var attacks []bypass.Attack
+		for _, a := range bypass.Attacks() {
+			if strings.Contains(a.Name, *name) {
+				attacks = append(attacks, a)
+			}
+		}
+		if len(attacks) == 0 {
+			return cli.Usagef("no way contains %q; see 'portcullis lab bypass --list'", *name)
+		}
+		if *list {
+			for _, a := range attacks {
+				if *asJSON {
+					json.NewEncoder(stdio.Out).Encode(bypass.Result{Attack: a.Name, Reason: a.Reason})
+				} else {
+					fmt.Fprintf(stdio.Out, "%-38s %s\n", a.Name, a.Reason)
+				}
+			}
+			return nil
+		}
+		return runBypass(ctx, stdio, attacks, *asJSON)
+	}
+	return c
+}
+
+func runBypass(ctx context.Context, stdio *cli.IO, attacks []bypass.Attack, asJSON bool) (err error) {
+	fmt.Fprintf(stdio.Err, "starting an engine, its guard and a log; then %d ways, about a minute\n", len(attacks))
+	r, err := bypass.Start(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	open := 0
+	_, err = r.Run(ctx, attacks, func(x bypass.Result) {
+		if !x.Closed() {
+			open++
+		}
+		if asJSON {
+			json.NewEncoder(stdio.Out).Encode(x)
+		} else {
+			fmt.Fprintln(stdio.Out, x)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if !asJSON {
+		fmt.Fprintf(stdio.Out, "%d ways, %d open\n", len(attacks), open)
+	}
+	if open > 0 {
+		return &cli.ExitError{Code: 1}
+	}
+	return nil
+}
