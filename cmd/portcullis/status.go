@@ -33,10 +33,12 @@ func statusCommand() *cli.Command {
 
 // statusReport is the --json shape; a part that does not answer is null and named in errors.
 type statusReport struct {
-	Verdict *verdictReport    `json:"verdict"`
-	Session *sessionReport    `json:"session"`
-	Gateway *gatewayReport    `json:"gateway"`
-	Errors  map[string]string `json:"errors,omitempty"`
+	Verdict *verdictReport `json:"verdict"`
+	Session *sessionReport `json:"session"`
+	Gateway *gatewayReport `json:"gateway"`
+	// Verifier is null also on a Pi whose verifierd was never started.
+	Verifier *verifierReport   `json:"verifier"`
+	Errors   map[string]string `json:"errors,omitempty"`
 }
 
 type verdictReport struct {
@@ -139,6 +141,10 @@ func gather(ctx context.Context, dir, pc string) statusReport {
 	} else {
 		r.Gateway = newGateway(g.Msg)
 	}
+	var err error
+	if r.Verifier, err = newVerifier(ctx, dir); err != nil {
+		r.Errors["verifierd"] = err.Error()
+	}
 	return r
 }
 
@@ -211,6 +217,7 @@ func printStatus(w io.Writer, r statusReport, colour bool) {
 			fmt.Fprintf(w, "ban      %s\n", s)
 		}
 	}
+	printVerifier(w, r.Verifier, paint)
 	for name, e := range r.Errors {
 		fmt.Fprintf(w, "%s\n", paint(red, fmt.Sprintf("%s does not answer: %s", name, e)))
 	}

@@ -58,5 +58,9 @@ power:                              # the services behind the rungs relay-… an
   hook:                             # reset and off: [/absolute/path, argument, …]
     timeout: 30s
   allowed_uids: [972]
+
+# Docker on the Pi: who, beside root, may speak to its guard.
+verifier:
+  allowed_uids: []
 `, releaseKey)
 }
