@@ -51,6 +51,7 @@ type core struct {
 	quarantineLog *rate.Limiter
 
 	rules rules
+	notes notes
 
 	recorded time.Time // when the newest entry of the log that renews the verdict was written
 	entries  int64     // of the log, up to and with the PC's own newest one

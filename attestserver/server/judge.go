@@ -70,7 +70,12 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 		c.failed(now, sequence, o.findings)
 		return
 	}
-	c.note(now, sequence, o.findings...)
+	written := c.notes.fresh(state, a.Answers, o.findings)
+	if written {
+		c.note(now, sequence, o.findings...)
+	} else {
+		c.tell(now, sequence, o.findings)
+	}
 	if timed && len(o.missing) == 0 {
 		found, repeated := c.paced(now, times, limit)
 		if repeated && c.machine.State() == verdict.Trusted {
@@ -93,7 +98,11 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 	case sent.Enrol:
 		c.machine.Recorded(a.Head)
 	default:
-		c.changed(now, sequence, c.machine.Passed(now, o.full, a.Head))
+		change := c.machine.Passed(now, o.full, a.Head)
+		if written || change == nil || change.From == change.To {
+			o.findings = nil
+		}
+		c.changedWith(now, sequence, change, o.findings)
 	}
 	c.plan(now)
 }

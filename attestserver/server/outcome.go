@@ -103,9 +103,17 @@ func (c *core) note(now time.Time, sequence uint64, findings ...protocol.Finding
 	if len(findings) == 0 {
 		return
 	}
+	c.tell(now, sequence, findings)
+	c.write(now, sequence, findings)
+}
+
+// tell reports findings that fail nothing and leaves the log as it is.
+func (c *core) tell(now time.Time, sequence uint64, findings []protocol.Finding) {
+	if len(findings) == 0 {
+		return
+	}
 	c.report(sequence, findings)
 	c.machine.Note(now, sequence, findings)
-	c.write(now, sequence, findings)
 }
 
 func (c *core) report(sequence uint64, findings []protocol.Finding) {
