@@ -282,6 +282,9 @@ func (c *Client) Remove(ctx context.Context, id string) error {
 func (c *Client) Watch(ctx context.Context, ready func(), each func(kind, action, id string)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if err := c.ping(ctx); err != nil {
+		return err
+	}
 	messages, errs := c.api.Events(ctx, events.ListOptions{Filters: filters.NewArgs(filters.Arg("type", "container"), filters.Arg("type", "image"))})
 	ready()
 	for {
@@ -300,8 +303,8 @@ func (c *Client) Watch(ctx context.Context, ready func(), each func(kind, action
 // wait is how long the engine may take for one step that is not a transfer.
 const wait = time.Minute
 
-// Ping tells whether the engine answers the verifier.
-func (c *Client) Ping(ctx context.Context) error {
+// ping tells whether the engine answers the verifier.
+func (c *Client) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	_, err := c.api.Ping(ctx)

@@ -49,13 +49,17 @@ func (g *Guard) Run(ctx context.Context) error {
 
 // listen hears the engine's events. What began before it listened is for reconcile.
 func (g *Guard) listen(ctx context.Context) {
+	told := false // that it is away
 	for ctx.Err() == nil {
-		err := g.opt.Engine.Watch(ctx, func() { signal(g.fresh) }, func(kind, action, id string) { g.heard(ctx, kind, action, id) })
+		err := g.opt.Engine.Watch(ctx, func() { told = false; signal(g.fresh) }, func(kind, action, id string) { g.heard(ctx, kind, action, id) })
 		if ctx.Err() == nil {
 			g.mu.Lock()
 			g.mark("self-test", false, "the engine was away")
 			g.mu.Unlock()
-			g.opt.Events.Emit("engine.lost", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
+			if !told {
+				g.opt.Events.Emit("engine.lost", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
+			}
+			told = true
 		}
 		select {
 		case <-ctx.Done():
@@ -144,10 +148,11 @@ func (g *Guard) reconcile(ctx context.Context) {
 	defer cancel()
 	g.standing(ctx)
 	err := errors.Join(g.containers(ctx), g.images(ctx))
+	answered := g.engineAnswers()
 	g.mu.Lock()
 	g.mark("engine", err == nil, "it does not answer")
 	g.mu.Unlock()
-	if err != nil && ctx.Err() == nil {
+	if err != nil && answered && ctx.Err() == nil {
 		g.opt.Events.Emit("engine.failed", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
 	}
 	g.programs()
