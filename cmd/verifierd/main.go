@@ -63,7 +63,7 @@ func run(ctx context.Context, s settings) error {
 	}
 	events := event.NewJSON(os.Stdout, "verifierd", time.Now)
 	dir := filepath.Join(c.StateDir, "verifierd")
-	log, err := openLog(dir, s.approvers, events)
+	log, err := openLog(dir, s.approvers, c.Verifier, events)
 	if err != nil {
 		return err
 	}
@@ -139,6 +139,14 @@ func serve(ctx context.Context, c *config.Config, s settings, p parts) error {
 		func() error { return p.guard.Run(ctx) },
 		func() error { return p.log.Run(ctx) },
 	}
+	if c.Verifier.Listen != "" {
+		others, h, err := listenPublic(c, p)
+		if err != nil {
+			return err
+		}
+		defer others.Close()
+		work = append(work, func() error { return servePublic(ctx, others, h) })
+	}
 	p.events.Emit("ready", event.Fields{"engine": s.engine, "approvals": len(p.log.Approvals())})
 	notify()
 	ended := make(chan error, len(work))
@@ -159,7 +167,7 @@ func serve(ctx context.Context, c *config.Config, s settings, p parts) error {
 
 // openLog opens the log of approvals. Without a file of approvers there are none,
 // and nothing is approved; a file that cannot be used ends the start.
-func openLog(dir, file string, events *event.Writer) (*record.Record, error) {
+func openLog(dir, file string, c config.Verifier, events *event.Writer) (*record.Record, error) {
 	key, err := logKey(filepath.Join(dir, "log.key"))
 	if err != nil {
 		return nil, err
@@ -172,7 +180,11 @@ func openLog(dir, file string, events *event.Writer) (*record.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return record.Open(record.Options{Dir: filepath.Join(dir, "log"), Key: key, Approvers: approvers, Now: time.Now})
+	asked, err := witnesses(c)
+	if err != nil {
+		return nil, err
+	}
+	return record.Open(record.Options{Dir: filepath.Join(dir, "log"), Key: key, Approvers: approvers, Now: time.Now, Witnesses: asked})
 }
 
 // private makes the directory of the engine's socket, for nobody but root.

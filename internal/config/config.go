@@ -98,7 +98,12 @@ type Ladder struct {
 
 // Verifier configures verifierd.
 type Verifier struct {
-	AllowedUIDs []int // beside root: who may speak to the guard's Docker socket
+	AllowedUIDs []int     // beside root: who may speak to the guard's Docker socket
+	Listen      string    // address and port where other nodes read the log, and find the witness; "" = nowhere
+	Witnesses   []Witness // of this Pi's log
+	Quorum      int       // of them must have signed before an approval takes effect; 0 = the Pi alone
+	WitnessName string    // of this Pi as a witness; "" = it is none
+	WitnessLogs []string  // base64 public keys of the logs that it signs for
 }
 
 // Power configures the services that have attestd's hands: relay and hook.

@@ -62,5 +62,10 @@ power:                              # the services behind the rungs relay-… an
 # Docker on the Pi: who, beside root, may speak to its guard.
 verifier:
   allowed_uids: []
+  listen: ""                        # 192.168.1.5:7444: where other nodes read the log of approvals; "" = nowhere
+  witnesses: []                     # {url: https://…, key: name+hash+key} of other Pis
+  quorum: 0                         # of them must have signed before an approval takes effect
+  witness_name: ""                  # of this Pi as a witness of others; needs listen
+  witness_logs: []                  # public keys of their logs: portcullis approvals status
 `, releaseKey)
 }

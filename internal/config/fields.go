@@ -88,6 +88,11 @@ func root(c *Config) []field {
 		}},
 		{key: "verifier", sub: []field{
 			{key: "allowed_uids", set: uids(&c.Verifier.AllowedUIDs)},
+			{key: "listen", set: listenAddress(&c.Verifier.Listen)},
+			{key: "witnesses", set: witnesses(&c.Verifier.Witnesses)},
+			{key: "quorum", set: number(&c.Verifier.Quorum, 0, maxWitnesses)},
+			{key: "witness_name", set: witnessNamed(&c.Verifier.WitnessName)},
+			{key: "witness_logs", set: keys(&c.Verifier.WitnessLogs, true)},
 		}},
 	}
 }
@@ -97,6 +102,7 @@ func (r *reader) check(c *Config) {
 	if len(r.errs) > 0 {
 		return
 	}
+	r.checkVerifier(c.Verifier)
 	l := c.Link
 	switch {
 	case !l.Address.Contains(l.PCAddress):

@@ -133,14 +133,16 @@ func (r *Record) count(now *translog.Checkpoint, lines [][]byte, faults []error)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.faults = faults
-	for _, err := range faults {
+	for i, err := range faults {
 		var e *witness.Error
 		if !errors.As(err, &e) {
 			continue
 		}
 		if e.Reason == witness.ReasonConflict && e.Size > now.Size || e.Reason == witness.ReasonProof {
 			r.failure = refuse(ReasonRolledBack, "%v", err)
-			return r.failure
+			// What the witness showed stays: the next start must not believe this log either.
+			kept := atomicfile.Replace(filepath.Join(r.dir, CosignedFile), r.witnesses.Clients[i].Seen(), true)
+			return errors.Join(r.failure, kept)
 		}
 	}
 	if got == 0 || got < r.witnesses.Quorum {

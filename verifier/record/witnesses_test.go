@@ -141,6 +141,14 @@ func TestAttack_OldCopyOfTheLog(t *testing.T) {
 	if r.Status().Failed == "" {
 		t.Error("the status does not tell")
 	}
+	r.Close()
+	for _, w := range []Witnesses{{}, r.options.Witnesses} {
+		o := r.options
+		o.Witnesses = w
+		if rec, err := Open(o); Reason(err) != ReasonRolledBack {
+			t.Errorf("opened again: %v %v", rec, err)
+		}
+	}
 	// The cosigned checkpoint of the newer log beside the old files says it without a witness.
 	b, err := os.ReadFile(filepath.Join(whole, CosignedFile))
 	if err != nil {

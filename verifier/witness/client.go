@@ -45,6 +45,16 @@ func (c *Client) Cosign(ctx context.Context, r *translog.Reader, log note.Verifi
 	return line, err
 }
 
+// Seen is what the witness has shown of this log, signed by the log; nil for nothing.
+func (c *Client) Seen() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.seen == nil {
+		return nil
+	}
+	return c.seen.Note
+}
+
 // recall asks the witness what it has seen. It believes only what the log has signed.
 func (c *Client) recall(ctx context.Context, log note.Verifier) error {
 	status, body, err := c.call(ctx, http.MethodGet, "/"+originHash(log.Name())+"/checkpoint", nil)
