@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -180,6 +182,47 @@ func (r *Rig) post(ctx context.Context, uri, body string) error {
 	return nil
 }
 
+// stored is an attack on the engine's store, between the making of a container and
+// its start: the image's ID stays what it was. It has an image of its own.
+func stored(name string, change func(lower []string, upper string) error) Attack {
+	return Attack{"store-" + name, guard.ReasonImageStore, func(ctx context.Context, r *Rig) error {
+		// No layer is shared with an image that others use.
+		i, err := dockerd.Make("x:1", append(bytes.Clone(r.probe), name...), name)
+		if err != nil {
+			return err
+		}
+		if err := r.approve(ctx, i, nil); err != nil {
+			return err
+		}
+		image, err := r.guard.Import(ctx, bytes.NewReader(i.Tar), "lab")
+		if err != nil {
+			return err
+		}
+		id, err := r.make(`{"Image":"` + image + `","Cmd":["wait"]}`)
+		if err != nil {
+			return err
+		}
+		dirs, err := r.door.Layers(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := change(dirs.Lower, dirs.Upper); err != nil {
+			return err
+		}
+		return r.knock(r.socket, request("POST /v1.41/containers/"+id+"/start HTTP/1.1", "Content-Length: 0\r\n", ""))
+	}}
+}
+
+// appended makes a file longer by a byte, or makes it.
+func appended(path string) error {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write([]byte("x"))
+	return errors.Join(err, f.Close())
+}
+
 // behind: what came past both locks is found and ended.
 var behind = []Attack{
 	{"behind-container", guard.ReasonContainer, func(ctx context.Context, r *Rig) error {
@@ -245,6 +288,16 @@ var behind = []Attack{
 		}
 		return errors.New("the image is there after 10 s")
 	}},
+	stored("byte-of-the-program", func(lower []string, _ string) error {
+		return appended(filepath.Join(lower[len(lower)-1], "probe"))
+	}),
+	stored("file-more", func(lower []string, _ string) error { return appended(filepath.Join(lower[1], "evil")) }),
+	stored("file-less", func(lower []string, _ string) error { return os.Remove(filepath.Join(lower[1], "mark")) }),
+	stored("program-with-another-mode", func(lower []string, _ string) error {
+		return os.Chmod(filepath.Join(lower[len(lower)-1], "probe"), os.ModeSetuid|0o755)
+	}),
+	stored("program-over-the-image", func(lower []string, _ string) error { return appended(filepath.Join(lower[0], "probe")) }),
+	stored("program-in-the-container", func(_ []string, upper string) error { return appended(filepath.Join(upper, "probe")) }),
 	{"behind-tag-moved", guard.ReasonImage, func(ctx context.Context, r *Rig) error {
 		// The name of an approved image is moved to another one between all looks; what
 		// runs is the image that was looked at, or nothing.

@@ -256,6 +256,24 @@ func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
 	return i.ID, nil
 }
 
+// Layers are the directories that a container is put together from.
+type Layers struct {
+	Lower []string // the highest first; the first is the engine's own; nil where the store does not say
+	Upper string   // what the container writes
+}
+
+// Layers tells where the files of a container lie, in the overlay2 store.
+func (c *Client) Layers(ctx context.Context, id string) (Layers, error) {
+	i, err := c.api.ContainerInspect(ctx, id)
+	if err != nil {
+		return Layers{}, wrap("layers", err)
+	}
+	if i.ContainerJSONBase == nil || i.GraphDriver.Name != "overlay2" || i.GraphDriver.Data["LowerDir"] == "" {
+		return Layers{}, nil
+	}
+	return Layers{Lower: strings.Split(i.GraphDriver.Data["LowerDir"], ":"), Upper: i.GraphDriver.Data["UpperDir"]}, nil
+}
+
 // Start starts a container.
 func (c *Client) Start(ctx context.Context, id string) error {
 	return wrap("start", c.api.ContainerStart(ctx, id, container.StartOptions{}))

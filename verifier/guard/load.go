@@ -41,9 +41,13 @@ func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (stri
 	if err := g.fit(); err != nil {
 		return "", err
 	}
+	trees, err := g.state.keepTrees(a.Layers)
+	if err != nil {
+		return "", err
+	}
 	// Engines call it by one of the two, depending on their store.
 	if err := g.state.change(func(f *stateFile) {
-		f.Images[i.Manifest], f.Images[i.Config] = loadedImage{i}, loadedImage{i}
+		f.Images[i.Manifest], f.Images[i.Config] = loadedImage{i, trees}, loadedImage{i, trees}
 	}); err != nil {
 		return "", err
 	}

@@ -192,7 +192,7 @@ func TestUnreadableStateIsEmpty(t *testing.T) {
 	}
 	s, err := openState(dir)
 	if err == nil {
-		err = s.change(func(f *stateFile) { f.Images["x"] = loadedImage{approval.Image{Config: "x"}} })
+		err = s.change(func(f *stateFile) { f.Images["x"] = loadedImage{Image: approval.Image{Config: "x"}} })
 	}
 	if err != nil {
 		t.Fatal(err)

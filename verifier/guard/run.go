@@ -142,6 +142,9 @@ func (g *Guard) run(ctx context.Context, id, caller string, made madeByGuard) er
 	if err := g.inspect(ctx, id, made); err != nil {
 		return err
 	}
+	if err := g.unpacked(ctx, id, made, !made.Permitted); err != nil {
+		return err
+	}
 	permission, err := g.opt.Approvals.Decide(approval.Request{Action: approval.Start, Image: made.Image, Purpose: made.Purpose,
 		Profile: &made.Spec.Profile, Caller: caller})
 	if err != nil {

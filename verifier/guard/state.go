@@ -36,6 +36,7 @@ type stateFile struct {
 // loadedImage is an image that the guard loaded.
 type loadedImage struct {
 	Image approval.Image `json:"image"`
+	Trees []treeOf       `json:"trees"` // a list of files for each layer, the lowest first
 }
 
 // madeByGuard is a container that the guard made.

@@ -1,0 +1,196 @@
+package guard
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/internal/atomicfile"
+	"portcullis/verifier/image"
+)
+
+// Engines do not look at the files of an image again once they have unpacked it
+// (moby#32153): whoever can write to their store changes what runs, and the image's
+// ID stays. So every file of every layer is compared before a start.
+
+// treeOf says where the files of a layer are listed, and what the list must hash to.
+type treeOf struct {
+	DiffID string `json:"diff_id"`
+	Digest string `json:"digest"` // of the list
+}
+
+func (s *state) treePath(diffID string) string {
+	return filepath.Join(filepath.Dir(s.path), "trees", strings.TrimPrefix(diffID, "sha256:")+".json")
+}
+
+// keepTrees writes the lists of an archive's layers, the lowest first.
+func (s *state) keepTrees(layers []image.Layer) ([]treeOf, error) {
+	if err := os.MkdirAll(filepath.Dir(s.treePath("")), 0o700); err != nil {
+		return nil, fmt.Errorf("guard: lists of files: %w", err)
+	}
+	var out []treeOf
+	for _, l := range layers {
+		b, err := json.Marshal(l.Tree.Files)
+		if err == nil {
+			err = atomicfile.Replace(s.treePath(l.DiffID), b, true)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("guard: lists of files: %w", err)
+		}
+		out = append(out, treeOf{l.DiffID, digestOf(b)})
+	}
+	return out, nil
+}
+
+func (s *state) tree(t treeOf) ([]image.File, error) {
+	b, err := os.ReadFile(s.treePath(t.DiffID))
+	if err != nil {
+		return nil, err
+	}
+	if digestOf(b) != t.Digest {
+		return nil, refuse(ReasonImageStore, "the list of the layer %s was changed", t.DiffID)
+	}
+	var files []image.File
+	return files, json.Unmarshal(b, &files)
+}
+
+// unpacked compares the directories that a container will be made of with its image.
+// first is before its first start: nothing of its own may be there yet.
+func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first bool) error {
+	dirs, err := g.opt.Engine.Layers(ctx, id)
+	if err != nil {
+		return err
+	}
+	if dirs.Lower == nil {
+		return nil // the containerd store does not say where its layers lie
+	}
+	loaded, ok := g.state.image(made.Spec.Image.ID)
+	if !ok || len(loaded.Trees) == 0 || len(dirs.Lower) != len(loaded.Trees)+1 {
+		return refuse(ReasonImageStore, "%d directories for %d layers", len(dirs.Lower), len(loaded.Trees))
+	}
+	g.mu.Lock()
+	shifted := g.info.Userns
+	g.mu.Unlock()
+	for n, t := range loaded.Trees {
+		files, err := g.state.tree(t)
+		if err != nil {
+			return err
+		}
+		// The engine names the highest first; its own layer, with the names that it mounts over, is above all.
+		if err := sameFiles(dirs.Lower[len(dirs.Lower)-1-n], files, !shifted); err != nil {
+			return err
+		}
+	}
+	if err := onlyPlaces(dirs.Lower[0], engineNames); err != nil {
+		return err
+	}
+	switch {
+	case first:
+		return onlyPlaces(dirs.Upper, []string{})
+	case !made.Spec.Profile.WritableRoot:
+		return onlyPlaces(dirs.Upper, nil)
+	}
+	return nil
+}
+
+// engineNames are what engines put above an image: empty places to mount over.
+var engineNames = []string{".dockerenv", "dev", "dev/console", "dev/pts", "dev/shm", "etc", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf", "proc", "sys"}
+
+// onlyPlaces refuses a directory that holds more than empty files and directories of
+// these names; of any name where names is nil.
+func onlyPlaces(dir string, names []string) error {
+	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(dir, p)
+		if err != nil || name == "." {
+			return err
+		}
+		st, err := d.Info()
+		if err != nil {
+			return err
+		}
+		place := st.IsDir() || st.Mode().IsRegular() && st.Size() == 0 || name == "etc/mtab" && st.Mode().Type() == fs.ModeSymlink
+		if !place || names != nil && !slices.Contains(names, name) {
+			return refuse(ReasonImageStore, "/%.200q lies over the image", name)
+		}
+		return nil
+	})
+}
+
+// sameFiles compares the directory of an unpacked layer with its list, both ways.
+func sameFiles(dir string, files []image.File, owners bool) error {
+	listed, parents := map[string]bool{}, map[string]bool{".": true}
+	for i := range files {
+		f := &files[i]
+		listed[f.Path] = true
+		for p := filepath.Dir(f.Path); !parents[p]; p = filepath.Dir(p) {
+			parents[p] = true
+		}
+		if err := sameFile(dir, f, owners); err != nil {
+			return err
+		}
+	}
+	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(dir, p)
+		if err == nil && !listed[name] && !(d.IsDir() && parents[name]) {
+			err = refuse(ReasonImageStore, "/%.200q is not of the image", name)
+		}
+		return err
+	})
+}
+
+// sameFile compares one name. Extended attributes are not compared: the one that
+// gives rights, security.capability, has no effect under no-new-privileges.
+func sameFile(dir string, f *image.File, owners bool) error {
+	path := filepath.Join(dir, f.Path)
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return refuse(ReasonImageStore, "/%.200q: %v", f.Path, err)
+	}
+	kind := map[byte]uint32{image.KindFile: unix.S_IFREG, image.KindDir: unix.S_IFDIR, image.KindLink: unix.S_IFLNK,
+		image.KindWhiteout: unix.S_IFCHR, image.KindOpaque: unix.S_IFDIR}[f.Kind]
+	if st.Mode&unix.S_IFMT != kind {
+		return refuse(ReasonImageStore, "/%.200q is of another kind", f.Path)
+	}
+	if f.Kind == image.KindWhiteout || f.Kind == image.KindOpaque {
+		if f.Kind == image.KindWhiteout && st.Rdev != 0 {
+			return refuse(ReasonImageStore, "/%.200q is a device", f.Path)
+		}
+		return nil
+	}
+	if owners && (st.Uid != uint32(f.UID) || st.Gid != uint32(f.GID)) || f.Kind != image.KindLink && st.Mode&0o7777 != f.Mode {
+		return refuse(ReasonImageStore, "/%.200q has another owner or mode", f.Path)
+	}
+	switch f.Kind {
+	case image.KindLink:
+		to, err := os.Readlink(path)
+		if err != nil || to != f.Link {
+			return refuse(ReasonImageStore, "/%.200q leads elsewhere", f.Path)
+		}
+	case image.KindFile:
+		if st.Size != f.Size {
+			return refuse(ReasonImageStore, "/%.200q has %d bytes, the image has %d", f.Path, st.Size, f.Size)
+		}
+		sum, err := digestFile(path)
+		if err != nil {
+			return err
+		}
+		if sum != "sha256:"+hex.EncodeToString(f.Sum[:]) {
+			return refuse(ReasonImageStore, "/%.200q is not the image's", f.Path)
+		}
+	}
+	return nil
+}
