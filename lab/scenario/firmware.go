@@ -14,7 +14,10 @@ const TrustedPrefix = "trusted-"
 
 // trusted is the main claim: this firmware, a signed image, a claim, answers that
 // are right, and the verdict.
-func trusted(firmware qemu.Firmware) Scene {
+func trusted(firmware qemu.Firmware) Scene { return trustedAt(firmware, "T0") }
+
+// trustedAt is trusted at a tier: T1 where the PC has a TPM.
+func trustedAt(firmware qemu.Firmware, tier string) Scene {
 	return Scene{
 		Name:  TrustedPrefix + string(firmware),
 		Title: fmt.Sprintf("a PC with %s boots from the wire and is trusted", firmware),
@@ -32,8 +35,8 @@ func trusted(firmware qemu.Firmware) Scene {
 			if got := opened.Text("firmware"); got != string(firmware) {
 				return fmt.Errorf("pxed took the firmware for %q", got)
 			}
-			if got := verdict.Text("tier"); got != "T0" {
-				return fmt.Errorf("the verdict's tier is %q, want T0", got)
+			if got := verdict.Text("tier"); got != tier {
+				return fmt.Errorf("the verdict's tier is %q, want %s", got, tier)
 			}
 			v, err := s.Verdict(ctx)
 			if err != nil {
