@@ -4,45 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"portcullis/lab"
 )
 
-// measuredBoot is tier T1: the PC's chip has signed that firmware loaded the image
-// and nothing else, with the registers that the manifest predicts.
-func measuredBoot() Scene {
-	return Scene{
-		Name: "measured-boot", Title: "a PC with a TPM is enrolled and trusted at T1", Trusted: true,
-		Run: func(ctx context.Context, s *Stage) error {
-			began := time.Now()
-			ctx, cancel := context.WithTimeout(ctx, attackLimit)
-			defer cancel()
-			if _, err := s.Log.Wait(ctx, 0, lab.With("enrol", "reference", "tpm")); err != nil {
-				return fmt.Errorf("the chip was not enrolled: %w; %s", err, s.Why(0))
-			}
-			if _, err := s.Log.Wait(ctx, 0, lab.With("verdict", "tier", "T1")); err != nil {
-				return fmt.Errorf("no verdict of tier T1: %w; %s", err, s.Why(0))
-			}
-			v, err := s.Verdict(ctx)
-			if err != nil {
-				return err
-			}
-			if v.State != Trusted || v.Tier != "T1" {
-				return fmt.Errorf("%v at %s", v.State, v.Tier)
-			}
-			for _, e := range s.Log.Since(0) {
-				if e.Name == "finding" && e.Text("class") != "info" {
-					return fmt.Errorf("an honest PC is accused: %s", e.Text("detail"))
-				}
-			}
-			s.Note("T1 after %.1f s more", time.Since(began).Seconds())
-			return nil
-		},
-	}
-}
-
-// alteredBoot is the same PC, whose owner has its firmware add to the signed command
+// alteredBoot is a PC with a TPM, whose owner has its firmware add to the signed command
 // line. The kernel obeys; registers 9 and 12 show it, whatever the agent says.
 func alteredBoot() Scene {
 	return Scene{
