@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"portcullis/images/deb"
@@ -21,13 +22,14 @@ type OwnKernel struct {
 
 // UseKernel puts an own kernel in the place of the recipe's: p then names what it was
 // made of, and the result r no module by a path, for there are none to choose. Modules
-// by name stay: that each is part of the kernel is checked like for any other.
+// by name stay, but for unlisted ones: that each is part of the kernel is checked like
+// for any other.
 func (m *Maker) UseKernel(ctx context.Context, own OwnKernel, p *Packages, r *recipe.Recipe) (*Kernel, *recipe.Recipe, error) {
 	p.Kernel = own.Packages
 	with := *r
 	with.Kernel.Root = nil
 	for _, w := range r.Kernel.Root {
-		if !strings.Contains(w, "/") {
+		if !strings.Contains(w, "/") && !slices.Contains(r.Kernel.Unlisted, w) {
 			with.Kernel.Root = append(with.Kernel.Root, w)
 		}
 	}
