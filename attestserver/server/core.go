@@ -155,6 +155,10 @@ func (c *core) prune(now time.Time) {
 
 // ask sends the next challenge.
 func (c *core) ask(now time.Time) {
+	moment := c.next()
+	if c.link.busy.After(moment) {
+		moment = c.link.busy
+	}
 	want := challenge.Want{
 		State: c.state, Expectations: c.image.expectations, Enrol: c.enrol, Deadline: c.o.Deadline,
 		Full: c.machine.Full() && len(c.enrol) == 0, Must: slices.Concat(c.machine.Failed(), c.must), Random: c.o.Random,
@@ -186,7 +190,7 @@ func (c *core) ask(now time.Time) {
 		names[i] = op.Name()
 	}
 	c.o.Events.Emit("challenge", event.Fields{"session": c.machine.Session(), "sequence": sent.Message.Sequence,
-		"probes": names, "enrol": sent.Enrol})
+		"probes": names, "enrol": sent.Enrol, "late_seconds": c.o.Clock.Now().Sub(moment).Seconds()})
 	c.link.send(&protocol.Message{Body: &protocol.Message_Challenge{Challenge: sent.Message}})
 }
 
