@@ -164,8 +164,14 @@ func (s *scan) add(ctx context.Context, h Host, pid int) error {
 	if len(s.processes) == protocol.MaxProcesses {
 		return fmt.Errorf("more than %d processes", protocol.MaxProcesses)
 	}
-	p := protocol.Process{PID: pid, PPID: st.ppid, Start: st.start,
-		Comm: clean(st.comm), Exe: clean(exe), Tracer: h.tracer(pid), Container: h.walls(dir)}
+	p := protocol.Process{PID: pid, PPID: st.ppid, Start: st.start, Comm: clean(st.comm), Exe: clean(exe), Container: h.walls(dir)}
+	// Power is of the program that it runs: who executes another one meanwhile, or
+	// ends, is looked at with the next question.
+	ok = h.power(&p)
+	if now, _ := os.Readlink(filepath.Join(h.Proc, dir, "exe")); !ok || now != exe {
+		s.vanished++
+		return nil
+	}
 	s.processes = append(s.processes, p)
 	for _, m := range mappings {
 		if err := s.mapping(h, p, dir, m); err != nil {
@@ -173,21 +179,6 @@ func (s *scan) add(ctx context.Context, h Host, pid int) error {
 		}
 	}
 	return nil
-}
-
-// tracer reads who debugs a process; 0 where nobody does or it has ended.
-func (h Host) tracer(pid int) int {
-	b, err := read(h.Proc, strconv.Itoa(pid), "status")
-	if err != nil {
-		return 0
-	}
-	_, rest, _ := strings.Cut(string(b), "\nTracerPid:")
-	line, _, _ := strings.Cut(rest, "\n")
-	n, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil {
-		return 0
-	}
-	return n
 }
 
 // A helper that the kernel starts (modprobe) is a process without memory until

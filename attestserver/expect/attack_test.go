@@ -99,6 +99,8 @@ func TestAttacks(t *testing.T) {
 		{"a process without a program", protocol.OpProcs, expect.ReasonUnknownProcess, "process 666 (ghost)", func(m *machine) {
 			m.write([]byte("666 (ghost) S 1 0 0 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0 766\n"), "proc/666/stat")
 			m.write(nil, "proc/666/maps")
+			m.link("user:[4026531837]", "proc/666/ns/user")
+			m.power(666, 0, 0, 0, 0, 0)
 		}},
 		{"code is patched in memory", protocol.OpPmem, expect.ReasonChangedCode, "process 300: the page at", func(m *machine) {
 			patched := bytes.Clone(m.files["/usr/bin/dockerd"])

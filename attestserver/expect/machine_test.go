@@ -192,7 +192,7 @@ func (m *machine) build() {
 		return b
 	}
 	m.files = map[string][]byte{"/usr/lib/systemd/systemd": random(300_000), "/usr/bin/dockerd": random(1_000_001),
-		"/usr/lib/libc.so.6": random(70_000), "/etc/machine-id": []byte("x\n"), "/etc/passwd": []byte("root\n"),
+		"/usr/lib/libc.so.6": random(70_000), "/etc/machine-id": []byte("x\n"), "/etc/passwd": []byte("root\n"), "/usr/bin/su": random(5000),
 		"/usr/sbin/runc": random(20_000), "/usr/sbin/dockerd": slices.Concat(random(1<<20), packed(dockerCheck), random(9000))}
 	m.text = random(2*protocol.KtextGranule + 0x1000)
 	copy(m.text[100:], []byte{0x0f, 0x1f, 0x44, 0, 0})
@@ -207,8 +207,14 @@ func (m *machine) build() {
 	for p, b := range m.files {
 		at := m.path("tree", p)
 		m.write(b, "tree", p)
+		if p == "/usr/bin/su" {
+			m.check(os.Chmod(at, 0o755|fs.ModeSetuid))
+		}
 		m.check(os.Chtimes(at, m.made, m.made))
 		m.write(b, "live", p)
+		if p == "/usr/bin/su" {
+			m.check(os.Chmod(m.path("live", p), 0o755|fs.ModeSetuid))
+		}
 		m.check(os.Chtimes(m.path("live", p), m.made, m.made))
 	}
 	for _, root := range []string{"tree/root", "live/root"} {
@@ -350,6 +356,8 @@ func (m *machine) mapped(pid int, comm, path string, content []byte, st probe.Fi
 	m.write(fmt.Appendf(nil, "%s %s 00000000 00:1a %d %s\n7fff00000000-7fff00001000 r-xp 00000000 00:00 0                          [vdso]\n", span, perms, st.Inode, path), dir, "maps")
 	m.link(path, dir, "exe")
 	m.link("pid:[4026531836]", dir, "ns/pid")
+	m.link("user:[4026531837]", dir, "ns/user")
+	m.power(pid, 1000, 0, 0x1ff, 2, 1)
 	m.write([]byte("0::/system.slice/x.service\n"), dir, "cgroup")
 	m.link(path, dir, "map_files", span)
 	m.stats[filepath.Join(strconv.Itoa(pid), "map_files", span)] = st
@@ -361,6 +369,12 @@ func (m *machine) mapped(pid int, comm, path string, content []byte, st probe.Fi
 	_, err = f.WriteAt(content, loadAddress)
 	m.check(err)
 	m.check(f.Truncate(int64(loadAddress + size)))
+}
+
+// power writes what the kernel lets a process do.
+func (m *machine) power(pid, uid int, caps, bounding uint64, seccomp, noNewPrivs int) {
+	m.write(fmt.Appendf(nil, "Name:\tx\nTracerPid:\t0\nUid:\t%d\t%d\t%d\t%d\nCapPrm:\t%016x\nCapBnd:\t%016x\nNoNewPrivs:\t%d\nSeccomp:\t%d\n",
+		uid, uid, uid, uid, caps, bounding, noNewPrivs, seccomp), "proc", strconv.Itoa(pid), "status")
 }
 
 // pagemap writes the page table of a process's only mapping: n pages of the
@@ -444,6 +458,9 @@ func entry(name, path string) (protocol.TreeEntry, error) {
 		return protocol.TreeEntry{}, err
 	}
 	e := protocol.TreeEntry{Path: path, Mode: uint32(st.Mode().Perm())}
+	if st.Mode()&fs.ModeSetuid != 0 {
+		e.Mode |= 0o4000
+	}
 	switch {
 	case st.IsDir():
 		e.Mode |= 0o040000
@@ -610,4 +627,17 @@ func (m *machine) wants(list []protocol.Finding, class protocol.Class, reason, d
 		}
 	}
 	m.t.Errorf("no %s finding %s that names %q in %+v", class, reason, detail, list)
+}
+
+// wantsNone fails where an op finds anything.
+func (m *machine) wantsNone(op string) {
+	m.t.Helper()
+	if f := m.judge(op); len(f) > 0 {
+		m.t.Fatalf("%s: %+v", op, f)
+	}
+}
+
+func (m *machine) remove(parts ...string) {
+	m.t.Helper()
+	m.check(os.RemoveAll(m.path(parts...)))
 }

@@ -63,6 +63,10 @@ func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
 		j.unjudged(err)
 		return j.list
 	}
+	if err := e.confinement(j, in.State, d.Processes); err != nil {
+		j.unjudged(err)
+		return j.list
+	}
 	if err := e.mounts(j, d.Mounts); err != nil {
 		j.unjudged(err)
 	}

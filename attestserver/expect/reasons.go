@@ -28,6 +28,7 @@ const (
 	ReasonAnonymousCode      = "procs-anonymous-code"      // executable memory without a file
 	ReasonTracedProcess      = "procs-traced"              // a debugger holds a process
 	ReasonSecondAgent        = "procs-second-agent"        // the agent runs more than once
+	ReasonMorePower          = "procs-more-power"          // a process may do more than the kernel could have given it
 	ReasonUnknownProcess     = "procs-unknown-process"     // a process whose program the image has not
 	ReasonMount              = "procs-mount-over-image"    // a mount covers files of the image
 	ReasonNoRoot             = "procs-root"                // the root is not the overlay on the image

@@ -53,6 +53,13 @@ type Process struct {
 	Exe   string `json:"exe"` // /proc/PID/exe
 	// Tracer is the process that debugs it (ptrace(2)), 0 for none.
 	Tracer int `json:"tracer"`
+	// What the kernel lets it do (credentials(7), capabilities(7), seccomp(2)).
+	UID        uint32 `json:"uid"`          // effective
+	Caps       uint64 `json:"caps"`         // permitted
+	Bounding   uint64 `json:"bounding"`     // what a program that it executes can get at most
+	Seccomp    int    `json:"seccomp"`      // 0 none, 1 strict, 2 filter
+	NoNewPrivs bool   `json:"no_new_privs"` // executing gives no more power
+	UserNS     bool   `json:"user_ns"`      // in another user namespace than process 1: Caps count there
 	// Container is the one behind whose walls it lives, empty for the machine itself.
 	Container string `json:"container,omitempty"`
 }

@@ -78,8 +78,9 @@ func TestAttack_CopiedKeyWithoutTheEpoch(t *testing.T) {
 	}
 	defer again.Close()
 	q := &puppet{again, t, l, p.key}
+	before := l.events.count()
 	q.send(q.evidence(q.challenge()))
-	l.await(0, "evidence", nil)
+	l.await(before, "evidence", nil)
 	if _, err := channel.Dial(context.Background(), l.address, l.facts(sid), copied); !errors.As(err, &refused) || refused.Reason != protocol.ClaimEpoch {
 		t.Fatalf("an epoch that is over: %v", err)
 	}

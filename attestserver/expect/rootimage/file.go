@@ -20,6 +20,11 @@ func (f *File) Size() int64 { return int64(f.inode.size) }
 // whole seconds and shows them as every time of the file.
 func (f *File) Time() int64 { return int64(f.inode.mtime) * 1e9 }
 
+// Raises tells whether a process that executes the file can get more power than
+// it had: by the set-user-id or set-group-id bit, or by capabilities, which are an
+// extended attribute.
+func (f *File) Raises() bool { return f.inode.mode&0o6000 != 0 || f.inode.xattrs }
+
 // Number returns the file's inode number.
 func (f *File) Number() uint32 { return f.inode.number }
 

@@ -21,12 +21,17 @@ type inode struct {
 	dirOffset uint16
 	mtime     uint32 // seconds since 1970
 	number    uint32
+	mode      uint16 // permissions
+	xattrs    bool   // has extended attributes
 
 	start      uint64
 	fragment   uint32
 	fragOffset uint32
 	blocks     []uint32
 }
+
+// noXattrs is the index of a file without extended attributes.
+const noXattrs = 1<<32 - 1
 
 // Inode types: basic and extended ones.
 const (
@@ -43,7 +48,7 @@ func (f *FS) inode(ref uint64) (*inode, error) {
 		return nil, fmt.Errorf("root image: inode: %w", err)
 	}
 	le := binary.LittleEndian
-	in := &inode{mtime: le.Uint32(head[8:]), number: le.Uint32(head[12:])}
+	in := &inode{mode: le.Uint16(head[2:]), mtime: le.Uint32(head[8:]), number: le.Uint32(head[12:])}
 	var err error
 	switch le.Uint16(head[:]) {
 	case typeDir:
@@ -64,6 +69,7 @@ func (f *FS) inode(ref uint64) (*inode, error) {
 		var b [40]byte
 		if err = m.read(b[:]); err == nil {
 			in.kind, in.start, in.size, in.fragment, in.fragOffset = kindFile, le.Uint64(b[0:]), le.Uint64(b[8:]), le.Uint32(b[28:]), le.Uint32(b[32:])
+			in.xattrs = le.Uint32(b[36:]) != noXattrs
 			err = f.blockList(m, in)
 		}
 	}
