@@ -2,14 +2,8 @@ package probe
 
 import (
 	"context"
-	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -21,7 +15,8 @@ import (
 // Files walks the trees that the image fills (configuration, units, programs)
 // and keys a digest over every directory: names, types, owners, permissions,
 // sizes, times of change and, where it is configuration, the content. What was
-// written since the machine booted is listed entry by entry.
+// written since the machine booted is listed entry by entry. Of some files that
+// the challenge names a piece of the content is read, wherever they lie.
 //
 // It finds a changed or added unit, rule, account, key or script, a program that
 // was put into place and never runs, other permissions and owners, and what was
@@ -42,124 +37,77 @@ func (p *Files) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 	if err := protocol.DecodeOp(params, protocol.MaxParams, &want); err != nil {
 		return protocol.Output{}, err
 	}
-	w := &treeWalk{host: p.Host, want: &want, key: key}
-	for _, root := range want.Roots {
-		self, err := p.Entry(p.at(root), root)
-		if errors.Is(err, fs.ErrNotExist) {
+	d, err := p.trees(ctx, key, &want)
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	slices.SortFunc(d.Dirs, func(a, b protocol.TreeDir) int { return strings.Compare(a.Path, b.Path) })
+	slices.SortFunc(d.Changed, func(a, b protocol.TreeEntry) int { return strings.Compare(a.Path, b.Path) })
+	for i, l := range want.Opened {
+		if err := alive(ctx); err != nil {
+			return protocol.Output{}, err
+		}
+		d.Opened = append(d.Opened, p.open(key, i, l))
+	}
+	return answer(key, p.Name(), params, d)
+}
+
+// open reads the piece of a file that a challenge asks for. What cannot be read
+// gets no digest, which is an answer too.
+func (h Host) open(key protocol.OpKey, i int, l protocol.Leaf) []byte {
+	root, err := unix.Open(h.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(root)
+	fd, err := beneath(root, l.Path, unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(fd)
+	b := make([]byte, protocol.LeafSize)
+	n := 0
+	for n < len(b) {
+		k, err := unix.Pread(fd, b[n:], l.Offset+int64(n))
+		if err == unix.EINTR {
 			continue
 		}
 		if err != nil {
-			return protocol.Output{}, err
+			return nil
 		}
-		if err := w.dir(ctx, self); err != nil {
-			return protocol.Output{}, err
+		if k == 0 {
+			break
 		}
+		n += k
 	}
-	slices.SortFunc(w.data.Dirs, func(a, b protocol.TreeDir) int { return strings.Compare(a.Path, b.Path) })
-	return answer(key, p.Name(), params, w.data)
+	return key.LeafMAC(i, l, b[:n])
 }
 
-func (h Host) at(path string) string { return filepath.Join(h.Root, path) }
-
-type treeWalk struct {
-	host    Host
-	want    *protocol.FilesParams
-	key     protocol.OpKey
-	data    protocol.FilesData
-	entries int
-}
-
-// ErrTree is a tree that is larger than an answer may be.
-var ErrTree = errors.New("the tree has more than an answer holds")
-
-func (w *treeWalk) dir(ctx context.Context, self protocol.TreeEntry) error {
-	if err := alive(ctx); err != nil {
-		return err
-	}
-	if self.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return fmt.Errorf("%s is no directory", self.Path)
-	}
-	names, err := os.ReadDir(w.host.at(self.Path))
+// beneath opens a path below a directory without following any link, so that
+// nobody can lead the walk elsewhere (openat2(2)).
+func beneath(root int, path string, flags uint64) (int, error) {
+	fd, err := unix.Openat2(root, strings.TrimPrefix(path, "/"), &unix.OpenHow{Flags: flags | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS})
 	if err != nil {
-		return err
+		return 0, fmt.Errorf("open %s: %w", path, err)
 	}
-	if w.entries += len(names); w.entries > protocol.MaxTreeEntries || len(w.data.Dirs) == protocol.MaxTreeDirs {
-		return ErrTree
-	}
-	var entries []protocol.TreeEntry
-	for _, n := range names {
-		name := path.Join(self.Path, n.Name())
-		e, err := w.host.Entry(w.host.at(name), name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // gone meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		if e.Mode&unix.S_IFMT == unix.S_IFREG && w.want.Reads(name) {
-			if e.SHA256, err = digestOf(w.host.at(name)); err != nil {
-				return err
-			}
-		}
-		entries = append(entries, e)
-		if e.CTime%1e9 != 0 || e.Mode&unix.S_IFMT == unix.S_IFDIR && w.host.young(name) {
-			if len(w.data.Changed) == protocol.MaxTreeChanged {
-				return ErrTree
-			}
-			w.data.Changed = append(w.data.Changed, e)
-		}
-	}
-	slices.SortFunc(entries, func(a, b protocol.TreeEntry) int { return strings.Compare(a.Path, b.Path) })
-	w.data.Dirs = append(w.data.Dirs, protocol.TreeDir{Path: self.Path, MAC: w.key.TreeMAC(self.Path, self, entries)})
-	for _, e := range entries {
-		if e.Mode&unix.S_IFMT == unix.S_IFDIR {
-			if err := w.dir(ctx, e); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return fd, nil
 }
 
-// young tells whether a directory's time is not of an image: squashfs keeps
-// whole seconds.
-func (h Host) young(name string) bool {
-	var st unix.Stat_t
-	return unix.Lstat(h.at(name), &st) == nil && st.Ctim.Nsec != 0
-}
+// fdReader reads an open file, without what os.File does for those that can wait.
+type fdReader int
 
-func digestOf(name string) ([]byte, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return nil, err
-	}
-	return h.Sum(nil), nil
-}
-
-// lstatEntry describes one name; path is how the answer calls it.
-func lstatEntry(name, path string) (e protocol.TreeEntry, err error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(name, &st); err != nil {
-		return e, &fs.PathError{Op: "lstat", Path: path, Err: err}
-	}
-	e = protocol.TreeEntry{Path: clean(path), Mode: st.Mode, UID: st.Uid, GID: st.Gid}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		return e, nil
-	case unix.S_IFREG:
-		e.Size = st.Size
-	case unix.S_IFLNK:
-		target, err := os.Readlink(name)
-		if err != nil {
-			return e, err
+func (fd fdReader) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(fd), p)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
 		}
-		e.Target = clean(target)
 	}
-	e.CTime = st.Ctim.Nano()
-	return e, nil
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-tpm/tpm2/transport"
+	"golang.org/x/sys/unix"
 
 	"portcullis/attestserver/protocol"
 )
@@ -45,8 +46,8 @@ type Host struct {
 	// TSM opens the kernel's reports of confidential machines, and what closes it
 	// again; nil mounts configfs privately. fs.ErrNotExist where there are none.
 	TSM func() (client configfsi.Client, done func(), err error)
-	// Entry describes one name of a directory, which the answer calls path; nil asks the kernel.
-	Entry func(name, path string) (protocol.TreeEntry, error)
+	// CTime is the time of change of a file, in nanoseconds; nil is what the kernel says.
+	CTime func(*unix.Stat_t) int64
 	// Clocks reads the raw clock in ns, the time since boot and the wall clock in ms; nil asks the kernel.
 	Clocks func() (raw, boot, wall int64, err error)
 	// BPF lists the eBPF objects; nil asks the kernel.
@@ -96,8 +97,8 @@ func (h Host) withDefaults() Host {
 	if h.TSM == nil {
 		h.TSM = h.openTSM
 	}
-	if h.Entry == nil {
-		h.Entry = lstatEntry
+	if h.CTime == nil {
+		h.CTime = func(st *unix.Stat_t) int64 { return st.Ctim.Nano() }
 	}
 	if h.Clocks == nil {
 		h.Clocks = clocks

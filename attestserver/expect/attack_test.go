@@ -211,6 +211,15 @@ func TestAttacks(t *testing.T) {
 			m.append("x", "live/etc/passwd")
 			m.check(os.Chtimes(m.path("live/etc/passwd"), m.made, m.made))
 		}},
+		{"a program is changed and its time put back", protocol.OpFiles, expect.ReasonFilesContent, "/usr/bin/dockerd: the", func(m *machine) {
+			m.wantsNone(protocol.OpFiles) // the image's tree is read
+			b := bytes.Clone(m.files["/usr/bin/dockerd"])
+			for i := 0; i < len(b); i += protocol.LeafSize {
+				b[i] ^= 1
+			}
+			m.write(b, "live/usr/bin/dockerd")
+			m.check(os.Chtimes(m.path("live/usr/bin/dockerd"), m.made, m.made))
+		}},
 		{"a file is taken away", protocol.OpFiles, expect.ReasonFilesRemoved, "/usr/lib: entries", func(m *machine) { m.check(os.Remove(m.path("live/usr/lib/libc.so.6"))) }},
 		{"a directory is taken away", protocol.OpFiles, expect.ReasonFilesRemoved, "the directory /usr/lib/systemd is gone", func(m *machine) {
 			m.check(os.RemoveAll(m.path("live/usr/lib/systemd")))

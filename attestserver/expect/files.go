@@ -23,6 +23,7 @@ type Files struct {
 	user
 	making sync.Mutex
 	tree   map[string]*treeDir // of the image, by path; made with the first answer, of whatever PC
+	leaves *leaves             // of the tree
 }
 
 // treeDir is one directory of the image.
@@ -73,9 +74,26 @@ const maxBooted = 33
 // Name implements protocol.Expectation.
 func (*Files) Name() string { return protocol.OpFiles }
 
-// Params implements protocol.Expectation.
-func (*Files) Params(io.Reader, *protocol.ImageState) ([]byte, error) {
-	return protocol.EncodeOp(filesAsked)
+// Params implements protocol.Expectation. Until the tree of the image is read,
+// which takes a moment and nobody may wait for here, no leaf is opened.
+func (e *Files) Params(r io.Reader, _ *protocol.ImageState) ([]byte, error) {
+	ask := filesAsked
+	if !e.making.TryLock() {
+		return protocol.EncodeOp(ask)
+	}
+	all := e.leaves
+	e.making.Unlock()
+	for range openedLeaves {
+		if all == nil || all.total == 0 {
+			break
+		}
+		l, err := all.pick(r)
+		if err != nil {
+			return nil, err
+		}
+		ask.Opened = append(ask.Opened, l)
+	}
+	return protocol.EncodeOp(ask)
 }
 
 // Judge implements protocol.Expectation.
@@ -104,6 +122,10 @@ func (e *Files) Judge(in protocol.JudgeInput) []protocol.Finding {
 		}
 		seen[dir.Path] = true
 		e.dir(j, in.Key, dir, changed[dir.Path], own[dir.Path])
+	}
+	if err := e.opened(j, in, &d); err != nil {
+		j.unjudged(err)
+		return j.list
 	}
 	for _, p := range slices.Sorted(maps.Keys(e.tree)) {
 		if !seen[p] {
@@ -196,7 +218,7 @@ func (e *Files) load() error {
 			}
 		}
 	}
-	e.tree = tree
+	e.tree, e.leaves = tree, leavesOf(tree)
 	return nil
 }
 

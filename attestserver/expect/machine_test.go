@@ -100,7 +100,7 @@ func makeMachine(t testing.TB, tasks bool, without []string) *machine {
 	t.Helper()
 	m := &machine{t: t, without: without, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, contents: map[string][]byte{}, uptime: 20 * time.Second, tsc: 3_000_000,
 		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}
-	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), Entry: entry,
+	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), CTime: changed,
 		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
 		Verity: func(string) (protocol.Verity, error) { return m.verity, nil },
 		Clocks: func() (raw, boot, wall int64, err error) {
@@ -450,30 +450,9 @@ func (m *machine) container(image, host string) {
 	m.write([]byte("data"), "proc/1/root/var/lib/docker/overlay2", testID, "diff/out")
 }
 
-// entry describes a file of the running machine: what was not written to since
-// has the time of the image as its time of change, as squashfs shows it.
-func entry(name, path string) (protocol.TreeEntry, error) {
-	st, err := os.Lstat(name)
-	if err != nil {
-		return protocol.TreeEntry{}, err
-	}
-	e := protocol.TreeEntry{Path: path, Mode: uint32(st.Mode().Perm())}
-	if st.Mode()&fs.ModeSetuid != 0 {
-		e.Mode |= 0o4000
-	}
-	switch {
-	case st.IsDir():
-		e.Mode |= 0o040000
-		return e, nil
-	case st.Mode()&fs.ModeSymlink != 0:
-		e.Mode |= 0o120000
-		e.Target, err = os.Readlink(name)
-	default:
-		e.Mode, e.Size = e.Mode|0o100000, st.Size()
-	}
-	e.CTime = st.ModTime().UnixNano()
-	return e, err
-}
+// changed is the time of change of a file of the running machine: what was not
+// written to since has the time of the image, as squashfs shows it.
+func changed(st *unix.Stat_t) int64 { return st.Mtim.Nano() }
 
 // live is the read-only data of the kernel that runs: sealed values in three
 // pieces, and what lies behind its end.

@@ -101,6 +101,7 @@ const (
 
 	ReasonFilesChanged = "files-changed" // a file of the image was written to, or has another owner or mode
 	ReasonFilesAdded   = "files-added"   // a file that the image has not
+	ReasonFilesContent = "files-content" // a piece of a file is not the image's, whatever its size and time
 	ReasonFilesRemoved = "files-removed" // a directory lacks entries of the image
 
 	ReasonClockSet   = "time-clock-set"   // the wall clock was set

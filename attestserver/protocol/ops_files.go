@@ -9,17 +9,26 @@ import (
 
 // Limits of op files.
 const (
-	MaxTrees       = 32    // roots in one question
-	MaxTreeDirs    = 8192  // directories in one answer
-	MaxTreeEntries = 65536 // entries below all roots
-	MaxTreeChanged = 1024  // entries that are listed because they are not the image's
-	TreeMACSize    = 8     // bytes
+	MaxTrees       = 32       // roots in one question
+	MaxTreeDirs    = 8192     // directories in one answer
+	MaxTreeEntries = 65536    // entries below all roots
+	MaxTreeChanged = 1024     // entries that are listed because they are not the image's
+	TreeMACSize    = 8        // bytes
+	MaxLeaves      = 64       // pieces of files in one question
+	LeafSize       = 64 << 10 // bytes of one piece
 )
 
 // FilesParams says which trees are walked and where the content counts as well.
 type FilesParams struct {
 	Roots   []string `json:"roots"`   // directories; one that does not exist is left out
 	Content []string `json:"content"` // directories below which the content of files is read
+	Opened  []Leaf   `json:"opened"`  // pieces of files that are read too
+}
+
+// Leaf is a piece of a file: LeafSize bytes, or what there is before its end.
+type Leaf struct {
+	Path   string `json:"path"`
+	Offset int64  `json:"offset"`
 }
 
 // Check bounds the lists and strings.
@@ -33,6 +42,14 @@ func (p *FilesParams) Check() error {
 	for _, d := range append(p.Roots, p.Content...) {
 		if !strings.HasPrefix(d, "/") || len(d) > MaxString {
 			return fmt.Errorf("tree %.64q", d)
+		}
+	}
+	if err := atMost("leaves", len(p.Opened), MaxLeaves); err != nil {
+		return err
+	}
+	for _, l := range p.Opened {
+		if !strings.HasPrefix(l.Path, "/") || len(l.Path) > MaxString || l.Offset < 0 {
+			return fmt.Errorf("leaf %d of %.64q", l.Offset, l.Path)
 		}
 	}
 	return nil
@@ -70,6 +87,7 @@ type TreeDir struct {
 type FilesData struct {
 	Dirs    []TreeDir   `json:"dirs"`    // in the order of their paths
 	Changed []TreeEntry `json:"changed"` // entries whose time is not of an image
+	Opened  [][]byte    `json:"opened"`  // digest of each leaf that was asked for; empty where it cannot be read
 }
 
 // Check bounds the lists and strings.
@@ -79,6 +97,14 @@ func (d *FilesData) Check() error {
 	}
 	if err := atMost("changed entries", len(d.Changed), MaxTreeChanged); err != nil {
 		return err
+	}
+	if err := atMost("leaves", len(d.Opened), MaxLeaves); err != nil {
+		return err
+	}
+	for _, m := range d.Opened {
+		if len(m) != 0 && len(m) != TreeMACSize {
+			return errors.New("digest of a leaf of another size")
+		}
 	}
 	for _, t := range d.Dirs {
 		if len(t.MAC) != TreeMACSize {
@@ -103,16 +129,37 @@ func (d *FilesData) Check() error {
 // its own) and of its entries, sorted by path.
 func (k OpKey) TreeMAC(dir string, self TreeEntry, entries []TreeEntry) []byte {
 	h := k.NewDigest("files-directory", []byte(dir))
-	for _, e := range append([]TreeEntry{self}, entries...) {
-		writeField(h, []byte(e.Path))
-		var n [8 * 5]byte
-		for i, v := range []uint64{uint64(e.Mode), uint64(e.UID), uint64(e.GID), uint64(e.Size), uint64(e.CTime)} {
-			binary.BigEndian.PutUint64(n[8*i:], v)
+	b := self.append(make([]byte, 0, 16<<10))
+	for _, e := range entries {
+		if b = e.append(b); len(b) > 12<<10 {
+			h.Write(b)
+			b = b[:0]
 		}
-		h.Write(n[:])
-		writeField(h, []byte(e.Target))
-		writeField(h, e.SHA256)
 	}
+	h.Write(b)
+	sum := Sum(h)
+	return sum[:TreeMACSize]
+}
+
+// append writes an entry as TreeMAC digests it.
+func (e *TreeEntry) append(b []byte) []byte {
+	field := func(f string) { b = append(binary.BigEndian.AppendUint64(b, uint64(len(f))), f...) }
+	field(e.Path)
+	for _, v := range []uint64{uint64(e.Mode), uint64(e.UID), uint64(e.GID), uint64(e.Size), uint64(e.CTime)} {
+		b = binary.BigEndian.AppendUint64(b, v)
+	}
+	field(e.Target)
+	return append(binary.BigEndian.AppendUint64(b, uint64(len(e.SHA256))), e.SHA256...)
+}
+
+// LeafMAC is the keyed digest of the i-th leaf of a question.
+func (k OpKey) LeafMAC(i int, l Leaf, piece []byte) []byte {
+	h := k.NewDigest("files-leaf", []byte(l.Path))
+	var n [16]byte
+	binary.BigEndian.PutUint64(n[:], uint64(i))
+	binary.BigEndian.PutUint64(n[8:], uint64(l.Offset))
+	h.Write(n[:])
+	h.Write(piece)
 	sum := Sum(h)
 	return sum[:TreeMACSize]
 }
