@@ -19,7 +19,7 @@ import (
 
 // Boot tells what was booted: command line, kernel release and the kernel's ELF
 // notes (its build id), lockdown, taint, whether a kexec kernel waits, and which
-// kernel functions and events have a tracer on them.
+// kernel functions and events have a tracer on them, and the security modules.
 //
 // It finds another image or another command line, a kernel that was replaced by
 // kexec (the notes and the boot id change), lockdown that is off, forced or
@@ -67,6 +67,11 @@ func (p *Boot) Run(_ context.Context, key protocol.OpKey, params []byte) (protoc
 	if d.Lockdown, err = p.lockdown(); err != nil {
 		return protocol.Output{}, err
 	}
+	modules, err := p.Special("securityfs", "lsm")
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	d.LSM = clean(strings.TrimSpace(string(modules)))
 	d.Traced = p.traced()
 	d.Doors = p.doors()
 	d.UptimeMs = p.Uptime().Milliseconds()

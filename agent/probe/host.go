@@ -32,6 +32,11 @@ type Host struct {
 
 	// Links lists the network interfaces; nil asks the kernel by netlink.
 	Links func() ([]protocol.Link, error)
+	// NFT dumps what the packet filter has of one kind (NFT_MSG_GETTABLE, -CHAIN,
+	// -RULE); nil asks the kernel.
+	NFT func(kind int) ([][]byte, error)
+	// Rules lists the routing rules that are not every kernel's; nil asks the kernel.
+	Rules func() ([]string, error)
 	// Verity reads the live table of a device-mapper device; nil asks the kernel.
 	Verity func(device string) (protocol.Verity, error)
 	// Special reads a file of a kernel file system (securityfs, tracefs, debugfs)
@@ -78,6 +83,12 @@ func (h Host) withDefaults() Host {
 	def(&h.Mask, "/usr/lib/portcullis/ktext.mask")
 	if h.Links == nil {
 		h.Links = netlinkLinks
+	}
+	if h.NFT == nil {
+		h.NFT = nftDump
+	}
+	if h.Rules == nil {
+		h.Rules = netlinkRules
 	}
 	if h.Verity == nil {
 		h.Verity = h.verityTable

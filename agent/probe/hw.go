@@ -53,6 +53,7 @@ func (h Host) sources(cpus []map[string]string) []FingerprintSource {
 		source{protocol.HwBlock, h.disks},
 		source{protocol.HwNIC, h.nics},
 		source{protocol.HwACPI, h.acpi},
+		source{protocol.HwEFI, h.efi},
 		source{protocol.HwMemmap, h.memmap},
 		source{protocol.HwCache, h.caches},
 		source{protocol.HwTSC, h.tsc},

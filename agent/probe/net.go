@@ -14,7 +14,7 @@ import (
 )
 
 // Net lists the network interfaces of the first network namespace, its routes,
-// and the sockets that wait for strangers or see every frame.
+// its packet filter, and the sockets that wait for strangers or see every frame.
 //
 // It finds a second network card, a tunnel, another way out, a sniffer, a radio, a bridge that the boot interface
 // was put into, a changed MAC, and a boot interface that was moved elsewhere.
@@ -48,6 +48,19 @@ func (p *Net) Run(_ context.Context, key protocol.OpKey, params []byte) (protoco
 		return protocol.Output{}, err
 	}
 	if d.Routes, err = parseRoutes(string(b)); err != nil {
+		return protocol.Output{}, err
+	}
+	more, err := p.routes6()
+	if err != nil {
+		return protocol.Output{}, err
+	}
+	if d.Routes = append(d.Routes, more...); len(d.Routes) > protocol.MaxRoutes {
+		return protocol.Output{}, fmt.Errorf("%d routes", len(d.Routes))
+	}
+	if d.Rules, err = p.Rules(); err != nil {
+		return protocol.Output{}, err
+	}
+	if d.Filters, d.FilterRules, err = p.filters(); err != nil {
 		return protocol.Output{}, err
 	}
 	return answer(key, p.Name(), params, d)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"portcullis/agent/probe"
 	"portcullis/attestserver/expect"
 	"portcullis/attestserver/protocol"
@@ -281,6 +283,26 @@ func TestAttacks(t *testing.T) {
 		{"packets leave by another link", protocol.OpNet, expect.ReasonRoute, "0.0.0.0/0 by 172.17.0.5 over docker0", func(m *machine) {
 			m.append("docker0\t00000000\t050011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n", "proc/net/route")
 		}},
+		{"IPv6 packets leave by another link", protocol.OpNet, expect.ReasonRoute, "::/0 by fe80::1 over docker0", func(m *machine) {
+			m.write([]byte("00000000000000000000000000000000 00 00000000000000000000000000000000 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003  docker0\n"), "proc/net/ipv6_route")
+		}},
+		{"a rule sends packets to another routing table", protocol.OpNet, expect.ReasonRoute, "ip rule 100", func(m *machine) { m.rules = []string{"ip rule 100: from all lookup 100"} }},
+		{"a table of the packet filter catches packets", protocol.OpNet, expect.ReasonFilter, "table inet kit with 1 rules", func(m *machine) {
+			m.table(1, "kit")
+			m.chain(1, "kit", "out", 3, -300)
+			m.rule(1, "kit", "out", "redir", "\x01")
+		}},
+		{"packets at the card are caught", protocol.OpNet, expect.ReasonFilter, "table netdev kit", func(m *machine) { m.table(5, "kit") }},
+		{"a chain is put before Docker's", protocol.OpNet, expect.ReasonFilter, "chain kit of table ip nat at hook 3, priority -300", func(m *machine) {
+			m.chain(unix.AF_INET, "nat", "kit", 3, -300)
+		}},
+		{"a security module is taken out", protocol.OpBoot, expect.ReasonLSM, "lockdown is not among", func(m *machine) { m.special["lsm"] = "capability,yama" }},
+		{"Secure Boot is switched off for the next boot", protocol.OpHw, expect.ReasonHwChanged, `efi SecureBoot is "0", was "1"`, func(m *machine) {
+			m.special[secureBoot] = "\x06\x00\x00\x00\x00"
+		}},
+		{"the firmware's variables are hidden", protocol.OpHw, expect.ReasonHwRemoved, "efi SecureBoot: 1, while the session ran", func(m *machine) {
+			delete(m.special, secureBoot)
+		}},
 		{"a radio is switched on", protocol.OpNet, expect.ReasonRadio, "ieee80211 phy0", func(m *machine) { m.check(os.MkdirAll(m.path("sys/class/ieee80211/phy0"), 0o755)) }},
 		{"the table of system calls is changed", protocol.OpKrodata, expect.ReasonKrodata, "+0x14000..+0x18000", func(m *machine) {
 			b := m.live()
@@ -427,6 +449,10 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 			m.write([]byte("x"), "proc/1/root/var/lib/docker/overlay2", testID, "diff/built")
 		}},
 		{"there is no memory for noise", protocol.OpNoise, func(m *machine) { m.write([]byte("MemAvailable: 2000 kB\n"), "proc/meminfo") }},
+		{"Docker adds a rule and its counters count", protocol.OpNet, func(m *machine) {
+			m.wantsNone(protocol.OpNet)
+			m.rule(unix.AF_INET, "nat", "OUTPUT", "masq", "")
+		}},
 		{"a task listens", protocol.OpNet, func(m *machine) {
 			m.write([]byte("head\n 0: 0100007F:9683 00000000:0000 0A\n 1: 00000000:0016 00000000:0000 0A\n"), "proc/net/tcp")
 		}},

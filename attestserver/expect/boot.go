@@ -35,6 +35,7 @@ func (e *Boot) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if d.Lockdown != "integrity" {
 		j.fatal(ReasonLockdown, "lockdown is %q, want integrity", d.Lockdown)
 	}
+	e.securityModules(j, in.State, d.LSM)
 	if d.KexecLoaded {
 		j.fatal(ReasonKexec, "another kernel is loaded by kexec")
 	}
@@ -99,4 +100,25 @@ func (e *Boot) sameBoot(j *judge, st *protocol.ImageState, d *protocol.BootData)
 		}
 	}
 	st.Notes[e.Name()] = append(binary.BigEndian.AppendUint64(nil, uint64(d.UptimeMs)), d.BootID...)
+}
+
+// noteLSM is the note with the security modules of the boot.
+const noteLSM = "boot.lsm"
+
+// securityModules judges the list of security modules. The kernel makes it when it
+// starts, from its configuration and the command line, and nothing changes it later.
+func (*Boot) securityModules(j *judge, st *protocol.ImageState, list string) {
+	if st.Notes == nil {
+		st.Notes = map[string][]byte{}
+	}
+	for _, m := range []string{"capability", "lockdown"} {
+		if !slices.Contains(strings.Split(list, ","), m) {
+			j.fatal(ReasonLSM, "%s is not among %.200q", m, list)
+		}
+	}
+	if old, ok := st.Notes[noteLSM]; ok && string(old) != list {
+		j.fatal(ReasonLSM, "they are %.200q, were %.200q", list, old)
+		return
+	}
+	st.Notes[noteLSM] = []byte(list)
 }

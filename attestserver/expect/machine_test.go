@@ -57,6 +57,8 @@ type machine struct {
 	rodata   []byte            // likewise
 	idt      []byte            // the interrupt table
 	links    []protocol.Link
+	nft      map[int][][]byte // messages by kind
+	rules    []string
 	stats    map[string]probe.FileStat
 	contents map[string][]byte // of mapped files
 	verity   protocol.Verity
@@ -99,9 +101,12 @@ func newHardened(t testing.TB) *machine {
 func makeMachine(t testing.TB, tasks bool, without []string) *machine {
 	t.Helper()
 	m := &machine{t: t, without: without, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, contents: map[string][]byte{}, uptime: 20 * time.Second, tsc: 3_000_000,
-		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n"}}
+		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n",
+			"lsm": "lockdown,capability,landlock,yama,apparmor,tomoyo,bpf", secureBoot: "\x06\x00\x00\x00\x01"}}
 	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), CTime: changed,
 		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
+		NFT:    func(kind int) ([][]byte, error) { return m.nft[kind], nil },
+		Rules:  func() ([]string, error) { return m.rules, nil },
 		Verity: func(string) (protocol.Verity, error) { return m.verity, nil },
 		Clocks: func() (raw, boot, wall int64, err error) {
 			boot = m.uptime.Milliseconds()
@@ -304,6 +309,12 @@ func (m *machine) boot() {
 	m.write([]byte("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 6\nmodel\t\t: 6\nstepping\t: 3\nmicrocode\t: 0x1\nflags\t\t: fpu sse\nbugs\t\t: none\nmodel name\t: Test CPU\n\nprocessor\t: 1\n"), "proc/cpuinfo")
 	m.write([]byte("0x1af4\n"), "sys/bus/pci/devices/0000:00:03.0/vendor")
 	m.write([]byte("QEMU\n"), "sys/class/dmi/id/sys_vendor")
+	m.check(os.MkdirAll(m.path("sys/firmware/efi"), 0o755))
+	m.check(os.MkdirAll(m.path("sys/module/nf_tables"), 0o755))
+	m.nft = map[int][][]byte{}
+	m.table(unix.AF_INET, "nat")
+	m.chain(unix.AF_INET, "nat", "OUTPUT", 3, -100)
+	m.rule(unix.AF_INET, "nat", "OUTPUT", "counter", "\x01")
 	m.write([]byte("Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\neth0\t00000000\t01004D0A\t0003\t0\t0\t0\t00000000\t0\t0\t0\neth0\t00004D0A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n"), "proc/net/route")
 	m.write([]byte("cpu  100 0 100 5000 0 0 0 0 0 0\n"), "proc/stat")
 	m.mounts("0 0 0:26 / / rw - overlay root rw\n23 1 0:22 / /proc rw - proc proc rw\n")
@@ -619,4 +630,37 @@ func (m *machine) wantsNone(op string) {
 func (m *machine) remove(parts ...string) {
 	m.t.Helper()
 	m.check(os.RemoveAll(m.path(parts...)))
+}
+
+const secureBoot = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+// attribute is a netlink attribute.
+func attribute(kind int, parts ...[]byte) []byte {
+	v := bytes.Join(parts, nil)
+	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(v)))
+	b = append(binary.NativeEndian.AppendUint16(b, uint16(kind)), v...)
+	return append(b, make([]byte, (4-len(b)%4)%4)...)
+}
+
+func named(kind int, s string) []byte { return attribute(kind, []byte(s+"\x00")) }
+
+func (m *machine) filter(kind int, family byte, attributes ...[]byte) {
+	m.nft[kind] = append(m.nft[kind], append([]byte{family, 0, 0, 0}, bytes.Join(attributes, nil)...))
+}
+
+// table, chain and rule put something into the packet filter.
+func (m *machine) table(family byte, name string) {
+	m.filter(unix.NFT_MSG_GETTABLE, family, named(unix.NFTA_TABLE_NAME, name))
+}
+
+func (m *machine) chain(family byte, table, name string, hook, priority int) {
+	m.filter(unix.NFT_MSG_GETCHAIN, family, named(unix.NFTA_CHAIN_TABLE, table), named(unix.NFTA_CHAIN_NAME, name), named(unix.NFTA_CHAIN_TYPE, "nat"),
+		attribute(unix.NFTA_CHAIN_HOOK|1<<15, attribute(unix.NFTA_HOOK_HOOKNUM, binary.BigEndian.AppendUint32(nil, uint32(hook))),
+			attribute(unix.NFTA_HOOK_PRIORITY, binary.BigEndian.AppendUint32(nil, uint32(int32(priority))))))
+}
+
+func (m *machine) rule(family byte, table, chain, expression, data string) {
+	m.filter(unix.NFT_MSG_GETRULE, family, named(unix.NFTA_RULE_TABLE, table), named(unix.NFTA_RULE_CHAIN, chain),
+		attribute(unix.NFTA_RULE_EXPRESSIONS|1<<15, attribute(unix.NFTA_LIST_ELEM|1<<15, named(unix.NFTA_EXPR_NAME, expression),
+			attribute(unix.NFTA_EXPR_DATA|1<<15, []byte(data)))))
 }

@@ -53,6 +53,10 @@ func (e *Net) Judge(in protocol.JudgeInput) []protocol.Finding {
 			j.fatal(ReasonInterface, "%s of kind %q, address %s", l.Name, l.Kind, l.MAC)
 		}
 	}
+	if err := e.filters(j, in.State, &d); err != nil {
+		j.unjudged(err)
+		return j.list
+	}
 	if boot == "" {
 		j.fatal(ReasonNoInterface, "no interface has the address %s that the PC booted with", in.State.MAC)
 	} else {
@@ -67,6 +71,9 @@ func ways(j *judge, d *protocol.NetData, boot string) {
 		if r.To == "0.0.0.0/0" && r.Link != boot || r.Gateway != "0.0.0.0" && r.Link != boot {
 			j.fatal(ReasonRoute, "%s by %s over %s", r.To, r.Gateway, r.Link)
 		}
+	}
+	for _, r := range d.Rules {
+		j.fatal(ReasonRoute, "a rule chooses another table: %s", r)
 	}
 	if d.Packet > 0 {
 		j.fatal(ReasonSniffer, "%d packet sockets", d.Packet)

@@ -11,6 +11,7 @@ const (
 	ReasonLockdown    = "boot-lockdown"     // not integrity
 	ReasonTainted     = "boot-tainted"      // a module was forced, unsigned or from outside
 	ReasonTaintedInfo = "boot-tainted-info" // the kernel met a fault of the hardware or its own
+	ReasonLSM         = "boot-lsm"          // a security module is missing, or the list is another than before
 	ReasonKexec       = "boot-kexec"        // another kernel is loaded
 	ReasonBootID      = "boot-id-changed"   // another boot answers within the session
 	ReasonUptime      = "boot-uptime"       // the kernel's clock ran backwards
@@ -55,6 +56,8 @@ const (
 	ReasonPromiscuous     = "net-promiscuous"          // the boot interface receives what is not for it
 	ReasonSniffer         = "net-sniffer"              // a socket that sees every frame
 	ReasonRoute           = "net-route"                // packets leave by another way than the gateway
+	ReasonFilter          = "net-filter"               // a table or chain of the packet filter that nobody of the image makes
+	ReasonFilterChanged   = "net-filter-changed"       // the rules of the packet filter are others than before (info)
 	ReasonRadio           = "net-radio"                // Wi-Fi or Bluetooth
 	ReasonListener        = "net-listener"             // something listens on an address of the link (info)
 	ReasonIdleInterface   = "net-idle-interface"       // enrolled network hardware, down

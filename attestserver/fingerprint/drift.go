@@ -76,6 +76,11 @@ func level(class, slot string) Level {
 		if slot == protocol.SlotMicrocode {
 			return Review
 		}
+	case protocol.HwEFI:
+		switch slot {
+		case "KEK", "db", "dbx":
+			return Review // makers change them too
+		}
 	case protocol.HwDIMM, ClassMemory, protocol.HwFirmware:
 		return Review
 	}
@@ -97,12 +102,16 @@ var measured = map[string]bool{protocol.HwTSC: true, protocol.HwPUF: true}
 // late are the classes that a kernel finds when user space loads their drivers.
 // The first question comes earlier.
 var late = map[string]bool{protocol.HwUSB: true, protocol.HwThunderbolt: true, protocol.HwBlock: true,
-	protocol.HwFirmware: true, protocol.HwNIC: true}
+	protocol.HwFirmware: true, protocol.HwNIC: true, protocol.HwEFI: true}
+
+// lasting are those among them whose parts, once there, stay as they are while
+// the machine runs.
+var lasting = map[string]bool{protocol.HwEFI: true}
 
 // drivers are the classes of which another kernel, with other drivers, may show
 // other parts of the same machine: with an image that the fingerprint was not
 // seen with yet they are for review.
-var drivers = map[string]bool{protocol.HwUSB: true, protocol.HwThunderbolt: true, protocol.HwBlock: true, protocol.HwFirmware: true}
+var drivers = map[string]bool{protocol.HwUSB: true, protocol.HwThunderbolt: true, protocol.HwBlock: true, protocol.HwFirmware: true, protocol.HwEFI: true}
 
 // compare lists what differs, sorted by class and slot. Unstable parts and
 // ignored fields are left out.

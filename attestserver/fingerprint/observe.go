@@ -102,7 +102,7 @@ func (r *Record) weigh(o Observation, first []Part) (res *Result, dirty bool) {
 	within := map[string]Change{}
 	if first != nil {
 		for _, c := range compare(first, early(o.Parts)) {
-			if !measured[c.Class] {
+			if !measured[c.Class] && (c.Kind != Added || !late[c.Class]) {
 				c.Level, c.Within = Fatal, true
 				within[c.Class+"\x00"+c.Slot] = c
 			}

@@ -101,10 +101,11 @@ func saveFirst(refs protocol.References, mac, session string, parts []Part) erro
 	return put(refs, KindSession, Key(mac), sessionParts{session, early(parts)})
 }
 
-// early are the parts that are there from the kernel's start.
+// early are the parts that are there from the kernel's start, and those that do
+// not change once they are there.
 func early(parts []Part) (out []Part) {
 	for _, p := range parts {
-		if !late[p.Class] {
+		if !late[p.Class] || lasting[p.Class] {
 			out = append(out, p)
 		}
 	}

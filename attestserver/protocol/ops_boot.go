@@ -13,6 +13,7 @@ type BootData struct {
 	Notes       string   `json:"notes_sha256"` // hex, of /sys/kernel/notes: the kernel's build id is in it
 	BootID      string   `json:"boot_id"`      // /proc/sys/kernel/random/boot_id
 	Lockdown    string   `json:"lockdown"`     // none, integrity or confidentiality
+	LSM         string   `json:"lsm"`          // /sys/kernel/security/lsm: the security modules, in their order
 	Tainted     uint64   `json:"tainted"`      // /proc/sys/kernel/tainted
 	KexecLoaded bool     `json:"kexec_loaded"` // another kernel waits to be started
 	UptimeMs    int64    `json:"uptime_ms"`    // since the kernel started
@@ -49,7 +50,7 @@ func (d *BootData) Check() error {
 			return fmt.Errorf("door %.40q is unknown or out of order", door)
 		}
 	}
-	return short("boot", d.Cmdline, d.Release, d.Notes, d.BootID, d.Lockdown)
+	return short("boot", d.Cmdline, d.Release, d.Notes, d.BootID, d.Lockdown, d.LSM)
 }
 
 // MaxTraced is how many traced functions are named; the first are enough.

@@ -17,6 +17,7 @@ const (
 
 	HwFirmware    = "firmware"    // versions of programs inside parts: disks
 	HwThunderbolt = "thunderbolt" // routers on Thunderbolt and USB4
+	HwEFI         = "efi"         // Secure Boot's switches, digests of its keys
 	HwACPI        = "acpi"        // digests of the firmware's tables
 	HwMemmap      = "memmap"      // digest of the memory map that the firmware gave
 	HwCache       = "cache"       // caches of the first CPU

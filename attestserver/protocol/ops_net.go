@@ -15,15 +15,34 @@ type Link struct {
 	Promisc   bool   `json:"promisc"` // receives what is not for it
 }
 
-// Route is one IPv4 route of the main table.
+// Route is one route: of IPv4 in the main table, of IPv6 where it has a gateway.
 type Route struct {
 	To      string `json:"to"`      // network, CIDR
 	Gateway string `json:"gateway"` // 0.0.0.0 for none
 	Link    string `json:"link"`
 }
 
+// FilterTable is one table of the packet filter.
+type FilterTable struct {
+	Family string        `json:"family"` // ip, ip6, inet, arp, bridge or netdev
+	Name   string        `json:"name"`
+	Chains []FilterChain `json:"chains"` // that packets come through
+	Rules  int           `json:"rules"`
+}
+
+// FilterChain is a chain that packets come through.
+type FilterChain struct {
+	Name     string `json:"name"`
+	Type     string `json:"type"` // filter, nat or route
+	Hook     int    `json:"hook"` // of the family: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting
+	Priority int    `json:"priority"`
+}
+
 // Limits of NetData.
 const (
+	MaxFilterTables = 256
+	MaxFilterChains = 1024 // of one table
+
 	MaxRoutes  = 4096
 	MaxSockets = 4096
 	MaxRadios  = 64
@@ -36,6 +55,10 @@ type NetData struct {
 	Listeners []string `json:"listeners"` // "tcp 0.0.0.0:22" of sockets that wait for strangers, loopback left out
 	Packet    int      `json:"packet"`    // packet sockets: each sees every frame
 	Radios    []string `json:"radios"`    // Wi-Fi and Bluetooth
+	Rules     []string `json:"rules"`     // that choose a routing table, but for those of every kernel
+
+	Filters     []FilterTable `json:"filters"`
+	FilterRules string        `json:"filter_rules_sha256"` // hex, of all rules without their counters; empty without a filter
 }
 
 // Check bounds the lists and strings.
@@ -46,7 +69,7 @@ func (d *NetData) Check() error {
 	for _, l := range []struct {
 		what   string
 		n, max int
-	}{{"routes", len(d.Routes), MaxRoutes}, {"sockets", len(d.Listeners), MaxSockets}, {"radios", len(d.Radios), MaxRadios}} {
+	}{{"routes", len(d.Routes), MaxRoutes}, {"sockets", len(d.Listeners), MaxSockets}, {"radios", len(d.Radios), MaxRadios}, {"routing rules", len(d.Rules), MaxRoutes}, {"filter tables", len(d.Filters), MaxFilterTables}} {
 		if err := atMost(l.what, l.n, l.max); err != nil {
 			return err
 		}
@@ -59,10 +82,30 @@ func (d *NetData) Check() error {
 	if err := short("socket", append(d.Listeners, d.Radios...)...); err != nil {
 		return err
 	}
+	if err := short("routing rule", append(d.Rules, d.FilterRules)...); err != nil {
+		return err
+	}
+	for _, t := range d.Filters {
+		if err := t.check(); err != nil {
+			return err
+		}
+	}
 	for _, l := range d.Links {
 		if err := short("interface", l.Name, l.Kind, l.MAC, l.Permanent, l.Device); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (t *FilterTable) check() error {
+	if err := atMost("filter chains", len(t.Chains), MaxFilterChains); err != nil {
+		return err
+	}
+	for _, c := range t.Chains {
+		if err := short("filter chain", c.Name, c.Type); err != nil {
+			return err
+		}
+	}
+	return short("filter table", t.Family, t.Name)
 }
