@@ -155,6 +155,11 @@ func (l *Lab) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("lab: configuration: %w", err)
 	}
+	if l.Settings.Policy != "" {
+		if err := os.WriteFile(l.place.file("policy.yaml"), []byte(l.Settings.Policy), 0o600); err != nil {
+			return fmt.Errorf("lab: %w", err)
+		}
+	}
 	path := l.place.file("portcullis.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("lab: %w", err)

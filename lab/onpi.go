@@ -112,7 +112,7 @@ func portMAC(name string) string   { return macOf(name + " port of the Pi") }
 // piConfig renders the configuration of a Pi that is a machine.
 func piConfig(s Settings, mac string) (string, error) {
 	s.ImageDir = piImages
-	return render(values{s, piRunDir, piStateDir, piPCPort, wire.PCLink.String(), wire.PCAddress.String(), mac, piUplink, piKeyFile, piUIDs})
+	return render(values{s, piRunDir, piStateDir, piPCPort, wire.PCLink.String(), wire.PCAddress.String(), mac, piUplink, piKeyFile, piUIDs, ""})
 }
 
 // bootPi copies the card, puts this lab's settings on it and powers the Pi on

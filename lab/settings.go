@@ -23,6 +23,9 @@ type Settings struct {
 	BanFor      time.Duration
 	MeanGap     time.Duration
 	Deadline    time.Duration
+	Policy      string // text of the policy; "" = the built-in one. For a Pi in a namespace only
+	Ladder      string // rungs of the power ladder, with commas
+	Within      time.Duration
 	Rekey       time.Duration
 	OperatorKey string   // base64 Ed25519 public key: who may approve fingerprints
 	Containers  []string // approved images: SHA-256 of their configurations, hex
@@ -34,6 +37,7 @@ func defaultSettings() Settings {
 	return Settings{
 		ClaimWindow: 2 * time.Minute, AllowBIOS: true, AllowLab: true,
 		BanAfter: 5, BanFor: 20 * time.Second, MeanGap: 2 * time.Second, Deadline: 10 * time.Second,
+		Ladder: "agent", Within: 2 * time.Minute,
 		Rekey: 45 * time.Second,
 	}
 }
@@ -71,6 +75,12 @@ attest:
   deadline: {{.Deadline}}
   rekey: {{.Rekey}}
   containers: [{{range $i, $c := .Containers}}{{if $i}}, {{end}}"{{$c}}"{{end}}]
+{{- if .PolicyFile}}
+  policy_file: {{.PolicyFile}}
+{{- end}}
+  power:
+    ladder: [{{.Ladder}}]
+    within: {{.Within}}
   allowed_uids: {{.UIDs}}
   operator_keys: [{{printf "%q" .OperatorKey}}]
 `))
@@ -78,13 +88,17 @@ attest:
 // values are what differs between a Pi in a namespace and one that is a machine.
 type values struct {
 	Settings
-	Run, State, Port, Address, PCAddress, MAC, Uplink, KeyFile, UIDs string
+	Run, State, Port, Address, PCAddress, MAC, Uplink, KeyFile, UIDs, PolicyFile string
 }
 
 // configFile renders the configuration of the Pi that is a namespace, for the
 // lab at p: everything below p, nobody but root may ask.
 func configFile(p place, s Settings, mac, keyFile string) (string, error) {
-	return render(values{s, p.run(), p.file("state"), wire.PCPort, wire.PCLink.String(), wire.PCAddress.String(), mac, wire.Uplink, keyFile, "[]"})
+	policyFile := ""
+	if s.Policy != "" {
+		policyFile = p.file("policy.yaml")
+	}
+	return render(values{s, p.run(), p.file("state"), wire.PCPort, wire.PCLink.String(), wire.PCAddress.String(), mac, wire.Uplink, keyFile, "[]", policyFile})
 }
 
 func render(v values) (string, error) {

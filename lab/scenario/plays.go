@@ -25,8 +25,9 @@ func Plays() []Play {
 	return []Play{
 		{Name: "files", Played: true, Image: same, Scenes: []Scene{changedArtefact(), badManifest()}},
 		{Name: "claims", Played: true, Tune: short, Scenes: []Scene{secondClaim(), lateClaim(), replayedEvidence()}},
-		{Name: "http", Firmware: qemu.UEFIHTTP, Scenes: append([]Scene{
+		{Name: "http", Firmware: qemu.UEFIHTTP, Tune: rebootPolicy, Scenes: append([]Scene{
 			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(),
+			rebootLadder(),
 		}, intruderScenes()...)},
 		{Name: "hardware", Firmware: qemu.UEFIHTTP, Long: true, Scenes: []Scene{changedHardware()}},
 		{Name: "pxe", Firmware: qemu.UEFIPXE, TPM: true, Scenes: []Scene{trustedAt(qemu.UEFIPXE, "T1"), alteredBoot()}},

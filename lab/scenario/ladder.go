@@ -1,0 +1,198 @@
+package scenario
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"periph.io/x/conn/v3/gpio"
+
+	"portcullis/api/portcullis/v1/portcullisv1connect"
+	"portcullis/attestserver/action"
+	"portcullis/hardware/pins"
+	"portcullis/hardware/power"
+	"portcullis/internal/clock"
+	"portcullis/internal/journal"
+	"portcullis/internal/rpc"
+	"portcullis/lab"
+)
+
+// What the policy of the lab waits for. Scenes that share the lab do other things.
+const (
+	rebootMe   = "/tmp/reboot-me" // a program of the image from a place that it has not
+	rebootTask = "reboot-me"      // a task
+)
+
+// rebootPolicy lets that program, and that task, reboot the PC.
+func rebootPolicy(s *lab.Settings) {
+	s.Policy = `rules:
+  - name: fatal
+    when: findings.exists(f, f.class == "fatal" && f.detail.contains("` + rebootMe + `"))
+    then: [report, reboot]
+  - name: task
+    when: '"` + rebootTask + `" in tasks'
+    then: [report, reboot]
+`
+	s.Ladder, s.Within = "agent, relay-reset", time.Minute
+}
+
+// rebootLadder has a rule reboot the PC twice: by its agent, and, where the agent
+// was stopped, by the reset button behind the relay's line.
+func rebootLadder() Scene {
+	return Scene{
+		Name: "reboot-ladder", Title: "a rule reboots the PC through its agent, and through the relay where the agent is stopped", Trusted: true,
+		Run: func(ctx context.Context, s *Stage) error {
+			pressed, stop, err := s.relay(ctx)
+			if err != nil {
+				return err
+			}
+			defer stop()
+			began := time.Now()
+			err = s.rebootedBy(ctx, action.RungAgent, func() error {
+				_, err := s.shell(ctx, "cp /usr/bin/sleep "+rebootMe+"; "+rebootMe+" 3600 >/dev/null 2>&1 &")
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("by the agent: %w", err)
+			}
+			byAgent := time.Since(began)
+			if n := pressed.Load(); n != 0 {
+				return fmt.Errorf("the relay pressed %d times although the agent obeyed", n)
+			}
+			began = time.Now()
+			err = s.rebootedBy(ctx, action.RungRelayReset, func() error {
+				if err := s.stopAgent(ctx); err != nil {
+					return err
+				}
+				_, err := s.Run(ctx, "portcullis", "grant", "add", "--run-dir", s.RunDir(), "--json",
+					"--to", "203.0.113.10:80/tcp", "--for", "10m", "--task", rebootTask)
+				return err
+			})
+			if err != nil {
+				return fmt.Errorf("by the relay: %w", err)
+			}
+			if n := pressed.Load(); n != 1 {
+				return fmt.Errorf("the relay pressed %d times", n)
+			}
+			s.Note("trusted again %.1f s by the agent after an intruder began, %.1f s by the relay after its agent was stopped", byAgent.Seconds(), time.Since(began).Seconds())
+			return s.journalled(2)
+		},
+	}
+}
+
+// stopAgent stops it as a debugger does: its connection stays open.
+func (s *Stage) stopAgent(ctx context.Context) error {
+	out, err := s.shell(ctx, `for p in /proc/[0-9]*; do if [ "$(readlink $p/exe)" = /usr/lib/portcullis/hpc-agent ]; then kill -STOP ${p#/proc/} && echo ${p#/proc/}; fi; done`)
+	if err == nil && strings.TrimSpace(out) == "" {
+		err = errors.New("there is no agent to stop")
+	}
+	return err
+}
+
+// rebootedBy does what a rule waits for and sees the PC go down by the rung, and come back.
+func (s *Stage) rebootedBy(ctx context.Context, rung action.Rung, cause func() error) error {
+	mark := s.Log.Mark()
+	ctx, cancel := context.WithTimeout(ctx, BootLimit)
+	defer cancel()
+	if err := cause(); err != nil {
+		return err
+	}
+	if _, err := s.Log.Wait(ctx, mark, lab.Is("pc.reset")); err != nil {
+		return fmt.Errorf("QEMU tells of no reset: %w; %s", err, s.Why(mark))
+	}
+	done, err := s.Log.Wait(ctx, mark, lab.Is("action.ended"))
+	for err == nil && done.Text("action") != "reboot" {
+		mark++
+		done, err = s.Log.Wait(ctx, mark, lab.Is("action.ended"))
+	}
+	if err != nil {
+		return fmt.Errorf("the action does not end: %w", err)
+	}
+	if done.Text("result") != action.ResultDone || !strings.HasPrefix(done.Text("detail"), string(rung)+":") {
+		return fmt.Errorf("the action ended %s: %s", done.Text("result"), done.Text("detail"))
+	}
+	if _, err := s.Log.Wait(ctx, mark, func(e lab.Event) bool {
+		return e.Name == "verdict" && e.Text("state") == "trusted" && e.Text("session") != done.Text("session")
+	}); err != nil {
+		return fmt.Errorf("not trusted again: %w; %s", err, s.Why(mark))
+	}
+	return s.booted(ctx)
+}
+
+// journalled holds the journal of actions to its promise: what ended had begun, each
+// rung stands there before and after.
+func (s *Stage) journalled(reboots int) error {
+	begun, ended, steps := map[string]bool{}, 0, 0
+	_, err := journal.ReadFile(s.StateFile("attestd/actions.journal"), func(rec journal.Record) error {
+		r, err := action.ParseRecord(rec.Payload)
+		if err != nil || r.Action != "reboot" {
+			return err
+		}
+		switch {
+		case r.State == "begun":
+			begun[r.ID] = true
+		case !begun[r.ID]:
+			b, err := json.Marshal(r)
+			return errors.Join(err, fmt.Errorf("before it began: %s", b))
+		case r.State == "ended":
+			ended++
+		default:
+			steps++
+		}
+		return nil
+	})
+	if err == nil && (len(begun) != reboots || ended != reboots || steps != 2*(reboots+1)) {
+		err = fmt.Errorf("the journal holds %d reboots, %d ends and %d steps", len(begun), ended, steps)
+	}
+	return err
+}
+
+// relay is the service behind the rung relay-reset, with the real package pins on a line that
+// is wired to QEMU's reset.
+func (s *Stage) relay(ctx context.Context) (pressed *atomic.Int32, stop func(), err error) {
+	line := &resetLine{stage: s, ctx: ctx}
+	board, err := pins.Open(pins.Config{Reset: "GPIO27"}, func(string) gpio.PinIO { return line }, clock.Real{})
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := rpc.Listen(filepath.Join(s.RunDir(), rpc.RelaySocket), nil)
+	if err != nil {
+		return nil, nil, errors.Join(err, board.Close())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	mux := http.NewServeMux()
+	mux.Handle(portcullisv1connect.NewPowerHandler(power.NewRelay(board, nil)))
+	ended := make(chan error, 1)
+	go func() { ended <- rpc.Serve(ctx, l, mux) }()
+	return &line.pressed, func() { cancel(); <-ended; board.Close() }, nil
+}
+
+// resetLine is a GPIO line that resets the PC when it goes high.
+type resetLine struct {
+	gpio.PinIO // nothing else of it is used
+	stage      *Stage
+	ctx        context.Context
+	high       atomic.Bool
+	pressed    atomic.Int32
+}
+
+func (l *resetLine) Name() string     { return "GPIO27" }
+func (l *resetLine) Read() gpio.Level { return gpio.Level(l.high.Load()) }
+
+func (l *resetLine) Out(level gpio.Level) error {
+	if was := l.high.Swap(bool(level)); was || level == gpio.Low {
+		return nil
+	}
+	pc := l.stage.PC()
+	if pc == nil {
+		return nil // a button of a PC without power
+	}
+	l.pressed.Add(1)
+	return pc.Reset(l.ctx)
+}
