@@ -39,11 +39,11 @@ func rebootPolicy(s *lab.Settings) {
     when: '"` + rebootTask + `" in tasks'
     then: [report, reboot]
 `
-	s.Ladder, s.Within = "agent, relay-reset", time.Minute
+	s.Ladder = "agent, relay-power"
 }
 
 // rebootLadder has a rule reboot the PC twice: by its agent, and, where the agent
-// was stopped, by the reset button behind the relay's line.
+// was stopped, by the power button behind the relay's line.
 func rebootLadder() Scene {
 	return Scene{
 		Name: "reboot-ladder", Title: "a rule reboots the PC through its agent, and through the relay where the agent is stopped", Trusted: true,
@@ -54,7 +54,7 @@ func rebootLadder() Scene {
 			}
 			defer stop()
 			began := time.Now()
-			err = s.rebootedBy(ctx, action.RungAgent, func() error {
+			err = s.rebootedBy(ctx, action.RungAgent, []func(lab.Event) bool{lab.Is("pc.reset")}, func() error {
 				_, err := s.shell(ctx, "cp /usr/bin/sleep "+rebootMe+"; "+rebootMe+" 3600 >/dev/null 2>&1 &")
 				return err
 			})
@@ -66,7 +66,8 @@ func rebootLadder() Scene {
 				return fmt.Errorf("the relay pressed %d times although the agent obeyed", n)
 			}
 			began = time.Now()
-			err = s.rebootedBy(ctx, action.RungRelayReset, func() error {
+			down := []func(lab.Event) bool{lab.With("pc.power", "state", "cut"), lab.With("pc.power", "state", "on")}
+			err = s.rebootedBy(ctx, action.RungRelayPower, down, func() error {
 				if err := s.stopAgent(ctx); err != nil {
 					return err
 				}
@@ -77,8 +78,8 @@ func rebootLadder() Scene {
 			if err != nil {
 				return fmt.Errorf("by the relay: %w", err)
 			}
-			if n := pressed.Load(); n != 1 {
-				return fmt.Errorf("the relay pressed %d times", n)
+			if n := pressed.Load(); n != 2 {
+				return fmt.Errorf("the relay pressed %d times, not to switch off and to switch on", n)
 			}
 			s.Note("trusted again %.1f s by the agent after an intruder began, %.1f s by the relay after its agent was stopped", byAgent.Seconds(), time.Since(began).Seconds())
 			return s.journalled(2)
@@ -86,31 +87,35 @@ func rebootLadder() Scene {
 	}
 }
 
-// stopAgent stops it as a debugger does: its connection stays open.
+// stopAgent stops it as a debugger does: its connection stays open. The shell finds it
+// without starting a program for each process, which takes long on an emulated PC.
 func (s *Stage) stopAgent(ctx context.Context) error {
-	out, err := s.shell(ctx, `for p in /proc/[0-9]*; do if [ "$(readlink $p/exe)" = /usr/lib/portcullis/hpc-agent ]; then kill -STOP ${p#/proc/} && echo ${p#/proc/}; fi; done`)
+	out, err := s.shell(ctx, `for p in /proc/[0-9]*; do read -r name 2>/dev/null <$p/comm || continue; if [ "$name" = hpc-agent ]; then kill -STOP ${p#/proc/}; echo ${p#/proc/}; fi; done`)
 	if err == nil && strings.TrimSpace(out) == "" {
 		err = errors.New("there is no agent to stop")
 	}
 	return err
 }
 
-// rebootedBy does what a rule waits for and sees the PC go down by the rung, and come back.
-func (s *Stage) rebootedBy(ctx context.Context, rung action.Rung, cause func() error) error {
+// rebootedBy does what a rule waits for and sees the PC go down by the rung, and come
+// back. down is what QEMU has to tell of it, in this order: that the machine really went
+// down is not left to what the services believe.
+func (s *Stage) rebootedBy(ctx context.Context, rung action.Rung, down []func(lab.Event) bool, cause func() error) error {
 	mark := s.Log.Mark()
 	ctx, cancel := context.WithTimeout(ctx, BootLimit)
 	defer cancel()
 	if err := cause(); err != nil {
 		return err
 	}
-	if _, err := s.Log.Wait(ctx, mark, lab.Is("pc.reset")); err != nil {
-		return fmt.Errorf("QEMU tells of no reset: %w; %s", err, s.Why(mark))
+	var last time.Time
+	for _, is := range down {
+		e, err := s.Log.Wait(ctx, mark, func(e lab.Event) bool { return is(e) && !e.Time.Before(last) })
+		if err != nil {
+			return fmt.Errorf("QEMU does not tell that the PC went down: %w; %s", err, s.Why(mark))
+		}
+		last = e.Time
 	}
-	done, err := s.Log.Wait(ctx, mark, lab.Is("action.ended"))
-	for err == nil && done.Text("action") != "reboot" {
-		mark++
-		done, err = s.Log.Wait(ctx, mark, lab.Is("action.ended"))
-	}
+	done, err := s.Log.Wait(ctx, mark, lab.With("action.ended", "action", "reboot"))
 	if err != nil {
 		return fmt.Errorf("the action does not end: %w", err)
 	}
@@ -153,11 +158,11 @@ func (s *Stage) journalled(reboots int) error {
 	return err
 }
 
-// relay is the service behind the rung relay-reset, with the real package pins on a line that
-// is wired to QEMU's reset.
+// relay is the service behind the rung relay-power, with the real package pins on a line that
+// is wired to QEMU's power.
 func (s *Stage) relay(ctx context.Context) (pressed *atomic.Int32, stop func(), err error) {
-	line := &resetLine{stage: s, ctx: ctx}
-	board, err := pins.Open(pins.Config{Reset: "GPIO27"}, func(string) gpio.PinIO { return line }, clock.Real{})
+	line := &powerLine{stage: s, ctx: ctx}
+	board, err := pins.Open(pins.Config{Power: "GPIO17"}, func(string) gpio.PinIO { return line }, clock.Real{})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -173,26 +178,37 @@ func (s *Stage) relay(ctx context.Context) (pressed *atomic.Int32, stop func(), 
 	return &line.pressed, func() { cancel(); <-ended; board.Close() }, nil
 }
 
-// resetLine is a GPIO line that resets the PC when it goes high.
-type resetLine struct {
+// forceOff is how long a power button has to be held until the PC is off.
+const forceOff = 4 * time.Second
+
+// powerLine is a GPIO line that is the PC's power button, as an ATX board has it: held
+// long it takes the power, pressed on a PC that is off it switches on.
+type powerLine struct {
 	gpio.PinIO // nothing else of it is used
 	stage      *Stage
 	ctx        context.Context
 	high       atomic.Bool
 	pressed    atomic.Int32
+	held       *time.Timer // takes the power; of the press under way
 }
 
-func (l *resetLine) Name() string     { return "GPIO27" }
-func (l *resetLine) Read() gpio.Level { return gpio.Level(l.high.Load()) }
+func (l *powerLine) Name() string     { return "GPIO17" }
+func (l *powerLine) Read() gpio.Level { return gpio.Level(l.high.Load()) }
 
-func (l *resetLine) Out(level gpio.Level) error {
-	if was := l.high.Swap(bool(level)); was || level == gpio.Low {
+// Out is called by the board alone, one press at a time.
+func (l *powerLine) Out(level gpio.Level) error {
+	was := l.high.Swap(bool(level))
+	switch {
+	case was == bool(level):
+		return nil
+	case level == gpio.Low:
+		l.held.Stop()
 		return nil
 	}
-	pc := l.stage.PC()
-	if pc == nil {
-		return nil // a button of a PC without power
-	}
 	l.pressed.Add(1)
-	return pc.Reset(l.ctx)
+	l.held = time.AfterFunc(forceOff, l.stage.PowerCut)
+	if l.stage.PC() == nil {
+		return l.stage.PowerOn(l.ctx)
+	}
+	return nil
 }

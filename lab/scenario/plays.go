@@ -25,11 +25,11 @@ func Plays() []Play {
 	return []Play{
 		{Name: "files", Played: true, Image: same, Scenes: []Scene{changedArtefact(), badManifest()}},
 		{Name: "claims", Played: true, Tune: short, Scenes: []Scene{secondClaim(), lateClaim(), replayedEvidence()}},
-		{Name: "http", Firmware: qemu.UEFIHTTP, Tune: rebootPolicy, Scenes: append([]Scene{
+		{Name: "http", Firmware: qemu.UEFIHTTP, Scenes: append([]Scene{
 			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(),
-			rebootLadder(),
 		}, intruderScenes()...)},
 		{Name: "hardware", Firmware: qemu.UEFIHTTP, Long: true, Scenes: []Scene{changedHardware()}},
+		{Name: "reboot", Firmware: qemu.UEFIHTTP, Long: true, Tune: rebootPolicy, Scenes: []Scene{rebootLadder()}},
 		{Name: "pxe", Firmware: qemu.UEFIPXE, TPM: true, Scenes: []Scene{trustedAt(qemu.UEFIPXE, "T1"), alteredBoot()}},
 		{Name: "ipxe", Firmware: qemu.IPXE, Scenes: []Scene{trusted(qemu.IPXE)}},
 		{Name: "bios", Firmware: qemu.BIOS, Scenes: []Scene{trusted(qemu.BIOS)}},
