@@ -16,8 +16,9 @@ echo "soak: $n power cuts of each kind, seed ${PORTCULLIS_POWERCUT_SEED:-1}; log
 PORTCULLIS_POWERCUTS=$n "$GO" test -timeout 24h -parallel 2 -count 1 -v -tags soak -run 'PowerCut|ZymbitCard' ./lab/piscenario >"$logs/power.log" 2>&1 || failed=1
 echo "soak: the scenarios through the card; log $logs/check.log"
 bin/portcullis lab check --pi image >"$logs/check.log" 2>&1 || failed=1
-echo "soak: the long scenarios; log $logs/hardware.log"
+echo "soak: the long scenarios; logs $logs/hardware.log, $logs/reboot.log"
 bin/portcullis lab check --scenario changed-hardware >"$logs/hardware.log" 2>&1 || failed=1
+bin/portcullis lab check --scenario reboot-ladder >"$logs/reboot.log" 2>&1 || failed=1
 echo "soak: every attack of lab/tamper; log $logs/tamper.log"
 PORTCULLIS_TAMPER=all "$GO" test -timeout 1h -count 1 -v ./lab/tamper >"$logs/tamper.log" 2>&1 || failed=1
 echo "soak: the hardened kernel, built, built again, booted; log $logs/kernel.log"
@@ -29,6 +30,6 @@ sed -n -e '/summary: /,/^[^ ]/{/summary: /{s/.*summary: //;p};/^  *[0-9][0-9]* /
 grep -hE '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log" "$logs/tamper.log" "$logs/kernel.log"
 sed -n -e 's/.*summary: /  /p' -e '/built again: /p' "$logs/kernel.log"
 echo
-cat "$logs/check.log" "$logs/hardware.log"
+cat "$logs/check.log" "$logs/hardware.log" "$logs/reboot.log"
 [ "$failed" = 0 ] && echo "soak: all of it holds" || echo "soak: something does not hold; see $logs"
 exit "$failed"
