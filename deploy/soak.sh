@@ -20,7 +20,9 @@ echo "soak: the long scenarios; logs $logs/hardware.log, $logs/reboot.log"
 bin/portcullis lab check --scenario changed-hardware >"$logs/hardware.log" 2>&1 || failed=1
 bin/portcullis lab check --scenario reboot-ladder >"$logs/reboot.log" 2>&1 || failed=1
 echo "soak: every attack of lab/tamper; log $logs/tamper.log"
-PORTCULLIS_TAMPER=all "$GO" test -timeout 1h -count 1 -v ./lab/tamper >"$logs/tamper.log" 2>&1 || failed=1
+bin/portcullis lab tamper --rounds 3 >"$logs/tamper.log" 2>"$logs/tamper.err" || failed=1
+echo "soak: an hour of an honest busy PC; log $logs/honest.log"
+bin/portcullis lab tamper --honest 1h >"$logs/honest.log" 2>"$logs/honest.err" || failed=1
 echo "soak: the hardened kernel, built, built again, booted; log $logs/kernel.log"
 { bin/portcullis image kernel && bin/portcullis image kernel --again --place /another/place &&
   "$GO" test -timeout 1h -count 1 -v -tags soak -run HardenedKernel ./lab/tamper; } >"$logs/kernel.log" 2>&1 || failed=1
@@ -30,6 +32,6 @@ sed -n -e '/summary: /,/^[^ ]/{/summary: /{s/.*summary: //;p};/^  *[0-9][0-9]* /
 grep -hE '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log" "$logs/tamper.log" "$logs/kernel.log"
 sed -n -e 's/.*summary: /  /p' -e '/built again: /p' "$logs/kernel.log"
 echo
-cat "$logs/check.log" "$logs/hardware.log" "$logs/reboot.log"
+cat "$logs/check.log" "$logs/tamper.log" "$logs/honest.log" "$logs/hardware.log" "$logs/reboot.log"
 [ "$failed" = 0 ] && echo "soak: all of it holds" || echo "soak: something does not hold; see $logs"
 exit "$failed"

@@ -25,7 +25,7 @@ func init() { commands = append(commands, labCommand()) }
 func labCommand() *cli.Command {
 	return &cli.Command{
 		Name: "lab", Summary: "A whole Portcullis on this machine: the services in a namespace, the PC in QEMU with real firmware. Needs root.",
-		Sub: []*cli.Command{labUp(), labExec(), labStatus(), labDown(), labCheck(), labBypass(), labWorld()},
+		Sub: []*cli.Command{labUp(), labExec(), labStatus(), labDown(), labCheck(), labBypass(), labTamper(), labWorld()},
 	}
 }
 

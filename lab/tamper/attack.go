@@ -1,12 +1,14 @@
 // Package tamper holds attacks on the running PC of a lab, each as what is done
-// and what must be found of it. Tests commit many of them in one boot: after the
-// second fatal finding a PC is quarantined and goes on being asked, so that every
-// one of them shows in the findings.
+// and what must be found of it, a runner for them, and an honest busy PC of which
+// nothing may be found. Many attacks are committed in one boot: after the second
+// fatal finding a PC is quarantined and goes on being asked, so that every one of
+// them shows in the findings.
 package tamper
 
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -14,59 +16,85 @@ import (
 	"portcullis/lab"
 )
 
-// Attack is one change of a running PC.
+// Stage is when in a boot an attack is committed.
+type Stage int
+
+// Stages, in the order in which a run comes to them.
+const (
+	Together Stage = iota // with all the others of this stage, on a PC that was just trusted
+	Settled               // likewise, when the PC no longer counts as starting
+	Alone                 // after them, one at a time, and taken back
+	Reboot                // in another boot of its own
+	Played                // by a scene of lab/scenario, with a PC that is played or boots anew
+)
+
+// Attack is one change of a PC. It must be found, refused by the PC's kernel, or
+// is known not to be found.
 type Attack struct {
-	Name   string   // kebab-case
+	Name   string // kebab-case
+	Stage  Stage
 	Commit []string // shell commands in the PC, as root, run with -e one after another
 	Host   func(context.Context, *lab.Lab) error
 	Undo   []string // shell commands in the PC
-	// FoundBy is the op that must report it, with one of Reasons and a detail that
-	// holds Detail.
+	Unhost func(context.Context, *lab.Lab) error
+	Scene  string // of lab/scenario, where Stage is Played
+	// FoundBy is the op that must report it (or evidence, channel), with one of Reasons
+	// and a detail that holds Detail.
 	FoundBy string
 	Reasons []string
 	Detail  string
-	// Uptime is how long the PC must have been up: some changes are normal while a
-	// machine starts.
-	Uptime time.Duration
-}
-
-// Result tells what became of an attack.
-type Result struct {
-	Attack     string
-	Found      bool
-	Reason     string
-	Detail     string
-	Seconds    float64 // from the attack to the finding
-	Challenges int     // asked in that time
-}
-
-func (r Result) String() string {
-	if !r.Found {
-		return fmt.Sprintf("%s: not found after %d challenges in %.1f s", r.Attack, r.Challenges, r.Seconds)
-	}
-	return fmt.Sprintf("%s: %s (%s) after %d challenges, %.1f s", r.Attack, r.Reason, r.Detail, r.Challenges, r.Seconds)
+	// Refusal is what the kernel says that refuses it, a regular expression in lower
+	// case; then nothing is there to be found.
+	Refusal string
+	// Unseen says why nothing finds it.
+	Unseen string
+	// Docker: the PC's container runtime is needed, and its image is loaded before.
+	Docker bool
 }
 
 // commit makes the attack and returns the place in the log from which it was there.
-func (a Attack) commit(ctx context.Context, l *lab.Lab) (int, error) {
-	mark := l.Log.Mark()
+func (a Attack) commit(ctx context.Context, l *lab.Lab) (mark int, refused string, err error) {
+	mark = l.Log.Mark()
 	if len(a.Commit) > 0 {
-		if err := shell(ctx, l, a.Commit); err != nil {
-			return 0, fmt.Errorf("%s: %w", a.Name, err)
+		err := shell(ctx, l, a.Commit)
+		if err != nil {
+			said := strings.TrimSpace(err.Error())
+			if a.Refusal == "" || !regexp.MustCompile(a.Refusal).MatchString(strings.ToLower(said)) {
+				return 0, "", fmt.Errorf("%s: %w", a.Name, err)
+			}
+			return mark, said[max(0, len(said)-200):], nil
 		}
 	}
 	if a.Host != nil {
 		if err := a.Host(ctx, l); err != nil {
-			return 0, fmt.Errorf("%s: %w", a.Name, err)
+			return 0, "", fmt.Errorf("%s: %w", a.Name, err)
 		}
 	}
-	return mark, nil
+	return mark, "", nil
 }
 
+// undo takes back what can be taken back.
+func (a Attack) undo(ctx context.Context, l *lab.Lab) error {
+	if a.Unhost != nil {
+		if err := a.Unhost(ctx, l); err != nil {
+			return fmt.Errorf("undo %s: %w", a.Name, err)
+		}
+	}
+	if len(a.Undo) > 0 {
+		if err := shell(ctx, l, a.Undo); err != nil {
+			return fmt.Errorf("undo %s: %w", a.Name, err)
+		}
+	}
+	return nil
+}
+
+// shellLimit bounds the commands of one attack: under emulation Docker takes seconds for each.
+const shellLimit = 2 * time.Minute
+
 func shell(ctx context.Context, l *lab.Lab, lines []string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, shellLimit+10*time.Second)
 	defer cancel()
-	r, err := l.Exec(ctx, "/bin/sh", "-ec", strings.Join(lines, "\n"))
+	r, err := l.ExecIn(ctx, nil, shellLimit, "/bin/sh", "-ec", strings.Join(lines, "\n"))
 	if err != nil {
 		return err
 	}
@@ -76,58 +104,9 @@ func shell(ctx context.Context, l *lab.Lab, lines []string) error {
 	return nil
 }
 
-// finds tells whether an event is the finding that the attack must cause.
+// finds tells whether an event is the finding that the attack must cause. What is
+// known not to be found is found by any finding that names its Detail.
 func (a Attack) finds(e lab.Event) bool {
-	return e.Name == "finding" && e.Text("probe") == a.FoundBy && slices.Contains(a.Reasons, e.Text("reason")) && strings.Contains(e.Text("detail"), a.Detail)
-}
-
-// All commits every attack, one after another and without a pause, and waits for
-// the finding of each, together at most limit.
-func All(ctx context.Context, l *lab.Lab, attacks []Attack, limit time.Duration) ([]Result, error) {
-	type pending struct {
-		attack Attack
-		mark   int
-		began  time.Time
-	}
-	var open []pending
-	for _, a := range attacks {
-		began := time.Now()
-		mark, err := a.commit(ctx, l)
-		if err != nil {
-			return nil, err
-		}
-		open = append(open, pending{a, mark, began})
-	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	var out []Result
-	for _, p := range open {
-		e, err := l.Log.Wait(ctx, p.mark, p.attack.finds)
-		r := Result{Attack: p.attack.Name, Found: err == nil, Seconds: time.Since(p.began).Seconds()}
-		if r.Found {
-			r.Reason, r.Detail, r.Seconds = e.Text("reason"), e.Text("detail"), e.Time.Sub(p.began).Seconds()
-		}
-		for _, c := range l.Log.Since(p.mark) {
-			if c.Name == "challenge" {
-				r.Challenges++
-			}
-			if p.attack.finds(c) {
-				break
-			}
-		}
-		out = append(out, r)
-	}
-	return out, nil
-}
-
-// Undo takes back what can be taken back; the PC stays quarantined until it boots.
-func Undo(ctx context.Context, l *lab.Lab, attacks []Attack) error {
-	for _, a := range slices.Backward(attacks) {
-		if len(a.Undo) > 0 {
-			if err := shell(ctx, l, a.Undo); err != nil {
-				return fmt.Errorf("undo %s: %w", a.Name, err)
-			}
-		}
-	}
-	return nil
+	return e.Name == "finding" && e.Text("class") != "info" && (a.FoundBy == "" || e.Text("probe") == a.FoundBy) &&
+		(len(a.Reasons) == 0 || slices.Contains(a.Reasons, e.Text("reason"))) && (a.Detail != "" || a.Unseen == "") && strings.Contains(e.Text("detail"), a.Detail)
 }

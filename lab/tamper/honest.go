@@ -52,11 +52,11 @@ func (r HonestResult) OK() bool {
 // and a deadline for a machine that is ten times slower and beside other work.
 const (
 	honestGap      = 5 * time.Second
-	honestDeadline = time.Minute
+	honestDeadline = 2 * time.Minute
 	taskName       = "lab/task:1"
 	honestRekey    = 10 * time.Minute
 	// commandLimit bounds one command: under emulation Docker takes seconds for each.
-	commandLimit = 3 * time.Minute
+	commandLimit = 15 * time.Minute
 )
 
 // Run boots a PC and has it work. The error is of the lab or of the work, not of

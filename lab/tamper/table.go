@@ -4,67 +4,26 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
-	"time"
 
 	"portcullis/lab"
 )
-
-// bootLimit bounds one boot to trusted.
-const bootLimit = 6 * time.Minute
 
 const hpcLab = "/usr/lib/portcullis/hpc-lab"
 
 // quiet starts a command that outlives the shell.
 func quiet(command string) string { return command + " >/dev/null 2>&1 </dev/null &" }
 
-// Attacks is the table.
-var Attacks = []Attack{
-	{Name: "program-from-tmpfs", FoundBy: "procs", Reasons: []string{"procs-unknown-executable"}, Detail: "/tmp/tamper-a",
-		Commit: []string{"cp /usr/bin/sleep /tmp/tamper-a", quiet("/tmp/tamper-a 3600")}, Undo: []string{"rm -f /tmp/tamper-a"}},
-	{Name: "deleted-program", FoundBy: "procs", Reasons: []string{"procs-deleted-executable"}, Detail: "/tmp/tamper-b",
-		Commit: []string{"cp /usr/bin/sleep /tmp/tamper-b", quiet("/tmp/tamper-b 3600"), "sleep 0.2", "rm /tmp/tamper-b"}},
-	{Name: "program-that-ran-and-is-gone", FoundBy: "ima", Reasons: []string{"ima-unknown"}, Detail: "/run/tamper-c",
-		Commit: []string{"cp /usr/bin/true /run/tamper-c", "/run/tamper-c", "rm /run/tamper-c"}},
-	{Name: "preloaded-library", FoundBy: "procs", Reasons: []string{"procs-unknown-executable"}, Detail: "/run/tamper-d.so",
-		Commit: []string{"cp /usr/lib/x86_64-linux-gnu/libm.so.6 /run/tamper-d.so", "LD_PRELOAD=/run/tamper-d.so " + quiet("/usr/bin/sleep 3600")},
-		Undo:   []string{"rm -f /run/tamper-d.so"}},
-	{Name: "bind-mounted-program", FoundBy: "procs", Reasons: []string{"procs-mount-over-image"}, Detail: "/usr/bin/stat",
-		Commit: []string{"cp /usr/bin/stat /run/tamper-e", "mount --bind /run/tamper-e /usr/bin/stat"}, Undo: []string{"umount /usr/bin/stat"}},
-	{Name: "mount-over-configuration", FoundBy: "procs", Reasons: []string{"procs-mount-over-image"}, Detail: "/etc/sysctl.d",
-		Commit: []string{"mount -t tmpfs none /etc/sysctl.d"}, Undo: []string{"umount /etc/sysctl.d"}},
-	{Name: "account-added", FoundBy: "files", Reasons: []string{"files-changed"}, Detail: "/etc/passwd",
-		Commit: []string{"echo 'evil:x:0:0::/root:/bin/sh' >> /etc/passwd"}},
-	{Name: "unit-added", FoundBy: "files", Reasons: []string{"files-added"}, Detail: "/etc/systemd/system/tamper.service",
-		Commit: []string{"echo '[Service]' > /etc/systemd/system/tamper.service"}},
-	{Name: "program-waits-in-usr", FoundBy: "files", Reasons: []string{"files-added"}, Detail: "/usr/bin/tamper",
-		Commit: []string{"cp /usr/bin/true /usr/bin/tamper"}},
-	{Name: "file-removed", FoundBy: "files", Reasons: []string{"files-removed"}, Detail: "/etc/systemd",
-		Commit: []string{"rm -r /etc/systemd/journald.conf.d"}},
-	{Name: "ebpf-socket-filter", FoundBy: "trace", Reasons: []string{"trace-bpf"}, Detail: "type 1",
-		Commit: []string{quiet(hpcLab + " bpf 3600s")}},
-	{Name: "kprobe", FoundBy: "boot", Reasons: []string{"boot-traced"}, Detail: "tamper",
-		Commit: []string{"mkdir -p /run/tamper-t", "mount -t tracefs none /run/tamper-t", "echo 'p:tamper do_sys_openat2' > /run/tamper-t/kprobe_events"},
-		Undo:   []string{"echo > /run/tamper-t/kprobe_events", "umount /run/tamper-t"}},
-	{Name: "unlisted-module", FoundBy: "modules", Reasons: []string{"modules-unexpected"}, Detail: "dummy",
-		Commit: []string{"modprobe dummy"}, Undo: []string{"rmmod dummy"}},
-	{Name: "process-namespace-by-hand", FoundBy: "container", Reasons: []string{"container-unknown"}, Detail: "sleep",
-		Commit: []string{quiet("unshare --pid --fork /usr/bin/sleep 3600")}},
-	{Name: "noise-overwritten", FoundBy: "noise", Reasons: []string{"noise-changed"}, Detail: "not resident",
-		Commit: []string{wipeNoise}},
-	{Name: "read-only-data-changed", FoundBy: "krodata", Reasons: []string{"krodata-changed"}, Detail: "+0x700000..+0x704000",
-		Host: func(ctx context.Context, l *lab.Lab) error {
-			return poke(ctx, l, "Kernel rodata", 0x700123, []byte{0x5a})
-		}},
-	{Name: "interrupt-gate-changed", FoundBy: "krodata", Reasons: []string{"krodata-idt"}, Detail: "vectors [22]", Host: changeGate},
-	{Name: "clock-set-back", FoundBy: "time", Reasons: []string{"time-clock-set"}, Detail: "-1h", Uptime: settled,
-		Commit: []string{"date -s '1 hour ago'"}},
-	{Name: "device-plugged-in", FoundBy: "uevent", Reasons: []string{"uevent-added"}, Detail: "pci of /devices/", Uptime: settled,
-		Host: func(ctx context.Context, l *lab.Lab) error { return l.PC().AddNIC(ctx, "52:54:00:de:ad:02") }},
+// tool runs one of hpc-lab's tools for an hour. The shell goes on when the tool says that
+// it is ready, and fails as it does.
+func tool(words string) string {
+	return fmt.Sprintf("%s %s 3600s >/run/tamper-tool 2>&1 </dev/null & p=$!; "+
+		"while [ ! -s /run/tamper-tool ] && kill -0 $p 2>/dev/null; do sleep 0.1; done; grep -q ready /run/tamper-tool || { cat /run/tamper-tool >&2; exit 1; }", hpcLab, words)
 }
 
-// settled is when a PC counts as started: attestserver/expect has 180 s.
-const settled = 185 * time.Second
+// Attacks is the table.
+var Attacks = slices.Concat(programs, files, kernel, network, hardware, containers, agents, unseen)
 
 // wipeNoise writes zeros over the agent's largest mapping outside of its heap:
 // the noise. Root can write to any process.
@@ -128,4 +87,14 @@ func changeGate(ctx context.Context, l *lab.Lab) error {
 		return l.PC().WritePhysical(ctx, from+ref.IDTAt-text+22*16, []byte{ref.IDT[22*16] ^ 1})
 	}
 	return fmt.Errorf("iomem has no kernel code")
+}
+
+// Quick are the attacks that need one boot, no container and no waiting.
+func Quick() (out []Attack) {
+	for _, a := range Attacks {
+		if a.Stage == Together && !a.Docker && a.Unseen == "" {
+			out = append(out, a)
+		}
+	}
+	return out
 }

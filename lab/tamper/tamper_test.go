@@ -4,90 +4,92 @@ import (
 	"context"
 	"os"
 	"regexp"
+	"slices"
 	"testing"
 	"time"
 
 	"portcullis/lab"
+	"portcullis/lab/scenario"
 )
-
-// honest is how many answers of the PC are looked at before it is attacked.
-const honest = 8
 
 // TestAttacksAreFound boots one PC, looks that nothing is found of it, commits
 // every attack of the table that needs no waiting, and waits for the finding of
-// each. With PORTCULLIS_TAMPER=all those that need a PC that has settled are
-// committed as well; make soak does that (deploy/soak.sh).
+// each. The whole table is run by `portcullis lab tamper` (deploy/soak.sh).
 func TestAttacksAreFound(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	o := lab.Options{Name: "tamper", State: t.TempDir(), Builder: &lab.Builder{Repository: "../.."}}
+	o := Options{Name: "tamper", State: t.TempDir(), Builder: &lab.Builder{Repository: "../.."}, Attacks: Quick(),
+		Report: func(r Result) {
+			t.Logf("%s: %s %s (%s) after %d challenges, %.1f s", r.Attack, r.Outcome, r.Reason, r.Detail, r.Challenges, r.Seconds)
+			if !r.OK() {
+				t.Errorf("%s: %s, want %s: %s", r.Attack, r.Outcome, r.Expected, r.Detail)
+			}
+		}}
 	if testing.Verbose() {
 		o.Events = (&lab.Printer{Out: os.Stderr}).Print
 	}
-	l, err := lab.Start(ctx, o)
+	r, err := Run(ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		if err := l.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	mark := l.Log.Mark()
-	if _, err := l.Boot(ctx, 5*time.Minute); err != nil {
-		t.Fatal(err)
+	for _, a := range r.Alarms {
+		t.Errorf("found on an honest PC: %+v", a)
 	}
-	if r, err := l.Exec(ctx, "/usr/bin/systemctl", "is-system-running", "--wait"); err != nil || r.Exit != 0 {
-		t.Fatalf("the PC's systemd: %s %v", r.Stdout, err)
+	if r.Answers < honestAnswers || len(r.Results) != len(o.Attacks) {
+		t.Errorf("%d answers, %d results of %d attacks", r.Answers, len(r.Results), len(o.Attacks))
 	}
-	attacks, wait := chosen()
-	for at, n := l.Log.Mark(), 0; n < honest; n++ {
-		if _, err := l.Log.Wait(ctx, at, lab.Is("evidence")); err != nil {
-			t.Fatalf("answers of the honest PC: %v; %s", err, l.Why(mark))
-		}
-		at = l.Log.Mark()
-	}
-	if wait > 0 {
-		time.Sleep(wait) // the PC counts as starting until then
-	}
-	for _, e := range l.Log.Since(mark) {
-		if e.Name == "finding" && e.Text("class") != "info" {
-			t.Errorf("found on an honest PC: %s %s: %s", e.Text("probe"), e.Text("reason"), e.Text("detail"))
-		}
-	}
-	results, err := All(ctx, l, attacks, 90*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, r := range results {
-		t.Log(r)
-		if !r.Found {
-			t.Error(r)
-		}
-	}
-	if err := Undo(ctx, l, attacks); err != nil {
-		t.Error(err)
-	}
-}
-
-// chosen are the attacks to commit, and how long the PC must have been up.
-func chosen() (attacks []Attack, wait time.Duration) {
-	for _, a := range Attacks {
-		if a.Uptime > 0 && os.Getenv("PORTCULLIS_TAMPER") != "all" {
-			continue
-		}
-		attacks, wait = append(attacks, a), max(wait, a.Uptime)
-	}
-	return attacks, wait
 }
 
 func TestTheTableIsWhole(t *testing.T) {
 	name := regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`)
+	var scenes []string
+	for _, p := range scenario.Plays() {
+		for _, s := range p.Scenes {
+			scenes = append(scenes, s.Name)
+		}
+	}
 	seen := map[string]bool{}
 	for _, a := range Attacks {
-		if !name.MatchString(a.Name) || seen[a.Name] || len(a.Reasons) == 0 || a.FoundBy == "" || a.Detail == "" || len(a.Commit) == 0 && a.Host == nil {
+		known := a.Refusal != "" || a.Unseen != ""
+		if !name.MatchString(a.Name) || seen[a.Name] || known == (a.FoundBy != "" && len(a.Reasons) > 0) || a.Refusal != "" && a.Unseen != "" {
 			t.Errorf("%+v", a)
 		}
+		if played := a.Stage == Played; played != slices.Contains(scenes, a.Scene) || !played && len(a.Commit) == 0 && a.Host == nil {
+			t.Errorf("%s: nothing is done, or no such scene", a.Name)
+		}
 		seen[a.Name] = true
+	}
+	if len(Attacks) < 40 {
+		t.Errorf("%d attacks, want at least 40", len(Attacks))
+	}
+}
+
+func TestQuantiles(t *testing.T) {
+	v := []float64{5, 1, 4, 2, 3}
+	for _, c := range []struct{ q, want float64 }{{0.5, 3}, {0.99, 5}, {0.2, 1}, {0, 1}} {
+		if got := quantile(v, c.q); got != c.want {
+			t.Errorf("quantile %v is %v, want %v", c.q, got, c.want)
+		}
+	}
+	if quantile(nil, 0.5) != 0 {
+		t.Error("of nothing")
+	}
+}
+
+// What was not found, or could not be committed, makes a run fail; to find more than
+// was expected does not.
+func TestReport_JudgesWhatBecameOfAnAttack(t *testing.T) {
+	for _, c := range []struct {
+		outcome, expected Outcome
+		ok                bool
+	}{{Found, Found, true}, {Refused, Refused, true}, {NotFound, NotFound, true}, {Found, NotFound, true},
+		{NotFound, Found, false}, {Failed, Found, false}, {Failed, NotFound, false}, {NotFound, Refused, false}, {Found, Refused, false}, {Refused, Found, false}} {
+		r := Report{Results: []Result{{Attack: "kexec", Outcome: c.outcome, Expected: c.expected}}}
+		if r.OK() != c.ok {
+			t.Errorf("%+v: ok is %t", c, r.OK())
+		}
+	}
+	if (Report{Alarms: []Alarm{{}}}).OK() {
+		t.Error("a false alarm is no failure")
 	}
 }

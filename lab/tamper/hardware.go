@@ -1,0 +1,51 @@
+package tamper
+
+import (
+	"context"
+
+	"portcullis/lab"
+)
+
+// plug plugs a device into a running PC.
+func plug(disk map[string]any, device map[string]any) func(context.Context, *lab.Lab) error {
+	return func(ctx context.Context, l *lab.Lab) error { return l.PC().Plug(ctx, disk, device) }
+}
+
+// emptyDisk is a disk without content.
+func emptyDisk(name string) map[string]any {
+	return map[string]any{"driver": "null-co", "node-name": name, "size": 16 << 20, "read-zeroes": true}
+}
+
+// hardware are attacks by parts.
+var hardware = []Attack{
+	{Name: "network-card-plugged-in", Stage: Settled, FoundBy: "net", Reasons: []string{"net-second-interface"}, Detail: "52:54:00:de:ad:02",
+		Host: func(ctx context.Context, l *lab.Lab) error { return l.PC().AddNIC(ctx, "52:54:00:de:ad:02") }},
+	{Name: "disk-plugged-in", Stage: Settled, FoundBy: "uevent", Reasons: []string{"uevent-added"}, Detail: "block of /devices/",
+		Host: plug(emptyDisk("hot0"), map[string]any{"driver": "virtio-blk-pci", "drive": "hot0", "id": "hotdisk0", "bus": "slot1"})},
+	{Name: "device-plugged-in", Stage: Settled, FoundBy: "uevent", Reasons: []string{"uevent-added"}, Detail: "pci of /devices/",
+		Host: plug(nil, map[string]any{"driver": "virtio-rng-pci", "id": "hotrng0", "bus": "slot2"})},
+	{Name: "usb-controller-plugged-in", Stage: Settled, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: "pci 0000:",
+		Host: plug(nil, map[string]any{"driver": "qemu-xhci", "id": "hotusb0", "bus": "slot3"})},
+	{Name: "usb-stick-plugged-in", Stage: Settled, Unseen: "the kernel of this image has no code for USB: it does not see the stick, and nothing in the PC can use it",
+		Host: plug(emptyDisk("hot1"), map[string]any{"driver": "usb-storage", "drive": "hot1", "id": "hotstick0", "bus": "usb0.0"})},
+	{Name: "smbios-and-disk-changed", Stage: Reboot, FoundBy: "hw", Reasons: []string{"hw-added", "hw-changed"}, Detail: "dmi product_serial",
+		Host: func(_ context.Context, l *lab.Lab) error {
+			l.Hardware.SMBIOS, l.Hardware.Disk = []string{"type=1,manufacturer=Other,serial=4711"}, "EXTRA-1"
+			return nil
+		}},
+}
+
+// containers are attacks by way of Docker.
+var containers = []Attack{
+	{Name: "process-namespace-by-hand", FoundBy: "container", Reasons: []string{"container-unknown"}, Detail: "sleep",
+		Commit: []string{quiet("unshare --pid --fork /usr/bin/sleep 3600")}},
+	{Name: "control-group-named-like-one", FoundBy: "container", Reasons: []string{"container-unknown"}, Detail: "container beefbeefbeef",
+		Commit: []string{"mkdir -p " + fakeScope, "/bin/sh -c 'echo $$ > " + fakeScope + "/cgroup.procs; exec /usr/bin/sleep 3600' >/dev/null 2>&1 </dev/null &"}},
+	{Name: "privileged-container", Stage: Settled, Docker: true, FoundBy: "container", Reasons: []string{"container-privileged"}, Detail: "privileged",
+		Commit: []string{"docker run -d --privileged " + taskName + " work 1h /tmp"}},
+	{Name: "program-copied-into-container", Stage: Settled, Docker: true, FoundBy: "procs", Reasons: []string{"procs-unknown-executable"}, Detail: "/tmp/copied",
+		Commit: []string{"id=$(docker run -d " + taskName + " work 1h /tmp)", "cp " + hpcLab + " /run/copied; printf x >> /run/copied; docker cp /run/copied $id:/tmp/copied",
+			"docker exec -d $id /tmp/copied work 1h /tmp"}},
+}
+
+const fakeScope = "/sys/fs/cgroup/docker-beefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeefbeef.scope"

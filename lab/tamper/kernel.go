@@ -1,0 +1,57 @@
+package tamper
+
+import (
+	"context"
+
+	"portcullis/lab"
+)
+
+// kernel are attacks on the kernel.
+var kernel = []Attack{
+	{Name: "ebpf-socket-filter", FoundBy: "trace", Reasons: []string{"trace-bpf"}, Detail: "type 1",
+		Commit: []string{quiet(hpcLab + " bpf 3600s")}},
+	{Name: "kprobe", FoundBy: "boot", Reasons: []string{"boot-traced"}, Detail: "do_sys_openat2",
+		Commit: []string{tracefs, "echo 'p:tamper do_sys_openat2' > /run/tamper-t/kprobe_events"}, Undo: []string{"echo > /run/tamper-t/kprobe_events"}},
+	{Name: "uprobe", FoundBy: "boot", Reasons: []string{"boot-traced"}, Detail: "/usr/bin/bash",
+		Commit: []string{tracefs, "echo 'p:tamperu /usr/bin/bash:0x30000' > /run/tamper-t/uprobe_events"}, Undo: []string{"echo > /run/tamper-t/uprobe_events"}},
+	{Name: "tracepoint", FoundBy: "boot", Reasons: []string{"boot-traced"}, Detail: "sched_process_exec",
+		Commit: []string{tracefs, "echo sched:sched_process_exec > /run/tamper-t/set_event"}, Undo: []string{"echo > /run/tamper-t/set_event"}},
+	{Name: "unlisted-module", FoundBy: "modules", Reasons: []string{"modules-unexpected"}, Detail: "dummy",
+		Commit: []string{"modprobe dummy"}},
+	{Name: "hidden-module", Stage: Settled, FoundBy: "modules", Reasons: []string{"modules-hidden"}, Detail: "dummy",
+		Commit: []string{"modprobe dummy"}, Host: hideModule("dummy"), Unhost: showModule},
+	{Name: "unsigned-module", Refusal: "key was rejected",
+		Commit: []string{tool("module /usr/bin/true")}},
+	{Name: "kernel-memory-by-dev-mem", Refusal: "permi", Commit: []string{tool("devmem")}},
+	{Name: "processor-ports", Refusal: "permi", Commit: []string{tool("ioport")}},
+	{Name: "processor-registers", Refusal: "no such file", Commit: []string{tool("msr")}},
+	{Name: "kexec", Refusal: "permi", Commit: []string{tool("kexec")}},
+	{Name: "lockdown-lifted", Refusal: "permi",
+		Commit: []string{"echo none > /sys/kernel/security/lockdown"}},
+	{Name: "noise-overwritten", FoundBy: "noise", Reasons: []string{"noise-changed"}, Detail: "not resident",
+		Commit: []string{wipeNoise}},
+	{Name: "read-only-data-changed", FoundBy: "krodata", Reasons: []string{"krodata-changed"}, Detail: "+0x700000..+0x704000",
+		Host: func(ctx context.Context, l *lab.Lab) error {
+			return poke(ctx, l, "Kernel rodata", 0x700123, []byte{0x5a})
+		}},
+	{Name: "kernel-text-patched", FoundBy: "ktext", Reasons: []string{"ktext-changed"}, Detail: "differs from the reference", Host: patchText},
+	{Name: "interrupt-gate-changed", FoundBy: "krodata", Reasons: []string{"krodata-idt"}, Detail: "vectors [22]", Host: changeGate},
+	{Name: "clock-set-back", Stage: Settled, FoundBy: "time", Reasons: []string{"time-clock-set"}, Detail: "-1h",
+		Commit: []string{"date -s '1 hour ago'"}},
+	{Name: "clock-set-forward", Stage: Alone, FoundBy: "time", Reasons: []string{"time-clock-set"}, Detail: "2h",
+		Commit: []string{"date -s '2 hours'"}},
+}
+
+// tracefs mounts it where nobody looks.
+const tracefs = "mkdir -p /run/tamper-t; mountpoint -q /run/tamper-t || mount -t tracefs none /run/tamper-t"
+
+// network are attacks on the PC's ways out.
+var network = []Attack{
+	{Name: "sniffing-socket", FoundBy: "net", Reasons: []string{"net-sniffer"}, Detail: "packet socket", Commit: []string{tool("sniff")}},
+	{Name: "promiscuous-card", FoundBy: "net", Reasons: []string{"net-promiscuous"}, Detail: "eth0",
+		Commit: []string{"ip link set eth0 promisc on"}, Undo: []string{"ip link set eth0 promisc off"}},
+	{Name: "bridge-of-ones-own", FoundBy: "net", Reasons: []string{"net-unexpected-interface"}, Detail: "evil0",
+		Commit: []string{"ip link add evil0 type bridge"}, Undo: []string{"ip link del evil0"}},
+	{Name: "another-route", FoundBy: "net", Reasons: []string{"net-route"}, Detail: "198.51.100.0/24",
+		Commit: []string{"ip link add evil1 type bridge", "ip link set evil1 up", "ip route add 198.51.100.0/24 dev evil1"}, Undo: []string{"ip link del evil1"}},
+}
