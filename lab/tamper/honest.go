@@ -145,7 +145,7 @@ func (w *worker) round(ctx context.Context) error {
 		w.loaded = true
 	}
 	name := fmt.Sprintf("task-%d", w.count.Rounds)
-	long := []string{"/usr/bin/docker", "run", "--rm", "-d", "--name", name, taskName, "work", "45s", "/tmp"}
+	long := []string{"/usr/bin/docker", "run", "--rm", "-d", "--name", name, taskName, "work", "2h", "/tmp"}
 	short := []string{"/usr/bin/docker", "run", "--rm", taskName, "work", "2s", "/tmp"}
 	for _, argv := range [][]string{
 		long,
@@ -155,7 +155,7 @@ func (w *worker) round(ctx context.Context) error {
 		short,
 		{"/usr/bin/systemd-run", "--wait", "--collect", "/usr/bin/sleep", "1"},
 		{"/usr/bin/journalctl", "-n", "50", "--no-pager"},
-		{"/bin/sh", "-ec", "docker wait " + name + " >/dev/null 2>&1 || true"},
+		{"/usr/bin/docker", "stop", name},
 	} {
 		if err := w.run(ctx, argv...); err != nil {
 			return err
