@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +24,7 @@ func labTamper() *cli.Command {
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
 		lf := newLabFlags(fs)
-		name := fs.String("attack", "", "only attacks whose name contains this")
+		name := fs.String("attack", "", "only attacks whose name contains this; several words with commas")
 		rounds := fs.Int("rounds", 1, "how often all of them are committed, each time in new boots")
 		limit := fs.Duration("limit", 2*time.Minute, "how long the findings are waited for")
 		honest := fs.Duration("honest", 0, "no attack: keep an honest PC busy for this time and count what is found of it")
@@ -53,7 +54,7 @@ func labTamper() *cli.Command {
 		}
 		var attacks []tamper.Attack
 		for _, a := range tamper.Attacks {
-			if strings.Contains(a.Name, *name) {
+			if slices.ContainsFunc(strings.Split(*name, ","), func(word string) bool { return strings.Contains(a.Name, word) }) {
 				attacks = append(attacks, a)
 			}
 		}
@@ -71,7 +72,7 @@ func labTamper() *cli.Command {
 				if *asJSON {
 					json.NewEncoder(stdio.Out).Encode(r)
 				} else {
-					fmt.Fprintf(stdio.Err, "    %s: %s %s %.1f s\n", r.Attack, r.Outcome, r.Reason, r.Seconds)
+					fmt.Fprintf(stdio.Err, "    %s: %s after %.1f s: %s %s\n", r.Attack, r.Outcome, r.Seconds, r.Reason, r.Detail)
 				}
 			}})
 		if *asJSON {

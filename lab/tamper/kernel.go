@@ -26,7 +26,7 @@ var kernel = []Attack{
 	{Name: "processor-ports", Refusal: "permi", Commit: []string{tool("ioport")}},
 	{Name: "processor-registers", Refusal: "no such file", Commit: []string{tool("msr")}},
 	{Name: "kexec", Refusal: "permi", Commit: []string{tool("kexec")}},
-	{Name: "lockdown-lifted", Refusal: "permi",
+	{Name: "lockdown-lifted", Refusal: "permi|i/o error",
 		Commit: []string{"echo none > /sys/kernel/security/lockdown"}},
 	{Name: "noise-overwritten", FoundBy: "noise", Reasons: []string{"noise-changed"}, Detail: "not resident",
 		Commit: []string{wipeNoise}},

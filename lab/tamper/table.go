@@ -18,8 +18,8 @@ func quiet(command string) string { return command + " >/dev/null 2>&1 </dev/nul
 // tool runs one of hpc-lab's tools for an hour. The shell goes on when the tool says that
 // it is ready, and fails as it does.
 func tool(words string) string {
-	return fmt.Sprintf("%s %s 3600s >/run/tamper-tool 2>&1 </dev/null & p=$!; "+
-		"while [ ! -s /run/tamper-tool ] && kill -0 $p 2>/dev/null; do sleep 0.1; done; grep -q ready /run/tamper-tool || { cat /run/tamper-tool >&2; exit 1; }", hpcLab, words)
+	return fmt.Sprintf("%s %s 3600s >/run/tamper-tool.$$ 2>&1 </dev/null & p=$!; "+
+		"while [ ! -s /run/tamper-tool.$$ ] && kill -0 $p 2>/dev/null; do sleep 0.1; done; grep -q ready /run/tamper-tool.$$ || { cat /run/tamper-tool.$$ >&2; exit 1; }", hpcLab, words)
 }
 
 // Attacks is the table.
