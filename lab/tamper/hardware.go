@@ -20,7 +20,7 @@ func emptyDisk(name string) map[string]any {
 var hardware = []Attack{
 	{Name: "network-card-plugged-in", Stage: Settled, FoundBy: "net", Reasons: []string{"net-second-interface"}, Detail: "52:54:00:de:ad:02",
 		Host: func(ctx context.Context, l *lab.Lab) error { return l.PC().AddNIC(ctx, "52:54:00:de:ad:02") }},
-	{Name: "disk-plugged-in", Stage: Settled, FoundBy: "uevent", Reasons: []string{"uevent-added"}, Detail: "block of /devices/",
+	{Name: "disk-plugged-in", Stage: Settled, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: "0x1af4 0x1042", // virtio disk
 		Host: plug(emptyDisk("hot0"), map[string]any{"driver": "virtio-blk-pci", "drive": "hot0", "id": "hotdisk0", "bus": "slot1"})},
 	{Name: "device-plugged-in", Stage: Settled, FoundBy: "uevent", Reasons: []string{"uevent-added"}, Detail: "pci of /devices/",
 		Host: plug(nil, map[string]any{"driver": "virtio-rng-pci", "id": "hotrng0", "bus": "slot2"})},

@@ -28,34 +28,24 @@ var hidden struct {
 // loaded, and /proc/modules does not have it any more.
 func hideModule(name string) func(context.Context, *lab.Lab) error {
 	return func(ctx context.Context, l *lab.Lab) error {
-		head, err := symbol(ctx, l, "modules")
+		// The module names its own record, which holds its entry in the list.
+		module, err := symbol(ctx, l, "__this_module", "["+name+"]")
 		if err != nil {
 			return err
 		}
 		return l.PC().Debug(ctx, false, func(m *qemu.Memory) error {
-			for at, n := head, 0; n < 1024; n++ {
-				b, err := m.Read(at, 16)
-				if err != nil {
-					return err
-				}
-				next, prev := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
-				if at != head {
-					text, err := m.Read(at-listOffset+nameOffset, 56)
-					if err != nil {
-						return err
-					}
-					if got, _, _ := strings.Cut(string(text), "\x00"); got == name {
-						hidden.Lock()
-						defer hidden.Unlock()
-						hidden.entry, hidden.next, hidden.prev = at, next, prev
-						return link(m, prev, next)
-					}
-				}
-				if at = next; at == head {
-					break
-				}
+			b, err := m.Read(module, nameOffset+len(name)+1)
+			if err != nil {
+				return err
 			}
-			return fmt.Errorf("module %s is not in the kernel's list", name)
+			if string(b[nameOffset:]) != name+"\x00" {
+				return fmt.Errorf("the record of module %s holds %q", name, b[nameOffset:])
+			}
+			hidden.Lock()
+			defer hidden.Unlock()
+			hidden.entry = module + listOffset
+			hidden.next, hidden.prev = binary.LittleEndian.Uint64(b[listOffset:]), binary.LittleEndian.Uint64(b[listOffset+8:])
+			return link(m, hidden.prev, hidden.next)
 		})
 	}
 }
@@ -84,9 +74,9 @@ func pointer(m *qemu.Memory, at, to uint64) error {
 	return m.Write(at, binary.LittleEndian.AppendUint64(nil, to))
 }
 
-// symbol is the address of a name in the kernel.
-func symbol(ctx context.Context, l *lab.Lab, name string) (uint64, error) {
-	r, err := l.Exec(ctx, "/usr/bin/awk", fmt.Sprintf("$3 == %q {print $1; exit}", name), "/proc/kallsyms")
+// symbol is the address of a name in the kernel, or in a module, "[name]".
+func symbol(ctx context.Context, l *lab.Lab, name, module string) (uint64, error) {
+	r, err := l.Exec(ctx, "/usr/bin/awk", fmt.Sprintf("$3 == %q && $4 == %q {print $1; exit}", name, module), "/proc/kallsyms")
 	if err != nil {
 		return 0, err
 	}
@@ -100,7 +90,7 @@ func symbol(ctx context.Context, l *lab.Lab, name string) (uint64, error) {
 // patchText changes code of the kernel that never runs in a lab's PC: the text of a
 // machine check that QEMU does not raise.
 func patchText(ctx context.Context, l *lab.Lab) error {
-	at, err := symbol(ctx, l, "do_machine_check")
+	at, err := symbol(ctx, l, "do_machine_check", "")
 	if err != nil {
 		return err
 	}

@@ -52,6 +52,7 @@ var network = []Attack{
 		Commit: []string{"ip link set eth0 promisc on"}, Undo: []string{"ip link set eth0 promisc off"}},
 	{Name: "bridge-of-ones-own", FoundBy: "net", Reasons: []string{"net-unexpected-interface"}, Detail: "evil0",
 		Commit: []string{"ip link add evil0 type bridge"}, Undo: []string{"ip link del evil0"}},
-	{Name: "another-route", FoundBy: "net", Reasons: []string{"net-route"}, Detail: "198.51.100.0/24",
-		Commit: []string{"ip link add evil1 type bridge", "ip link set evil1 up", "ip route add 198.51.100.0/24 dev evil1"}, Undo: []string{"ip link del evil1"}},
+	{Name: "another-route", FoundBy: "net", Reasons: []string{"net-route"}, Detail: "203.0.113.0/24 by 198.51.100.1",
+		Commit: []string{"ip link add evil1 type bridge", "ip addr add 198.51.100.2/24 dev evil1", "ip link set evil1 up",
+			"ip route add 203.0.113.0/24 via 198.51.100.1 dev evil1 onlink"}, Undo: []string{"ip link del evil1"}},
 }
