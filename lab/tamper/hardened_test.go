@@ -25,7 +25,7 @@ var models = []string{"", "Skylake-Server-v5,-erms,-fsrm"}
 // notHardened are the attacks of the table that a hardened kernel gives no way to
 // commit, or that name a place of Debian's kernel. Those of the first kind are tried
 // in refused.
-var notHardened = []string{"kprobe", "unlisted-module", "read-only-data-changed", "device-plugged-in"}
+var notHardened = []string{"kprobe", "uprobe", "tracepoint", "modules-hidden-by-mount", "kernel-text-patched", "unlisted-module", "read-only-data-changed", "device-plugged-in"}
 
 // refused are commands that fail on a hardened kernel even for root.
 var refused = map[string]string{
@@ -103,18 +103,20 @@ func hardened(t *testing.T, cpu string) {
 	if cpu != "" {
 		return // the attacks do not depend on the processor
 	}
-	remaining := slices.DeleteFunc(slices.Clone(Attacks), func(a Attack) bool { return a.Uptime > 0 || slices.Contains(notHardened, a.Name) })
+	remaining := slices.DeleteFunc(slices.Clone(Attacks), func(a Attack) bool {
+		return a.Stage != Together || a.expected() != Found || slices.Contains(notHardened, a.Name)
+	})
 	remaining = append(remaining, Attack{Name: "kernel-text-changed", FoundBy: "ktext", Reasons: []string{"ktext-changed"}, Detail: "+0x100000..+0x104000",
 		Host: func(ctx context.Context, l *lab.Lab) error {
 			return poke(ctx, l, "Kernel code", 0x100123, []byte{0x5a})
 		}})
-	results, err := All(ctx, l, remaining, 2*time.Minute)
-	if err != nil {
+	w := &runner{Options: Options{Limit: 2 * time.Minute}, l: l, round: 1}
+	if err := w.together(ctx, remaining); err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range results {
-		t.Logf("summary: %s", r)
-		if !r.Found {
+	for _, r := range w.report.Results {
+		t.Logf("summary: %s: %s %s (%s)", r.Attack, r.Outcome, r.Reason, r.Detail)
+		if !r.OK() {
 			t.Error(r)
 		}
 	}
@@ -123,7 +125,7 @@ func hardened(t *testing.T, cpu string) {
 // answers waits for honest answers and wants no finding among them.
 func answers(ctx context.Context, t *testing.T, l *lab.Lab, mark int) {
 	t.Helper()
-	for at, n := l.Log.Mark(), 0; n < honest; n++ {
+	for at, n := l.Log.Mark(), 0; n < honestAnswers; n++ {
 		if _, err := l.Log.Wait(ctx, at, lab.Is("evidence")); err != nil {
 			t.Fatalf("answers of the honest PC: %v; %s", err, l.Why(mark))
 		}
