@@ -11,7 +11,7 @@ var agents = []Attack{
 		Commit: []string{"echo +cpu > /sys/fs/cgroup/cgroup.subtree_control", "mkdir -p " + slowGroup, "echo '1000 100000' > " + slowGroup + "/cpu.max",
 			"echo $(pgrep -o hpc-agent) > " + slowGroup + "/cgroup.procs"},
 		Undo: []string{"echo max > " + slowGroup + "/cpu.max"}},
-	{Name: "agent-replaced", Stage: Alone, FoundBy: "evidence", Reasons: []string{"evidence-missing", "evidence-late"},
+	{Name: "agent-replaced", Stage: Alone, FoundBy: "claim", Reasons: []string{"claim-double"},
 		Commit: []string{"cp /usr/lib/portcullis/hpc-agent /run/tamper-agent", "kill -9 $(pgrep -o hpc-agent)", quiet("/run/tamper-agent")}},
 	{Name: "second-agent", Stage: Played, Scene: "second-claim", FoundBy: "claim", Reasons: []string{"claim-double"}},
 	{Name: "late-agent", Stage: Played, Scene: "late-claim", FoundBy: "claim", Reasons: []string{"claim-late"}},

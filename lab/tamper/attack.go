@@ -107,6 +107,9 @@ func shell(ctx context.Context, l *lab.Lab, lines []string) error {
 // finds tells whether an event is the finding that the attack must cause. What is
 // known not to be found is found by any finding that names its Detail.
 func (a Attack) finds(e lab.Event) bool {
+	if a.FoundBy == "claim" { // pxed tells that, and no probe
+		return e.Name == "claim.double"
+	}
 	return e.Name == "finding" && e.Text("class") != "info" && (a.FoundBy == "" || e.Text("probe") == a.FoundBy) &&
 		(len(a.Reasons) == 0 || slices.Contains(a.Reasons, e.Text("reason"))) && (a.Detail != "" || a.Unseen == "") && strings.Contains(e.Text("detail"), a.Detail)
 }

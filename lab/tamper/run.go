@@ -270,6 +270,9 @@ func (w *runner) await(ctx context.Context, p pending) {
 	r := Result{Attack: p.attack.Name, Outcome: NotFound, Expected: p.attack.expected(), Detail: p.attack.Unseen, Seconds: time.Since(p.began).Seconds()}
 	if err == nil {
 		r.Outcome, r.FoundBy, r.Reason, r.Detail, r.Seconds = Found, e.Text("probe"), e.Text("reason"), e.Text("detail"), e.Time.Sub(p.began).Seconds()
+		if p.attack.FoundBy == "claim" {
+			r.FoundBy, r.Reason = "claim", p.attack.Reasons[0]
+		}
 	}
 	for _, c := range w.l.Log.Since(p.mark) {
 		if c.Name == "challenge" {
