@@ -219,14 +219,6 @@ func loadModule(args []string) (func(), error) {
 	return nothing, nil
 }
 
-// rawPorts asks for the processor's I/O ports, by which every device can be reached.
-func rawPorts([]string) (func(), error) {
-	if _, _, errno := unix.Syscall(unix.SYS_IOPL, 3, 0, 0); errno != 0 {
-		return nil, errno
-	}
-	return nothing, nil
-}
-
 // writeMSR writes where the processor enters the kernel for a system call
 // (IA32_LSTAR, 0xc0000082), with what is there.
 func writeMSR([]string) (func(), error) {
