@@ -25,7 +25,7 @@ func TestNotesAreWrittenWhenTheyChange(t *testing.T) {
 	}
 	l.machine.setOnce("boot", "bad")
 	at, _ = l.awaitState(at, "suspect")
-	at, _ = l.awaitState(at, "trusted")
+	l.awaitState(at, "trusted")
 	l.stop()
 	var got []string
 	err := l.log().Audit(func(_ int64, b []byte) error {
