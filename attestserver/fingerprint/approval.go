@@ -12,6 +12,7 @@ import (
 
 	"portcullis/attestserver/protocol"
 	"portcullis/images/manifest"
+	"portcullis/internal/strictjson"
 )
 
 // PayloadType of an approval's DSSE envelope. It is signed with the payload.
@@ -97,7 +98,7 @@ func OpenApproval(envelope []byte, keys []ed25519.PublicKey) (*Approval, error) 
 // parseApproval reads a payload: only the encoding that Sign makes.
 func parseApproval(payload []byte) (*Approval, error) {
 	var a Approval
-	if err := strict(payload, &a); err != nil {
+	if err := strictjson.Decode(payload, &a); err != nil {
 		return nil, refuse(ReasonApprovalMalformed, "%v", err)
 	}
 	if again, err := a.encode(); err != nil || !bytes.Equal(again, payload) {

@@ -1,15 +1,12 @@
 package fingerprint
 
 import (
-	"bytes"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"slices"
 
 	"portcullis/attestserver/protocol"
+	"portcullis/internal/strictjson"
 )
 
 // EnrolBoots is how many boots make an enrolment.
@@ -133,22 +130,9 @@ func decodePending(b []byte) (*Pending, error) {
 	return &p, nil
 }
 
-// strict decodes one JSON value: unknown fields and data behind it are errors.
-func strict(b []byte, v any) error {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(v); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("data behind the end")
-	}
-	return nil
-}
-
 func strictUpTo(b []byte, most int, v any) error {
 	if len(b) > most {
 		return fmt.Errorf("%d bytes, at most %d are read", len(b), most)
 	}
-	return strict(b, v)
+	return strictjson.Decode(b, v)
 }

@@ -9,6 +9,8 @@ import (
 	"fmt"
 
 	"golang.org/x/mod/sumdb/tlog"
+
+	"portcullis/internal/strictjson"
 )
 
 // SaltSize is the length of salts, in bytes.
@@ -145,7 +147,7 @@ func ParseOpening(b []byte) (*Opening, error) {
 		return nil, refuse(ReasonOpening, "%d bytes, at most %d are read", len(b), MaxOpening)
 	}
 	var o Opening
-	if err := strict(b, &o); err != nil {
+	if err := strictjson.Decode(b, &o); err != nil {
 		return nil, refuse(ReasonOpening, "not readable: %v", err)
 	}
 	return &o, nil

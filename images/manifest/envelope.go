@@ -12,6 +12,8 @@ import (
 	"sort"
 	"strconv"
 	"time"
+
+	"portcullis/internal/strictjson"
 )
 
 // MaxEnvelope is the largest envelope, in bytes, that Open looks at.
@@ -142,7 +144,7 @@ func seal(e envelope, signers []crypto.Signer) ([]byte, error) {
 		e.Signatures = append(e.Signatures, signature{KeyID: KeyID(key), Sig: sig})
 	}
 	sort.Slice(e.Signatures, func(i, j int) bool { return e.Signatures[i].KeyID < e.Signatures[j].KeyID })
-	data, err := compact(e)
+	data, err := strictjson.Compact(e)
 	if err != nil {
 		return nil, fmt.Errorf("sign manifest: %w", err)
 	}
@@ -203,11 +205,11 @@ func openEnvelope(data []byte, payloadType string) (envelope, error) {
 	if len(data) > MaxEnvelope {
 		return e, refuse(ReasonSize, "the envelope is %d bytes long, at most %d are read", len(data), MaxEnvelope)
 	}
-	if err := strict(data, &e); err != nil {
+	if err := strictjson.Decode(data, &e); err != nil {
 		return e, refuse(ReasonMalformed, "the envelope is not readable: %v", err)
 	}
-	if again, err := compact(e); err != nil || !bytes.Equal(again, data) {
-		return e, refuse(ReasonMalformed, "the envelope is not in its canonical encoding, first at byte %d", firstDifference(again, data))
+	if again, err := strictjson.Compact(e); err != nil || !bytes.Equal(again, data) {
+		return e, refuse(ReasonMalformed, "the envelope is not in its canonical encoding, first at byte %d", strictjson.FirstDifference(again, data))
 	}
 	if e.PayloadType != payloadType {
 		return e, refuse(ReasonMalformed, "payload type %.80q, only %q is accepted here", e.PayloadType, payloadType)

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"testing"
+
+	"portcullis/internal/strictjson"
 )
 
 // An envelope of one kind does not pass as another, whoever signed it.
@@ -39,7 +41,7 @@ func TestEnvelopeKindsAreApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.PayloadType = PayloadType
-	renamed, err := compact(e)
+	renamed, err := strictjson.Compact(e)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"portcullis/internal/strictjson"
 )
 
 // sample is a valid manifest of artefacts of one chunk each.
@@ -42,7 +44,7 @@ func signRaw(t testing.TB, payload []byte) ([]byte, Trust) {
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
 	e := envelope{PayloadType: PayloadType, Payload: payload, Signatures: []signature{
 		{KeyID: KeyID(key.Public().(ed25519.PublicKey)), Sig: ed25519.Sign(key, pae(PayloadType, payload))}}}
-	data, err := compact(e)
+	data, err := strictjson.Compact(e)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,8 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
+
+	"portcullis/internal/strictjson"
 )
 
 // maxTrust is the largest trust file in bytes.
@@ -36,7 +38,7 @@ func (t Trust) Encode() ([]byte, error) {
 	if _, err := decodeKey(f.GatewayKey); err != nil {
 		return nil, refuse(ReasonTrust, "gateway_key: %v", err)
 	}
-	data, err := compact(f)
+	data, err := strictjson.Compact(f)
 	if err != nil {
 		return nil, err
 	}
@@ -51,14 +53,14 @@ func ParseTrust(data []byte) (Trust, error) {
 		return Trust{}, refuse(ReasonTrust, "the trust file is %d bytes long, at most %d are read", len(data), maxTrust)
 	}
 	var f trustFile
-	if err := strict(data, &f); err != nil {
+	if err := strictjson.Decode(data, &f); err != nil {
 		return Trust{}, refuse(ReasonTrust, "the trust file is not readable: %v", err)
 	}
 	var plain bytes.Buffer
 	if err := json.Compact(&plain, data); err != nil {
 		return Trust{}, refuse(ReasonTrust, "the trust file is not readable: %v", err)
 	}
-	if again, err := compact(f); err != nil || !bytes.Equal(again, plain.Bytes()) {
+	if again, err := strictjson.Compact(f); err != nil || !bytes.Equal(again, plain.Bytes()) {
 		return Trust{}, refuse(ReasonTrust, "a field is there twice, in a different order or spelt differently than Encode writes it")
 	}
 	t := Trust{Threshold: f.Threshold}

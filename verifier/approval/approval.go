@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"portcullis/images/manifest"
+	"portcullis/internal/strictjson"
 )
 
 // Schema is the only schema of an approval that this package reads and writes.
@@ -69,7 +70,7 @@ func (a Approval) Encode() ([]byte, error) {
 	a.NotBefore, a.NotAfter = a.NotBefore.UTC().Truncate(time.Second), a.NotAfter.UTC().Truncate(time.Second)
 	a.Image.Layers = list(a.Image.Layers)
 	a.Profile = a.Profile.Listed()
-	return compact(a)
+	return strictjson.Compact(a)
 }
 
 // Listed is p with empty lists where it has none, as they are encoded.

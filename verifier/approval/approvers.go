@@ -11,6 +11,7 @@ import (
 	"os"
 
 	"portcullis/images/manifest"
+	"portcullis/internal/strictjson"
 )
 
 // maxApprovers is the largest file of approvers in bytes.
@@ -42,7 +43,7 @@ func (a Approvers) Encode() ([]byte, error) {
 	for _, k := range a.Keys {
 		f.Keys = append(f.Keys, base64.StdEncoding.EncodeToString(k))
 	}
-	return compact(f)
+	return strictjson.Compact(f)
 }
 
 // ParseApprovers reads a file of approvers. White space is free; everything else
@@ -59,7 +60,7 @@ func ParseApprovers(data []byte) (Approvers, error) {
 		return bad(err)
 	}
 	var f approversFile
-	if err := canonical(plain.Bytes(), &f, func() ([]byte, error) { return compact(f) }); err != nil {
+	if err := canonical(plain.Bytes(), &f, func() ([]byte, error) { return strictjson.Compact(f) }); err != nil {
 		return bad(err)
 	}
 	a := Approvers{Threshold: f.Threshold, RevokeThreshold: f.RevokeThreshold}

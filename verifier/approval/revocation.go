@@ -4,6 +4,8 @@ import (
 	"crypto"
 	"regexp"
 	"time"
+
+	"portcullis/internal/strictjson"
 )
 
 // RevocationSchema is the only schema of a revocation.
@@ -44,7 +46,7 @@ func (r *Revocation) Validate() error {
 // Encode returns the one encoding of r, as Approval.Encode does.
 func (r Revocation) Encode() ([]byte, error) {
 	r.Issued = r.Issued.UTC().Truncate(time.Second)
-	return compact(r)
+	return strictjson.Compact(r)
 }
 
 // ParseRevocation reads the encoding of Encode and nothing else.
