@@ -47,7 +47,7 @@ type Event struct {
 
 // SelfEvents are the measurements of platform "self", in order: what pi-init
 // extends before it unseals and what the image builder predicts. boot is
-// card.BootDigest (on a Pi 5 with signed boot: boot_img_sha256 of the device tree),
+// card.MeasuredDigest (on a Pi 5 with signed boot: boot_img_sha256 of the device tree),
 // cmdline is card.Cmdline's result.
 func SelfEvents(boot [32]byte, cmdline string) []Event {
 	line := sha256.Sum256([]byte(cmdline))

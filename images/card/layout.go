@@ -65,8 +65,10 @@ const (
 	ConfigFile    = "config.txt"    // Pi models
 	BootImgFile   = "boot.img"      // release profile of Pi models
 	BootSigFile   = "boot.sig"
-	PolicyFile    = "policy.json"           // signed TPM policies; outside boot.img, which they bless
-	UKIFile       = "EFI/BOOT/BOOTAA64.EFI" // model qemu
+	PolicyFile    = "policy.json"                 // signed TPM policies; outside boot.img, which they bless
+	UKIFile       = uefiDir + "BOOT/BOOTAA64.EFI" // model qemu
+
+	uefiDir = "EFI/" // UEFI's own
 )
 
 // Device-mapper names inside the running Pi.

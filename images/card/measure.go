@@ -12,7 +12,7 @@ import (
 // TPM registers of platform "self", where no firmware measures and pi-init does it
 // (SHA-256 bank; every active bank is extended with the digest of the same bytes).
 const (
-	PCRBoot      = 8  // BootDigest
+	PCRBoot      = 8  // MeasuredDigest
 	PCRCmdline   = 9  // SHA-256 of Cmdline
 	PCRPhase     = 11 // PhaseEnter, later PhaseLeave
 	PCRVolumeKey = 15 // HMAC of the volume key, as systemd-cryptsetup does
@@ -32,28 +32,39 @@ type BootFile struct {
 	SHA256 [32]byte
 }
 
-// Measured picks the files of a boot partition, by their paths, that BootDigest
-// depends on.
+// Measured picks the files of a boot partition, by their paths, that MeasuredDigest
+// depends on: those that the Pi's own firmware starts from. What UEFI starts lies in
+// a directory of its own, and UEFI measures it.
 func Measured(paths []string) []string {
+	return slices.DeleteFunc(listed(paths), func(p string) bool { return strings.HasPrefix(p, uefiDir) })
+}
+
+// listed picks the files that BootDigest depends on.
+func listed(paths []string) []string {
 	if slices.Contains(paths, BootImgFile) {
 		return []string{BootImgFile}
 	}
 	return slices.DeleteFunc(slices.Clone(paths), func(p string) bool { return p == PolicyFile })
 }
 
-// BootDigest is what pi-init extends into PCRBoot. Where there is a boot.img it is
-// the SHA-256 of that file, which is also what a Pi 5's bootloader reports as
-// boot_img_sha256; otherwise the SHA-256 of a listing of every file but the policy,
-// sorted by path: "<sha256 hex> <size> <path>\n".
-func BootDigest(files map[string][]byte) [32]byte {
+// BootDigest is what a release's manifest says of its boot partition. Where there is a
+// boot.img it is the SHA-256 of that file, which is also what a Pi 5's bootloader
+// reports as boot_img_sha256; otherwise the SHA-256 of a listing of every file but the
+// policy, sorted by path: "<sha256 hex> <size> <path>\n".
+func BootDigest(files map[string][]byte) [32]byte { return digestOf(files, listed) }
+
+// MeasuredDigest is what pi-init extends into PCRBoot: the same of the Measured files.
+func MeasuredDigest(files map[string][]byte) [32]byte { return digestOf(files, Measured) }
+
+func digestOf(files map[string][]byte, pick func([]string) []string) [32]byte {
 	var list []BootFile
-	for _, n := range Measured(slices.Collect(maps.Keys(files))) {
+	for _, n := range pick(slices.Collect(maps.Keys(files))) {
 		list = append(list, BootFile{n, int64(len(files[n])), sha256.Sum256(files[n])})
 	}
 	return BootDigestOf(list)
 }
 
-// BootDigestOf is BootDigest of the Measured files, in any order.
+// BootDigestOf is the digest of files that were picked, in any order.
 func BootDigestOf(list []BootFile) [32]byte {
 	if len(list) == 1 && list[0].Path == BootImgFile {
 		return list[0].SHA256

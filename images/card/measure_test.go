@@ -27,6 +27,15 @@ func TestBootDigestSeesEveryFileButThePolicy(t *testing.T) {
 	if BootDigest(files) != base {
 		t.Error("the policy blesses these files: it cannot be among them")
 	}
+	measured := MeasuredDigest(files)
+	base = BootDigest(files)
+	files[UKIFile] = []byte("what UEFI starts")
+	if BootDigest(files) == base {
+		t.Error("the manifest does not see what UEFI starts")
+	}
+	if MeasuredDigest(files) != measured || measured != base {
+		t.Error("what UEFI starts and measures is measured again")
+	}
 	// A name that runs into the next file's line must not give the same listing.
 	a := BootDigest(map[string][]byte{"a": []byte("1"), "b": []byte("2")})
 	b := BootDigest(map[string][]byte{"a": []byte("12"), "b": nil})

@@ -306,7 +306,7 @@ func policyTest(t *testing.T, files map[string][]byte, info *card.Info) {
 	line, err := card.Cmdline(string(files[card.CmdlineFile]))
 	must(t, err)
 	self := p.Branch(tpmpolicy.PlatformSelf)
-	want := tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.BootDigest(files), line)...)
+	want := tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.MeasuredDigest(files), line)...)
 	if self == nil || fmt.Sprint(self.PCRs) != fmt.Sprint(want) {
 		t.Errorf("platform self: %v, want %v", self, want)
 	}

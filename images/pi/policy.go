@@ -28,7 +28,7 @@ func (b *builder) info() (*card.Info, error) {
 // it gives the card's key to this release, signed, for each platform the image can start on.
 func (b *builder) policy(p *bootPartition) ([]byte, error) {
 	branches := []tpmpolicy.Branch{{
-		Platform: tpmpolicy.PlatformSelf, PCRs: tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(p.digest, p.cmdline)...),
+		Platform: tpmpolicy.PlatformSelf, PCRs: tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.MeasuredDigest(p.files), p.cmdline)...),
 	}}
 	if image, ok := p.files[card.UKIFile]; ok {
 		pcrs, err := efiRegisters(image)

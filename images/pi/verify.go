@@ -204,7 +204,7 @@ func (v *verifier) policies(context.Context) (string, error) {
 		return "", &Error{Reason: ReasonPolicy, Msg: "policy key", Err: err}
 	}
 	want := map[tpmpolicy.Platform]map[int][32]byte{
-		tpmpolicy.PlatformSelf: tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.BootDigest(v.files), v.m.Cmdline)...),
+		tpmpolicy.PlatformSelf: tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.MeasuredDigest(v.files), v.m.Cmdline)...),
 	}
 	if image, ok := v.files[card.UKIFile]; ok {
 		if want[tpmpolicy.PlatformEFI], err = efiRegisters(image); err != nil {

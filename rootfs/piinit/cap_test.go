@@ -16,7 +16,7 @@ func asRoot(t *testing.T, p *pi, b *built) error {
 	t.Helper()
 	c := p.chip
 	c.broken, c.deaf = nil, nil
-	for i, e := range tpmpolicy.SelfEvents(card.BootDigest(b.boot), b.cmdline) {
+	for i, e := range tpmpolicy.SelfEvents(card.MeasuredDigest(b.boot), b.cmdline) {
 		if tpmpolicy.Empty(c.pcrs[e.PCR]) || i < 2 && c.pcrs[e.PCR] != tpmpolicy.Extend([32]byte{}, e.Data) {
 			if err := c.Extend(t.Context(), e.PCR, e.Data); err != nil {
 				t.Fatal(err)

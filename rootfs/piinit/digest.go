@@ -56,7 +56,7 @@ func (b *Boot) dropDigest() {
 	}
 }
 
-// digestOf computes card.BootDigest of a boot partition, its files side by side.
+// digestOf computes card.MeasuredDigest of a boot partition, its files side by side.
 func digestOf(ctx context.Context, v *fat.FS) ([32]byte, error) {
 	list, err := v.List()
 	if err != nil {

@@ -36,8 +36,8 @@ func TestDigestIsThatOfTheBuilder(t *testing.T) {
 		"nothing":  {},
 	} {
 		got, err := digestOf(t.Context(), bootFAT(t, files))
-		if err != nil || got != card.BootDigest(files) {
-			t.Errorf("%s: %x, %v, the builder's is %x", name, got, err, card.BootDigest(files))
+		if err != nil || got != card.MeasuredDigest(files) {
+			t.Errorf("%s: %x, %v, the builder's is %x", name, got, err, card.MeasuredDigest(files))
 		}
 	}
 }

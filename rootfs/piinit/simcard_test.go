@@ -77,7 +77,7 @@ func (s *signer) build(t testing.TB, sequence uint64) *built {
 // sign makes policy.json for both platforms.
 func (s *signer) sign(t testing.TB, b *built) {
 	t.Helper()
-	self := tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.BootDigest(b.boot), b.cmdline)...)
+	self := tpmpolicy.Predict(nil, tpmpolicy.SelfEvents(card.MeasuredDigest(b.boot), b.cmdline)...)
 	efi := tpmpolicy.Predict(map[int][32]byte{card.PCRPhase: {1}, 12: {2}}, tpmpolicy.Event{PCR: card.PCRPhase, Data: []byte(card.PhaseEnter)})
 	f := &tpmpolicy.File{Version: tpmpolicy.FileVersion, Sequence: b.info.Sequence}
 	for p, pcrs := range map[tpmpolicy.Platform]map[int][32]byte{tpmpolicy.PlatformSelf: self, tpmpolicy.PlatformEFI: efi} {
