@@ -279,6 +279,21 @@ func TestFragmentedFileIsReadButHasNoExtent(t *testing.T) {
 	if got, err := fs.ReadFile("LARGE", 8<<20); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
+	// In pieces or not, it is read at any place.
+	r, err := fs.Reader("large")
+	if err != nil || r.Size() != int64(len(want)) {
+		t.Fatalf("%v", err)
+	}
+	for _, at := range []int64{0, 1, 511, 4096, 299_999, 300_000, 1_234_567, int64(len(want)) - 3} {
+		b := make([]byte, 700_000)
+		n, err := r.ReadAt(b, at)
+		if part := want[at:min(at+700_000, int64(len(want)))]; !bytes.Equal(b[:n], part) || (err != nil) != (len(part) < len(b)) {
+			t.Errorf("at %d: %d bytes, %v", at, n, err)
+		}
+	}
+	if _, err := fs.Reader("none"); reason(err) != ReasonNotFound {
+		t.Error(err)
+	}
 	if off, n, err := fs.Extent("large"); reason(err) != ReasonFragmented {
 		t.Errorf("extent %d+%d, %v", off, n, err)
 	}

@@ -41,20 +41,29 @@ func (m *Meter) Show(stage string, done, total int64) {
 	if m.terminal && m.drawn {
 		every /= 8
 	}
-	if total <= 0 || now.Sub(m.last) < every && !(m.drawn && done == total) {
+	if total == 0 || now.Sub(m.last) < every && !(m.drawn && done == total) {
 		return
 	}
 	m.last = now
 	took := now.Sub(m.begin).Seconds()
 	rate := float64(done) / max(took, 0.001)
-	text := fmt.Sprintf("%3d%%  %d of %d MB, %.1f MB/s, %.0f s left", done*100/total, done>>20, total>>20, rate/1e6, float64(total-done)/max(rate, 1))
-	if m.terminal {
-		full := int(done * meterWidth / total)
-		fmt.Fprintf(m.out, "\r%-6s [%s%s] %s\x1b[K", stage, strings.Repeat("#", full), strings.Repeat(" ", meterWidth-full), text)
-		m.drawn = true
+	if total < 0 { // nobody knows
+		m.line(stage, "", fmt.Sprintf("%d MB, %.1f MB/s", done>>20, rate/1e6))
 		return
 	}
-	fmt.Fprintf(m.out, "%s %s\n", stage, text)
+	text := fmt.Sprintf("%3d%%  %d of %d MB, %.1f MB/s, %.0f s left", done*100/total, done>>20, total>>20, rate/1e6, float64(total-done)/max(rate, 1))
+	full := int(done * meterWidth / total)
+	m.line(stage, "["+strings.Repeat("#", full)+strings.Repeat(" ", meterWidth-full)+"] ", text)
+}
+
+// line draws over the last one on a terminal, and is one of its own without the bar elsewhere.
+func (m *Meter) line(stage, bar, text string) {
+	if !m.terminal {
+		fmt.Fprintf(m.out, "%s %s\n", stage, text)
+		return
+	}
+	fmt.Fprintf(m.out, "\r%-6s %s%s\x1b[K", stage, bar, text)
+	m.drawn = true
 }
 
 // End leaves the line.

@@ -296,9 +296,14 @@ func (a *approvals) reset() {
 // approve signs an approval of a name of its own.
 func (a *approvals) approve(t *testing.T, i dockerd.Image, purpose string, p approval.Profile) {
 	t.Helper()
+	a.approveImage(t, a.identity(t, i), purpose, p)
+}
+
+func (a *approvals) approveImage(t *testing.T, i approval.Image, purpose string, p approval.Profile) {
+	t.Helper()
 	a.next++
 	envelope, err := approval.Approval{Schema: approval.Schema, Name: fmt.Sprintf("test-%d", a.next), Version: 1, Purpose: purpose,
-		Image: a.identity(t, i), Profile: p, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}.Sign(a.key)
+		Image: i, Profile: p, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}.Sign(a.key)
 	if err == nil {
 		_, err = a.Add(envelope)
 	}

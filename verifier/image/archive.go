@@ -71,7 +71,7 @@ func openSource(path string) (source, error) {
 	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 		return nil, errors.Join(refuse(ReasonFormat, "%s is neither a directory nor a regular file", path), err, f.Close())
 	}
-	s, err := newTarSource(f)
+	s, err := openTar(f)
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -95,7 +95,7 @@ func Read(ctx context.Context, from io.Reader, dir string, o Options) (*Archive,
 		err = ctx.Err()
 	}
 	if err == nil {
-		s, err = newTarSource(f)
+		s, err = openTar(f)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -111,17 +111,22 @@ func read(ctx context.Context, s source, o Options) (*Archive, error) {
 	return a, nil
 }
 
-func (a *Archive) read(ctx context.Context, o Options) error {
-	err := a.ociImage(a.source, o.Platform)
-	made := errors.Is(err, fs.ErrNotExist)
-	if made {
+// head reads what the image says of itself. made is where it came without a manifest.
+func (a *Archive) head(platform string) (made bool, err error) {
+	err = a.ociImage(a.source, platform)
+	if made = errors.Is(err, fs.ErrNotExist); made {
 		err = a.dockerImage(a.source)
 	}
+	if err == nil && platform != "" && a.Platform != platform {
+		err = refuse(ReasonPlatform, "for %s, not for %s", a.Platform, platform)
+	}
+	return made, err
+}
+
+func (a *Archive) read(ctx context.Context, o Options) error {
+	made, err := a.head(o.Platform)
 	if err != nil {
 		return err
-	}
-	if o.Platform != "" && a.Platform != o.Platform {
-		return refuse(ReasonPlatform, "for %s, not for %s", a.Platform, o.Platform)
 	}
 	g := &budget{limits: o.Limits.filled(), links: map[string]bool{}, progress: o.Progress}
 	if err := a.openLayers(g); err != nil {
@@ -215,7 +220,7 @@ func (a *Archive) write(w io.Writer) error {
 // written once.
 func (a *Archive) files() ([]tarFile, error) {
 	i := a.Image()
-	top, err := compact(index{SchemaVersion: 2, MediaType: ociIndex, Manifests: []descriptor{{MediaType: a.manifestType, Digest: i.Manifest, Size: int64(len(a.manifest))}}})
+	top, err := Index(a.manifest, a.manifestType)
 	if err != nil {
 		return nil, err
 	}

@@ -200,34 +200,47 @@ func choose(s source, data []byte, want string, depth int) (descriptor, error) {
 	return none, refuse(ReasonMediaType, "the index names a %.80q", fit[0].MediaType)
 }
 
-func (a *Archive) parseManifest(s source, named *platform) error {
+// readManifest parses a manifest that was named as of a media type. What it names
+// was not looked at, but is of a kind that is taken.
+func readManifest(data []byte, mediaType string) (*manifestFile, error) {
 	var m manifestFile
-	if err := decode("manifest", a.manifest, &m); err != nil {
-		return err
+	if err := decode("manifest", data, &m); err != nil {
+		return nil, err
 	}
 	switch {
 	case m.SchemaVersion != 2 || m.Manifests != nil || m.FSLayers != nil:
-		return refuse(ReasonFormat, "a manifest of schema %d, or with fields of another", m.SchemaVersion)
-	case m.MediaType != "" && m.MediaType != a.manifestType:
-		return refuse(ReasonMediaType, "a manifest of type %.80q that was named as %.80q", m.MediaType, a.manifestType)
+		return nil, refuse(ReasonFormat, "a manifest of schema %d, or with fields of another", m.SchemaVersion)
+	case m.MediaType != "" && m.MediaType != mediaType:
+		return nil, refuse(ReasonMediaType, "a manifest of type %.80q that was named as %.80q", m.MediaType, mediaType)
 	case m.Config.MediaType != ociConfig && m.Config.MediaType != dockerConfig:
-		return refuse(ReasonMediaType, "a configuration of type %.80q: no container image", m.Config.MediaType)
+		return nil, refuse(ReasonMediaType, "a configuration of type %.80q: no container image", m.Config.MediaType)
 	case len(m.Layers) == 0 || len(m.Layers) > approval.MaxLayers:
-		return refuse(ReasonTooLarge, "%d layers, 1 to %d are possible", len(m.Layers), approval.MaxLayers)
+		return nil, refuse(ReasonTooLarge, "%d layers, 1 to %d are possible", len(m.Layers), approval.MaxLayers)
 	}
-	var err error
-	if a.config, err = smallBlob(s, "configuration", m.Config); err != nil {
-		return err
+	if err := m.Config.check("configuration"); err != nil {
+		return nil, err
 	}
 	for i, d := range m.Layers {
 		if err := d.check("layer"); err != nil {
-			return err
+			return nil, err
 		}
-		p, ok := layerPacking[d.MediaType]
-		if !ok {
-			return refuse(ReasonMediaType, "layer %d is a %.80q", i, d.MediaType)
+		if _, ok := layerPacking[d.MediaType]; !ok {
+			return nil, refuse(ReasonMediaType, "layer %d is a %.80q", i, d.MediaType)
 		}
-		a.Layers = append(a.Layers, Layer{Digest: d.Digest, Size: d.Size, MediaType: d.MediaType, packing: p, file: blobPath(d.Digest)})
+	}
+	return &m, nil
+}
+
+func (a *Archive) parseManifest(s source, named *platform) error {
+	m, err := readManifest(a.manifest, a.manifestType)
+	if err != nil {
+		return err
+	}
+	if a.config, err = smallBlob(s, "configuration", m.Config); err != nil {
+		return err
+	}
+	for _, d := range m.Layers {
+		a.Layers = append(a.Layers, Layer{Digest: d.Digest, Size: d.Size, MediaType: d.MediaType, packing: layerPacking[d.MediaType], file: blobPath(d.Digest)})
 	}
 	return a.parseConfig(named)
 }

@@ -67,7 +67,8 @@ const maxMembers = 2048
 
 // tarSource is a tar archive in one file, with the places of its files.
 type tarSource struct {
-	file    *os.File
+	file    io.ReaderAt
+	close   func() error
 	members map[string]member
 }
 
@@ -76,7 +77,7 @@ type member struct {
 	link     string // of a symbolic link: docker save makes one for a layer that is there twice
 }
 
-func (t *tarSource) Close() error { return t.file.Close() }
+func (t *tarSource) Close() error { return t.close() }
 
 func (t *tarSource) open(name string) (*blob, error) {
 	m, ok := t.members[name]
@@ -89,17 +90,20 @@ func (t *tarSource) open(name string) (*blob, error) {
 	return &blob{io.NewSectionReader(t.file, m.at, m.size), m.size, func() error { return nil }}, nil
 }
 
-// newTarSource finds the files of the archive. Only headers are read.
-func newTarSource(f *os.File) (*tarSource, error) {
+// openTar finds the files of an archive in a file, which it closes in the end.
+func openTar(f *os.File) (*tarSource, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	t := &tarSource{f, map[string]member{}}
-	r := tar.NewReader(f)
+	return newTarSource(f, st.Size(), f.Close)
+}
+
+// newTarSource finds the files of the archive. Only headers are read.
+func newTarSource(f io.ReaderAt, size int64, done func() error) (*tarSource, error) {
+	t := &tarSource{f, done, map[string]member{}}
+	from := io.NewSectionReader(f, 0, size)
+	r := tar.NewReader(from)
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -108,11 +112,11 @@ func newTarSource(f *os.File) (*tarSource, error) {
 		if err != nil {
 			return nil, refuse(ReasonTar, "the archive: %v", err)
 		}
-		at, err := f.Seek(0, io.SeekCurrent)
+		at, err := from.Seek(0, io.SeekCurrent)
 		if err != nil {
 			return nil, err
 		}
-		if err := t.add(h, at, st.Size()); err != nil {
+		if err := t.add(h, at, size); err != nil {
 			return nil, err
 		}
 	}

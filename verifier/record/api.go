@@ -13,6 +13,7 @@ import (
 //
 //	POST /approvals         an envelope → Added
 //	GET  /approvals/status  → Status
+//	GET  /approvals/images  → []Named
 //
 // A refusal is {"reason", "detail"} with 403, a log that cannot be written 500.
 func (r *Record) API() http.Handler {
@@ -35,7 +36,28 @@ func (r *Record) API() http.Handler {
 		}
 	})
 	mux.HandleFunc("GET /approvals/status", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, r.Status()) })
+	mux.HandleFunc("GET /approvals/images", func(w http.ResponseWriter, _ *http.Request) {
+		out := []Named{}
+		for _, l := range r.Approvals() {
+			n := Named{Name: l.Approval.Name, Version: l.Approval.Version, Image: l.Approval.Image}
+			if l.Refused != nil {
+				n.Reason, n.Detail = approval.Reason(l.Refused), l.Refused.Error()
+			}
+			out = append(out, n)
+		}
+		answer(w, http.StatusOK, out)
+	})
 	return mux
+}
+
+// Named is an image that an approval names. Whoever fetches one looks here first;
+// Decide is asked all the same.
+type Named struct {
+	Name    string         `json:"name"`
+	Version uint64         `json:"version"`
+	Image   approval.Image `json:"image"`
+	Reason  string         `json:"reason,omitempty"` // why it would be refused now
+	Detail  string         `json:"detail,omitempty"`
 }
 
 // Refused is the API's answer of no.
