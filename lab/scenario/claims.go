@@ -118,6 +118,53 @@ func secondClaim() Scene {
 	}
 }
 
+// copiedKey has another machine go on in the place of the agent, with its key.
+func copiedKey() Scene {
+	return Scene{
+		Name: "copied-key", Title: "an agent that was moved to another machine with its key does not continue its epochs, and is refused",
+		Run: func(ctx context.Context, s *Stage) error {
+			mark := s.Log.Mark()
+			_, f, started, err := s.fetched(ctx)
+			if err != nil {
+				return err
+			}
+			key, err := claim.NewKey()
+			if err != nil {
+				return err
+			}
+			copied := key.Copy()
+			first, err := s.played().Claim(ctx, agentPort, f, key, started)
+			if err != nil {
+				return err
+			}
+			defer first.Close()
+			// The epoch begins with the first evidence: until then it may be the same agent, trying again.
+			c, err := first.Challenge(ctx)
+			if err != nil {
+				return err
+			}
+			if err := first.SendEvidence(first.Evidence(c)); err != nil {
+				return err
+			}
+			if _, err := first.Challenge(ctx); err != nil {
+				return fmt.Errorf("no second challenge: %w", err)
+			}
+			second, err := s.played().Claim(ctx, agentPort, f, copied, started)
+			var refused *attack.RefusedError
+			if !errors.As(err, &refused) || refused.Reason != protocol.ClaimEpoch {
+				if err == nil {
+					second.Close()
+				}
+				return fmt.Errorf("the moved agent: %v, want refused for %s", err, protocol.ClaimEpoch)
+			}
+			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+			defer cancel()
+			_, err = s.Log.Wait(ctx, mark, lab.With("finding", "reason", protocol.ClaimEpoch))
+			return err
+		},
+	}
+}
+
 func lateClaim() Scene {
 	return Scene{
 		Name: "late-claim", Title: "a claim before the image is served whole, from an older kernel, or after the window is refused",

@@ -24,7 +24,7 @@ func Plays() []Play {
 	same := func(*lab.Built, string) error { return nil }
 	return []Play{
 		{Name: "files", Played: true, Image: same, Scenes: []Scene{changedArtefact(), badManifest()}},
-		{Name: "claims", Played: true, Tune: short, Scenes: []Scene{secondClaim(), lateClaim(), replayedEvidence()}},
+		{Name: "claims", Played: true, Tune: short, Scenes: []Scene{secondClaim(), copiedKey(), lateClaim(), replayedEvidence()}},
 		{Name: "http", Firmware: qemu.UEFIHTTP, Scenes: append([]Scene{
 			trusted(qemu.UEFIHTTP), askedScene(), grantScene(), forbiddenScene(), attestdRestart(), denyOutlivesGateway(), powerCycle(),
 		}, intruderScenes()...)},

@@ -16,6 +16,7 @@ var agents = []Attack{
 	{Name: "second-agent", Stage: Played, Scene: "second-claim", FoundBy: "claim", Reasons: []string{"claim-double"}},
 	{Name: "late-agent", Stage: Played, Scene: "late-claim", FoundBy: "claim", Reasons: []string{"claim-late"}},
 	{Name: "evidence-replayed", Stage: Played, Scene: "replayed-evidence", FoundBy: "evidence", Reasons: []string{"evidence-replayed"}},
+	{Name: "agent-moved-to-another-machine", Stage: Played, Scene: "copied-key", FoundBy: "claim", Reasons: []string{"claim-epoch"}},
 }
 
 // unseen are attacks of which it is known that nothing finds them here, and why.
