@@ -22,7 +22,7 @@ func init() { commands = append(commands, imageCommand()) }
 
 func imageCommand() *cli.Command {
 	c := &cli.Command{Name: "image", Summary: "Build and check the images of the PC and of the Pi."}
-	c.Sub = []*cli.Command{imageHPCCommand(), imageKernelCommand(), imagePiCommand(), imageVerifyCommand(), imageSignCommand(), imageKeygenCommand()}
+	c.Sub = []*cli.Command{imageHPCCommand(), imageKernelCommand(), imagePiCommand(), imageServicesCommand(), imageVerifyCommand(), imageSignCommand(), imageKeygenCommand()}
 	return c
 }
 

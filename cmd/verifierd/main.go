@@ -34,16 +34,18 @@ import (
 
 // settings are the flags.
 type settings struct {
-	config    string
-	engine    string
-	plugins   string
-	approvers string
+	config     string
+	engine     string
+	containerd string
+	plugins    string
+	approvers  string
 }
 
 func main() {
 	var s settings
 	flag.StringVar(&s.config, "config", config.DefaultPath, "configuration file")
 	flag.StringVar(&s.engine, "engine", "/run/portcullis/engine/docker.sock", "socket of dockerd, in a directory of mode 0700")
+	flag.StringVar(&s.containerd, "containerd", "/run/containerd/containerd.sock", "address of the containerd behind dockerd: what runs there without dockerd is ended")
 	flag.StringVar(&s.plugins, "plugins", "/run/docker/plugins", "where dockerd looks for its authorization plugin")
 	flag.StringVar(&s.approvers, "approvers", "/etc/portcullis/approvers.json", "whose signatures make an approval; nobody's where it is not there")
 	flag.Parse()
@@ -81,7 +83,7 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 	socket := filepath.Join(c.RunDir, rpc.GuardSocket)
-	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Socket: socket, Door: s.engine, Binaries: programs,
+	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Socket: socket, Door: s.engine, Binaries: programs, Containerd: s.containerd,
 		Read: func(ctx context.Context, from io.Reader) (*image.Archive, error) {
 			return image.Read(ctx, from, quarantine, image.Options{})
 		}, Clock: clock.Real{}, Events: events})

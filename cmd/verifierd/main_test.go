@@ -113,7 +113,7 @@ func (p *pi) approvers() string      { return filepath.Join(p.daemon.Dir, "appro
 func (p *pi) start(t *testing.T) {
 	t.Helper()
 	p.events = &lines{}
-	p.cmd = exec.Command(os.Args[0], "-config", p.config, "-engine", p.daemon.Socket, "-plugins", p.daemon.Plugins, "-approvers", p.approvers())
+	p.cmd = exec.Command(os.Args[0], "-config", p.config, "-engine", p.daemon.Socket, "-containerd", p.daemon.Containerd(), "-plugins", p.daemon.Plugins, "-approvers", p.approvers())
 	p.cmd.Env = append(os.Environ(), beDaemon+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = p.events, p.events
 	if err := p.cmd.Start(); err != nil {
@@ -306,7 +306,7 @@ func TestInvariant07_AbsenceIsDenial(t *testing.T) {
 		if err := damage(); err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)
 		}
-		cmd := exec.Command(os.Args[0], "-config", p.config, "-engine", p.daemon.Socket, "-plugins", p.daemon.Plugins, "-approvers", p.approvers())
+		cmd := exec.Command(os.Args[0], "-config", p.config, "-engine", p.daemon.Socket, "-containerd", p.daemon.Containerd(), "-plugins", p.daemon.Plugins, "-approvers", p.approvers())
 		cmd.Env = append(os.Environ(), beDaemon+"=1")
 		out, err := cmd.CombinedOutput()
 		var ended *exec.ExitError

@@ -51,7 +51,9 @@ func (b *build) tar() []byte {
 	for name, data := range b.files {
 		put(name, data)
 	}
-	put("manifest.json", encode(b.manifest))
+	if b.manifest != nil {
+		put("manifest.json", encode(b.manifest))
+	}
 	if b.twice != "" {
 		put(b.twice, b.files[b.twice])
 	}

@@ -323,4 +323,7 @@ var behind = []Attack{
 		}
 		return nil
 	}},
+	// Root has containerd's socket as well: the engine knows nothing of such a container.
+	{"containerd-run", guard.ReasonContainer, func(ctx context.Context, r *Rig) error { return r.ctr(ctx, "evil") }},
+	{"containerd-run-as-the-engine", guard.ReasonContainer, func(ctx context.Context, r *Rig) error { return r.ctr(ctx, "moby") }},
 }

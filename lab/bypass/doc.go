@@ -42,7 +42,7 @@ func (r Result) String() string {
 // Attacks is the whole table.
 func Attacks() []Attack {
 	var out []Attack
-	for _, part := range [][]Attack{endpoints, spellings, bodies, wishes, images, decisions, doors, behind} {
+	for _, part := range [][]Attack{endpoints, spellings, bodies, wishes, images, layouts, decisions, doors, behind} {
 		out = append(out, part...)
 	}
 	return out

@@ -121,6 +121,14 @@ func (e *Engine) answers(ctx context.Context, ended chan struct{}) error {
 	}
 }
 
+// Containerd is the address of the engine's own containerd.
+func (e *Engine) Containerd() string {
+	return filepath.Join(e.Dir, "exec", "containerd", "containerd.sock")
+}
+
+// Cgroup is the control group below which the engine's containers are.
+func (e *Engine) Cgroup() string { return e.cgroup }
+
 // Log is the file that the engine writes to.
 func (e *Engine) Log() string { return filepath.Join(e.Dir, "log") }
 

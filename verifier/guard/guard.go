@@ -23,7 +23,7 @@ import (
 	"portcullis/verifier/record"
 )
 
-// Options of New. All but Binaries are needed.
+// Options of New. All but Binaries, Containerd and Sample are needed.
 type Options struct {
 	Engine    *engine.Client
 	Approvals Approvals
@@ -33,8 +33,12 @@ type Options struct {
 	Socket   string // the guard's own, where Serve listens: the self-test knocks there
 	Door     string // the engine's, where the self-test must find a lock
 	Binaries []string
-	Clock    clock.Clock
-	Events   *event.Writer
+	// Containerd is the address of the containerd that runs the engine's containers: what
+	// runs there without the engine is ended. "" = nobody looks.
+	Containerd string
+	Sample     time.Duration // between two looks at files of running containers; Every where it is 0
+	Clock      clock.Clock
+	Events     *event.Writer
 }
 
 // Guard is the judge. New makes it, Run watches, Serve takes callers.
@@ -46,6 +50,7 @@ type Guard struct {
 	wake     chan struct{}      // somebody saw a reason to reconcile
 	fresh    chan struct{}      // the engine answers, for the first time or again
 	binaries map[string]program // by path; Run's own
+	shims    map[int]time.Time  // of containers that nobody knows, since when; Run's own
 
 	mu      sync.Mutex
 	info    engine.Info
@@ -57,6 +62,9 @@ type Guard struct {
 // New reads what a former life left. The guard refuses to start anything until a
 // self-test has passed.
 func New(opt Options) (*Guard, error) {
+	if opt.Sample == 0 {
+		opt.Sample = Every
+	}
 	s, err := openState(opt.StateDir)
 	if err != nil {
 		return nil, err

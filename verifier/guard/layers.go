@@ -76,16 +76,14 @@ func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first
 	if !ok || len(loaded.Trees) == 0 || len(dirs.Lower) != len(loaded.Trees)+1 {
 		return refuse(ReasonImageStore, "%d directories for %d layers", len(dirs.Lower), len(loaded.Trees))
 	}
-	g.mu.Lock()
-	shifted := g.info.Userns
-	g.mu.Unlock()
+	owners := g.owners()
 	for n, t := range loaded.Trees {
 		files, err := g.state.tree(t)
 		if err != nil {
 			return err
 		}
 		// The engine names the highest first; its own layer, with the names that it mounts over, is above all.
-		if err := sameFiles(dirs.Lower[len(dirs.Lower)-1-n], files, !shifted); err != nil {
+		if err := sameFiles(dirs.Lower[len(dirs.Lower)-1-n], files, owners); err != nil {
 			return err
 		}
 	}
@@ -129,14 +127,18 @@ func onlyPlaces(dir string, names []string) error {
 
 // sameFiles compares the directory of an unpacked layer with its list, both ways.
 func sameFiles(dir string, files []image.File, owners bool) error {
-	listed, parents := map[string]bool{}, map[string]bool{".": true}
+	listed, opaque, parents := map[string]bool{}, map[string]bool{}, map[string]bool{".": true}
 	for i := range files {
-		f := &files[i]
-		listed[f.Path] = true
-		for p := filepath.Dir(f.Path); !parents[p]; p = filepath.Dir(p) {
+		listed[files[i].Path] = true
+		if files[i].Kind == image.KindOpaque {
+			opaque[files[i].Path] = true
+		}
+		for p := filepath.Dir(files[i].Path); !parents[p]; p = filepath.Dir(p) {
 			parents[p] = true
 		}
-		if err := sameFile(dir, f, owners); err != nil {
+	}
+	for i := range files {
+		if err := sameFile(dir, &files[i], opaque[files[i].Path], owners); err != nil {
 			return err
 		}
 	}
@@ -145,16 +147,19 @@ func sameFiles(dir string, files []image.File, owners bool) error {
 			return err
 		}
 		name, err := filepath.Rel(dir, p)
-		if err == nil && !listed[name] && !(d.IsDir() && parents[name]) {
-			err = refuse(ReasonImageStore, "/%.200q is not of the image", name)
+		if err != nil || listed[name] {
+			return err
 		}
-		return err
+		if !d.IsDir() || !parents[name] {
+			return refuse(ReasonImageStore, "/%.200q is not of the image", name)
+		}
+		// A directory that the layer only has names in.
+		return sameXattrs(p, &image.File{Path: name, Kind: image.KindDir}, false, owners)
 	})
 }
 
-// sameFile compares one name. Extended attributes are not compared: the one that
-// gives rights, security.capability, has no effect under no-new-privileges.
-func sameFile(dir string, f *image.File, owners bool) error {
+// sameFile compares one name. opaque is a directory that hides the one below it.
+func sameFile(dir string, f *image.File, opaque, owners bool) error {
 	path := filepath.Join(dir, f.Path)
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -165,11 +170,16 @@ func sameFile(dir string, f *image.File, owners bool) error {
 	if st.Mode&unix.S_IFMT != kind {
 		return refuse(ReasonImageStore, "/%.200q is of another kind", f.Path)
 	}
-	if f.Kind == image.KindWhiteout || f.Kind == image.KindOpaque {
-		if f.Kind == image.KindWhiteout && st.Rdev != 0 {
-			return refuse(ReasonImageStore, "/%.200q is a device", f.Path)
-		}
+	switch {
+	case f.Kind == image.KindWhiteout && st.Rdev != 0:
+		return refuse(ReasonImageStore, "/%.200q is a device", f.Path)
+	case f.Kind == image.KindWhiteout:
 		return nil
+	case f.Kind == image.KindOpaque:
+		return sameXattrs(path, f, true, false) // the directory's own attributes are those of its own entry
+	}
+	if err := sameXattrs(path, f, opaque, owners); err != nil {
+		return err
 	}
 	if owners && (st.Uid != uint32(f.UID) || st.Gid != uint32(f.GID)) || f.Kind != image.KindLink && st.Mode&0o7777 != f.Mode {
 		return refuse(ReasonImageStore, "/%.200q has another owner or mode", f.Path)

@@ -25,6 +25,7 @@ const Every = 5 * time.Second
 // its programs. An engine that is away is asked again.
 func (g *Guard) Run(ctx context.Context) error {
 	go g.listen(ctx)
+	go g.sampling(ctx)
 	changed := g.opt.Approvals.Changed()
 	for {
 		next := Every
@@ -148,6 +149,7 @@ func (g *Guard) reconcile(ctx context.Context) {
 	defer cancel()
 	g.standing(ctx)
 	err := errors.Join(g.containers(ctx), g.images(ctx))
+	g.tasks()
 	answered := g.engineAnswers()
 	g.mu.Lock()
 	g.mark("engine", err == nil, "it does not answer")

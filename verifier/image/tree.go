@@ -80,9 +80,9 @@ func clean(name string, dir bool) (string, error) {
 
 func unprintable(r rune) bool { return r < 0x20 || r == 0x7f || r == utf8.RuneError }
 
-// The attributes that a layer may set. Others steer the file system that the layer
+// AllowedXattr tells which attributes a layer may set. Others steer the file system that the layer
 // is unpacked on: trusted.overlay.redirect shows another directory.
-func allowedXattr(name string) bool {
+func AllowedXattr(name string) bool {
 	return name == "security.capability" || strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "user.overlay.")
 }
 
@@ -96,7 +96,7 @@ func xattrs(h *tar.Header) (string, error) {
 		if !ok {
 			continue
 		}
-		if !allowedXattr(name) {
+		if !AllowedXattr(name) {
 			return "", refuse(ReasonType, "%.100q has the attribute %.100q", h.Name, name)
 		}
 		all = append(all, strconv.Quote(name)+"="+strconv.Quote(h.PAXRecords[key]))

@@ -1,0 +1,51 @@
+package bypass
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// ctr runs a program in a container of the engine's containerd, in one of its
+// namespaces, past the engine, and waits until somebody has ended it.
+func (r *Rig) ctr(ctx context.Context, space string) error {
+	if _, err := exec.LookPath("ctr"); err != nil {
+		return fmt.Errorf("bypass: ctr (Debian package containerd) is missing: %w", err)
+	}
+	root := filepath.Join(r.daemon.Dir, "evil-"+space)
+	if err := os.MkdirAll(root, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(root, "probe"), r.probe, 0o755); err != nil {
+		return err
+	}
+	id := "evil-in-" + space
+	run := func(args ...string) (string, error) {
+		out, err := exec.CommandContext(ctx, "ctr", append([]string{"-a", r.daemon.Containerd(), "-n", space}, args...)...).CombinedOutput()
+		return string(out), err
+	}
+	// No files of a standard output: the engine's namespaces have a /run of their own.
+	if out, err := run("run", "-d", "--null-io", "--cgroup", r.daemon.Cgroup()+"/"+id, "--rootfs", root, id, "/probe", "wait"); err != nil {
+		return fmt.Errorf("bypass: ctr run: %w: %s", err, out)
+	}
+	for end := time.Now().Add(20 * time.Second); ctx.Err() == nil && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		out, err := run("task", "ls")
+		if err != nil {
+			return fmt.Errorf("bypass: ctr task ls: %w: %s", err, out)
+		}
+		running := false
+		for _, line := range strings.Split(out, "\n") {
+			running = running || strings.HasPrefix(line, id+" ") && strings.Contains(line, "RUNNING")
+		}
+		if !running {
+			run("container", "rm", id) // its record; nothing of it runs
+			return nil
+		}
+	}
+	return errors.Join(ctx.Err(), fmt.Errorf("%s runs after 20 s", id))
+}

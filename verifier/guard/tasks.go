@@ -1,0 +1,166 @@
+package guard
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/internal/event"
+	"portcullis/verifier/record"
+)
+
+// The engine runs its containers through containerd, whose socket is root's. Who
+// speaks to that directly gets a container of which the engine knows nothing. But
+// each one has a shim, a process that says on its command line whose it is.
+
+// engineSpace is the namespace of containerd that Docker's engine uses.
+const engineSpace = "moby"
+
+// shim is a process that stands beside a container of containerd.
+type shim struct {
+	pid              int
+	space, id, where string
+}
+
+// lingers is how long a shim may be there after its container has gone.
+const lingers = 2 * time.Second
+
+// tasks ends what runs in the engine's containerd without the engine.
+func (g *Guard) tasks() {
+	if g.opt.Containerd == "" {
+		return
+	}
+	all, err := shims()
+	if err != nil {
+		g.opt.Events.Emit("engine.failed", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
+		return
+	}
+	unknown := map[int]time.Time{}
+	defer func() { g.shims = unknown }()
+	for _, s := range all {
+		if s.where != g.opt.Containerd {
+			continue
+		}
+		if s.space == engineSpace {
+			// A container of the guard is in the state before it starts, and its shim ends a moment after it.
+			if _, ok := g.state.container(s.id); ok {
+				continue
+			}
+			first, seen := g.shims[s.pid]
+			if !seen {
+				first = g.opt.Clock.Now()
+			}
+			if unknown[s.pid] = first; g.opt.Clock.Now().Sub(first) < lingers {
+				continue
+			}
+		}
+		detail := fmt.Sprintf("containerd runs %s in its namespace %s, without the engine", printable(s.id, 80), printable(s.space, 40))
+		err := errors.Join(s.end(), g.Refuse(record.Refusal{Action: ActionRun, Reason: ReasonContainer, Detail: detail, Caller: engineItself}))
+		f := event.Fields{"container": s.id, "reason": ReasonContainer, "detail": detail}
+		if err != nil {
+			f["failed"] = err.Error()
+		}
+		g.opt.Events.Emit("container.ended", f)
+	}
+}
+
+// shims lists the shims of all containerds of this machine.
+func shims() ([]shim, error) {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	var out []shim
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue // it has ended
+		}
+		if s, ok := parseShim(string(b)); ok {
+			s.pid, _ = strconv.Atoi(filepath.Base(filepath.Dir(f))) // digits, by the pattern
+			out = append(out, s)
+		}
+	}
+	return out, nil
+}
+
+// parseShim reads the command line of a shim: words that end with NUL.
+func parseShim(line string) (s shim, ok bool) {
+	words := strings.Split(strings.TrimSuffix(line, "\x00"), "\x00")
+	if !strings.HasPrefix(filepath.Base(words[0]), "containerd-shim") {
+		return shim{}, false
+	}
+	into := map[string]*string{"namespace": &s.space, "id": &s.id, "address": &s.where}
+	for i := 1; i+1 < len(words); i++ {
+		if to := into[strings.TrimLeft(words[i], "-")]; to != nil && strings.HasPrefix(words[i], "-") {
+			*to = words[i+1]
+			i++
+		}
+	}
+	return s, s.id != "" && s.where != ""
+}
+
+// end kills the container's first process, with which the kernel ends the others of
+// its PID namespace, and the shim.
+func (s shim) end() error {
+	own, err := unix.PidfdOpen(s.pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(own)
+	// The number may be another process's by now: what is killed is looked at again, through a handle.
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.pid))
+	if again, ok := parseShim(string(b)); err != nil || !ok || again.id != s.id {
+		return nil
+	}
+	err = s.endChildren()
+	if kerr := unix.PidfdSendSignal(own, unix.SIGKILL, nil, 0); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
+		err = errors.Join(err, kerr)
+	}
+	return err
+}
+
+func (s shim) endChildren() error {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/children", s.pid))
+	if err != nil {
+		return err
+	}
+	var all error
+	for _, f := range lists {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		for _, word := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(word); err == nil && parentOf(pid) == s.pid {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+					all = errors.Join(all, err)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// parentOf reads the fourth field of proc_pid_stat(5); 0 where there is none.
+func parentOf(pid int) int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	if words := strings.Fields(rest); len(words) > 1 {
+		parent, _ := strconv.Atoi(words[1])
+		return parent
+	}
+	return 0
+}
