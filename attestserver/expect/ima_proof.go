@@ -19,8 +19,8 @@ import (
 
 // imaChain is a place in the kernel's list; the zero value is before its first entry.
 type imaChain struct {
-	Count uint64   `json:"count"` // entries
-	Head  [32]byte `json:"head"`  // of the chain over them
+	Count uint64   // entries
+	Head  [32]byte // of the chain over them
 }
 
 func (c imaChain) head() [32]byte {
@@ -59,12 +59,9 @@ type proven struct {
 	upTo uint64   // so many entries are certain to exist
 }
 
-func readProven(st *protocol.ImageState) (proven, error) {
-	s, err := readTpmNote(st)
-	if err != nil {
-		return proven{}, err
-	}
-	return proven{s.Chain, s.Proven}, nil
+func readProven(st *protocol.ImageState) proven {
+	s := readTpmNote(st)
+	return proven{s.Chain, s.Proven}
 }
 
 // contradicts tells whether c is where op tpm is, with another list.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"sync"
 
 	"portcullis/attestserver/protocol"
 )
@@ -67,6 +68,9 @@ func modulo(b []byte, m uint64) (n uint64) {
 	return n
 }
 
+// pieces are what leaves are read into.
+var pieces = sync.Pool{New: func() any { return new([protocol.LeafSize]byte) }}
+
 // opened judges the pieces that a question has opened.
 func (e *Files) opened(j *judge, in protocol.JudgeInput, d *protocol.FilesData) error {
 	var asked protocol.FilesParams
@@ -77,13 +81,14 @@ func (e *Files) opened(j *judge, in protocol.JudgeInput, d *protocol.FilesData) 
 		j.fatal(ReasonMalformed, "%d leaves of %d", len(d.Opened), len(asked.Opened))
 		return nil
 	}
-	piece := make([]byte, protocol.LeafSize)
+	piece := pieces.Get().(*[protocol.LeafSize]byte)
+	defer pieces.Put(piece)
 	for i, l := range asked.Opened {
 		f, err := e.files.Lookup(l.Path)
 		if err != nil {
 			return err
 		}
-		n, err := f.ReadAt(piece, l.Offset)
+		n, err := f.ReadAt(piece[:], l.Offset)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}

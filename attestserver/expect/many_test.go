@@ -26,7 +26,7 @@ func TestManyPCsAreJudgedAtOnce(t *testing.T) {
 		for pc := range 8 {
 			group.Go(func() {
 				state := *m.state
-				state.Notes = maps.Clone(m.state.Notes)
+				state.Notes, state.Kept = maps.Clone(m.state.Notes), maps.Clone(m.state.Kept)
 				for i := range ops {
 					i = (i + pc) % len(ops)
 					in := asked[i]

@@ -30,10 +30,7 @@ func (e *Tpm) Params(r io.Reader, st *protocol.ImageState) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := readTpmNote(st)
-	if err != nil {
-		return nil, err
-	}
+	s := readTpmNote(st)
 	q := protocol.TpmParams{Session: st.Session, Nonce: nonce, Identify: s.Identity == nil, Log: s.Registers == nil, ListFrom: s.ListSize}
 	if s.wantsCredential() {
 		if s.Secret, err = draw(r, 32); err != nil {
@@ -44,9 +41,7 @@ func (e *Tpm) Params(r io.Reader, st *protocol.ImageState) ([]byte, error) {
 			return nil, err
 		}
 		q.Credential, q.Secret = c.Credential, c.Secret
-		if err := s.write(st); err != nil {
-			return nil, err
-		}
+		s.write(st)
 	}
 	return protocol.EncodeOp(q)
 }
@@ -63,11 +58,7 @@ func (e *Tpm) Judge(in protocol.JudgeInput) []protocol.Finding {
 		j.unjudged(err)
 		return j.list
 	}
-	s, err := readTpmNote(in.State)
-	if err != nil {
-		j.unjudged(err)
-		return j.list
-	}
+	s := readTpmNote(in.State)
 	ref, err := readTpm(in.Refs, in.State)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		j.unjudged(err)
@@ -82,9 +73,7 @@ func (e *Tpm) Judge(in protocol.JudgeInput) []protocol.Finding {
 	} else {
 		e.quoted(j, in, s, ref, &q, &d)
 	}
-	if err := s.write(in.State); err != nil {
-		j.unjudged(err)
-	}
+	s.write(in.State)
 	return j.list
 }
 
@@ -238,9 +227,9 @@ func (s *tpmNote) measured(j *judge, st *protocol.ImageState, d *protocol.TpmDat
 
 // Settle implements protocol.Rooted.
 func (e *Tpm) Settle(st *protocol.ImageState, refs protocol.References) (protocol.Tier, bool, error) {
-	s, err := readTpmNote(st)
-	if err != nil || !s.Good || !s.Listed {
-		return protocol.TierSoftware, false, err
+	s := readTpmNote(st)
+	if !s.Good || !s.Listed {
+		return protocol.TierSoftware, false, nil
 	}
 	ref, err := readTpm(refs, st)
 	if errors.Is(err, fs.ErrNotExist) {

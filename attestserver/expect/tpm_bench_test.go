@@ -30,13 +30,13 @@ func BenchmarkTpmJudge(b *testing.B) {
 	p := enrolledTpmPC(b)
 	p.session("bbbbbbbbbbbbbbbbbbbbbbbbbb", true)
 	for _, what := range []string{"first", "next"} {
-		before := maps.Clone(p.state.Notes)
+		before, kept := maps.Clone(p.state.Notes), maps.Clone(p.state.Kept)
 		in := p.input(protocol.OpTpm, false)
 		b.Run(what, func(b *testing.B) {
 			defer reportCPU(b)()
 			for b.Loop() {
 				state := *p.state
-				state.Notes = maps.Clone(before)
+				state.Notes, state.Kept = maps.Clone(before), maps.Clone(kept)
 				in.State = &state
 				for _, f := range p.twins[protocol.OpTpm].Judge(in) {
 					b.Fatalf("%+v", f)

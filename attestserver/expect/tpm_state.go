@@ -6,28 +6,30 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 
 	"portcullis/attestserver/protocol"
 	"portcullis/hardware/tpmattest"
+	"portcullis/internal/decoded"
 )
 
 // tpmNote is what is known of the chip in this boot session.
 type tpmNote struct {
-	Identity  *tpmattest.Enrolment       `json:"identity"`  // as shown, and as enrolled where it is
-	Secret    []byte                     `json:"secret"`    // of the credential that was sent last
-	Activated bool                       `json:"activated"` // a credential was opened
-	Clock     *tpmClock                  `json:"clock"`     // of the last good answer
-	Registers map[int]tpmattest.Register `json:"registers"` // after the log was judged
-	Firmware  map[int][]string           `json:"firmware"`  // events of the pinned registers
-	ListSize  int64                      `json:"list_size"` // bytes of IMA's list that are proven
-	ListValue [32]byte                   `json:"list_value"`
-	Chain     imaChain                   `json:"chain"`  // of the same entries, as op ima has it
-	Proven    uint64                     `json:"proven"` // entries that register 10 stood for in a good answer
-	Owed      uint64                     `json:"owed"`   // entries that op ima told before that answer
-	Listed    bool                       `json:"listed"` // they lead to register 10 of the last answer
-	Good      bool                       `json:"good"`   // the last answer was
-	Said      map[string]bool            `json:"said"`   // infos, each once
+	Identity  *tpmattest.Enrolment       // as shown, and as enrolled where it is
+	Secret    []byte                     // of the credential that was sent last
+	Activated bool                       // a credential was opened
+	Clock     *tpmClock                  // of the last good answer
+	Registers map[int]tpmattest.Register // after the log was judged
+	Firmware  map[int][]string           // events of the pinned registers
+	ListSize  int64                      // bytes of IMA's list that are proven
+	ListValue [32]byte
+	Chain     imaChain        // of the same entries, as op ima has it
+	Proven    uint64          // entries that register 10 stood for in a good answer
+	Owed      uint64          // entries that op ima told before that answer
+	Listed    bool            // they lead to register 10 of the last answer
+	Good      bool            // the last answer was
+	Said      map[string]bool // infos, each once
 }
 
 // tpmClock is how often the chip was started and how long it has run.
@@ -42,27 +44,19 @@ func (c tpmClock) startedAfter(old tpmClock) bool {
 	return c.Resets > old.Resets || (c.Resets == old.Resets && c.Restarts > old.Restarts)
 }
 
-func readTpmNote(st *protocol.ImageState) (*tpmNote, error) {
-	s := new(tpmNote)
-	if b := st.Notes[protocol.OpTpm]; b != nil {
-		if err := json.Unmarshal(b, s); err != nil {
-			return nil, fmt.Errorf("TPM note: %w", err)
-		}
+// readTpmNote returns a copy that may be changed.
+func readTpmNote(st *protocol.ImageState) *tpmNote {
+	s, _ := st.Kept[protocol.OpTpm].(*tpmNote)
+	if s == nil {
+		return new(tpmNote)
 	}
-	return s, nil
+	own := *s
+	own.Said = maps.Clone(s.Said) // all else is replaced as a whole
+	return &own
 }
 
-func (s *tpmNote) write(st *protocol.ImageState) error {
-	b, err := json.Marshal(s)
-	if err != nil {
-		return fmt.Errorf("TPM note: %w", err)
-	}
-	if st.Notes == nil {
-		st.Notes = map[string][]byte{}
-	}
-	st.Notes[protocol.OpTpm] = b
-	return nil
-}
+// write keeps s, which must not be changed any more.
+func (s *tpmNote) write(st *protocol.ImageState) { st.Keep(protocol.OpTpm, s) }
 
 // wantsCredential: the chip has shown itself, a good quote of it was seen, and it
 // has not proven yet that both keys are in it. One that is enrolled has.
@@ -133,6 +127,17 @@ func readTpm(refs protocol.References, st *protocol.ImageState) (*tpmReference, 
 	if err != nil {
 		return nil, err
 	}
+	r, err := tpmReferences.Decode(b, decodeTpm)
+	if err != nil {
+		return nil, err
+	}
+	own := *r // its session and clock are changed
+	return &own, nil
+}
+
+var tpmReferences decoded.Memo[tpmReference]
+
+func decodeTpm(b []byte) (*tpmReference, error) {
 	r := new(tpmReference)
 	if err := json.Unmarshal(b, r); err != nil {
 		return nil, fmt.Errorf("TPM reference: %w", err)

@@ -87,7 +87,7 @@ func (p *tpmPC) extended(data []byte) { p.t.Helper(); p.extend(10, sha256.Sum256
 // session begins a new one; reset starts the chip anew, as a boot does.
 func (p *tpmPC) session(id string, reset bool) {
 	p.t.Helper()
-	p.state.Session, p.state.Notes = id, map[string][]byte{}
+	p.state.Session, p.state.Notes, p.state.Kept = id, map[string][]byte{}, nil
 	if reset {
 		p.chip.Reboot(p.t)
 		p.boot()

@@ -42,10 +42,10 @@ type tsmReference struct {
 
 // tsmNote is the last answer of the session.
 type tsmNote struct {
-	Good        bool   `json:"good"`
-	Provider    string `json:"provider"`
-	Measurement string `json:"measurement"`
-	Said        bool   `json:"said"`
+	Good        bool
+	Provider    string
+	Measurement string
+	Said        bool
 }
 
 // Judge implements protocol.Expectation.
@@ -60,16 +60,10 @@ func (e *Tsm) Judge(in protocol.JudgeInput) []protocol.Finding {
 		j.unjudged(err)
 		return j.list
 	}
-	s, err := readTsmNote(in.State)
-	if err != nil {
-		j.unjudged(err)
-		return j.list
-	}
+	s := readTsmNote(in.State)
 	s.Good = false
 	s.judge(j, in, ref, &d)
-	if err := s.write(in.State); err != nil {
-		j.unjudged(err)
-	}
+	in.State.Keep(protocol.OpTsm, s)
 	return j.list
 }
 
@@ -120,9 +114,9 @@ func (s *tsmNote) once(j *judge, format string, args ...any) {
 
 // Settle implements protocol.Rooted.
 func (e *Tsm) Settle(st *protocol.ImageState, refs protocol.References) (protocol.Tier, bool, error) {
-	s, err := readTsmNote(st)
-	if err != nil || !s.Good {
-		return protocol.TierSoftware, false, err
+	s := readTsmNote(st)
+	if !s.Good {
+		return protocol.TierSoftware, false, nil
 	}
 	ref, err := readTsm(refs, st)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -162,24 +156,12 @@ func readTsm(refs protocol.References, st *protocol.ImageState) (*tsmReference, 
 	return r, nil
 }
 
-func readTsmNote(st *protocol.ImageState) (*tsmNote, error) {
-	s := new(tsmNote)
-	if b := st.Notes[protocol.OpTsm]; b != nil {
-		if err := json.Unmarshal(b, s); err != nil {
-			return nil, fmt.Errorf("TEE note: %w", err)
-		}
+// readTsmNote returns a copy that may be changed.
+func readTsmNote(st *protocol.ImageState) *tsmNote {
+	s, _ := st.Kept[protocol.OpTsm].(*tsmNote)
+	if s == nil {
+		return new(tsmNote)
 	}
-	return s, nil
-}
-
-func (s *tsmNote) write(st *protocol.ImageState) error {
-	b, err := json.Marshal(s)
-	if err != nil {
-		return fmt.Errorf("TEE note: %w", err)
-	}
-	if st.Notes == nil {
-		st.Notes = map[string][]byte{}
-	}
-	st.Notes[protocol.OpTsm] = b
-	return nil
+	own := *s
+	return &own
 }

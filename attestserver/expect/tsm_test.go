@@ -88,7 +88,7 @@ func TestAttackTsmEvidenceThatProvesNothing(t *testing.T) {
 		"SEV-SNP":              {Present: true, Provider: teequote.SEV, Report: make([]byte, 0x4a0)},
 		"no confidential":      {Present: true, Provider: "arm_cca_guest"},
 	} {
-		m.state.Notes = map[string][]byte{}
+		m.state.Notes, m.state.Kept = map[string][]byte{}, nil
 		in := m.ask(protocol.OpTsm, false)
 		b, err := json.Marshal(d)
 		m.check(err)

@@ -145,8 +145,9 @@ func Approve(refs protocol.References, mac string, envelope []byte, keys []ed255
 	if err != nil {
 		return nil, nil, err
 	}
-	writing.Lock()
-	defer writing.Unlock()
+	lock := writingOf(mac)
+	lock.Lock()
+	defer lock.Unlock()
 	r, err := Load(refs, mac)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, refuse(ReasonNone, "nothing is enrolled of %s", mac)

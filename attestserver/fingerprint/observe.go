@@ -46,8 +46,9 @@ func (r *Result) Worst() (worst Level) {
 
 // Enrol makes the record of a machine that has none. It refuses to replace one.
 func Enrol(refs protocol.References, o Observation, random io.Reader) error {
-	writing.Lock()
-	defer writing.Unlock()
+	lock := writingOf(o.Machine)
+	lock.Lock()
+	defer lock.Unlock()
 	if _, err := refs.Get(KindRecord, Key(o.Machine)); !errors.Is(err, fs.ErrNotExist) {
 		return refuse(ReasonRecord, "a fingerprint of %s is there already", o.Machine)
 	}
@@ -67,8 +68,9 @@ func Enrol(refs protocol.References, o Observation, random io.Reader) error {
 // whole is put down for an operator. An error that is fs.ErrNotExist: the machine
 // has no record.
 func Observe(refs protocol.References, o Observation) (*Result, error) {
-	writing.Lock()
-	defer writing.Unlock()
+	lock := writingOf(o.Machine)
+	lock.Lock()
+	defer lock.Unlock()
 	r, err := Load(refs, o.Machine)
 	if err != nil {
 		return nil, err

@@ -4,11 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io/fs"
 	"strings"
 	"sync"
 
 	"portcullis/attestserver/protocol"
+	"portcullis/internal/decoded"
 )
 
 // Kinds of references. The key of each is the machine's MAC with dashes; of an
@@ -20,9 +22,21 @@ const (
 	KindApproval = "fingerprint-approval"
 )
 
-// writing keeps an answer that is judged and an approval from overtaking each
-// other. What is written is small and seldom.
-var writing sync.Mutex
+// writing keeps an answer that is judged and an approval of the same machine from
+// overtaking each other. Several machines share one of them.
+var writing [64]sync.Mutex
+
+func writingOf(mac string) *sync.Mutex {
+	h := fnv.New32a()
+	h.Write([]byte(mac))
+	return &writing[h.Sum32()%uint32(len(writing))]
+}
+
+// What was read of late.
+var (
+	records  decoded.Memo[Record]
+	sessions decoded.Memo[sessionParts]
+)
 
 // Key names the references of a machine.
 func Key(mac string) string { return strings.ReplaceAll(mac, ":", "-") }
@@ -34,14 +48,14 @@ func Load(refs protocol.References, mac string) (*Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := decodeRecord(b)
+	r, err := records.Decode(b, decodeRecord)
 	if err != nil {
 		return nil, err
 	}
 	if r.Machine != mac {
 		return nil, refuse(ReasonRecord, "it is of %.40q", r.Machine)
 	}
-	return r, nil
+	return r.clone(), nil
 }
 
 // LoadPending returns the drift that waits; nil where nothing does.
@@ -87,14 +101,17 @@ func firstOf(refs protocol.References, mac, session string) ([]Part, error) {
 	if err != nil {
 		return nil, err
 	}
-	var s sessionParts
-	if err := strictUpTo(b, MaxRecord, &s); err != nil {
+	s, err := sessions.Decode(b, func(b []byte) (*sessionParts, error) {
+		s := new(sessionParts)
+		return s, strictUpTo(b, MaxRecord, s)
+	})
+	if err != nil {
 		return nil, refuse(ReasonRecord, "the session's parts: %v", err)
 	}
 	if s.Session != session {
 		return nil, nil
 	}
-	return s.Parts, nil
+	return s.Parts, nil // which nobody changes
 }
 
 func saveFirst(refs protocol.References, mac, session string, parts []Part) error {

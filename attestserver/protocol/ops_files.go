@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 )
 
 // Limits of op files.
@@ -129,7 +130,8 @@ func (d *FilesData) Check() error {
 // its own) and of its entries, sorted by path.
 func (k OpKey) TreeMAC(dir string, self TreeEntry, entries []TreeEntry) []byte {
 	h := k.NewDigest("files-directory", []byte(dir))
-	b := self.append(make([]byte, 0, 16<<10))
+	kept := treeBuffers.Get().(*[]byte)
+	b := self.append((*kept)[:0])
 	for _, e := range entries {
 		if b = e.append(b); len(b) > 12<<10 {
 			h.Write(b)
@@ -137,9 +139,15 @@ func (k OpKey) TreeMAC(dir string, self TreeEntry, entries []TreeEntry) []byte {
 		}
 	}
 	h.Write(b)
+	if cap(b) == cap(*kept) {
+		treeBuffers.Put(kept)
+	}
 	sum := Sum(h)
 	return sum[:TreeMACSize]
 }
+
+// treeBuffers are what entries are written down in, to be hashed.
+var treeBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 16<<10); return &b }}
 
 // append writes an entry as TreeMAC digests it.
 func (e *TreeEntry) append(b []byte) []byte {

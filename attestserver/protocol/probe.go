@@ -120,6 +120,17 @@ type ImageState struct {
 	// a boot session (a boot id, a chain head), keyed by its name. It is empty
 	// after a new session or a restart of attestd.
 	Notes map[string][]byte
+	// Kept is the same for what is a value and not bytes. Nobody changes a value that
+	// is in it: another one takes its place.
+	Kept map[string]any
+}
+
+// Keep puts v into Kept.
+func (st *ImageState) Keep(name string, v any) {
+	if st.Kept == nil {
+		st.Kept = make(map[string]any)
+	}
+	st.Kept[name] = v
 }
 
 // JudgeInput is one answer with all that is needed to judge it.

@@ -277,6 +277,7 @@ func (c *core) begin(now time.Time, s *portcullisv1.Session, reason string) {
 	}
 	c.state, c.enrol = nil, nil
 	c.losses, c.attached = nil, false
+	c.enforce.forget()
 	c.rules.begin(now)
 	c.chooser = new(challenge.Chooser)
 	c.pace.watch = deadline.Watch{Window: c.machine.Window()}

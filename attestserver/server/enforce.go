@@ -17,8 +17,21 @@ const callTime = 2 * time.Second
 type phaseWish struct {
 	session  string
 	phase    portcullisv1.Phase
-	notAfter time.Time // of PHASE_RUN
+	made     time.Time // of PHASE_RUN
+	notAfter time.Time // likewise
 	reason   string
+}
+
+// renewAt is when gatewayd has to hear w that was told before last: at once, but for a
+// run that only goes on. That one is renewed when half of the time that gatewayd
+// knows of is over: the run never lasts longer there than the verdict, and the
+// many good answers of that time need no call each.
+func (w phaseWish) renewAt(told phaseWish) time.Time {
+	const run = portcullisv1.Phase_PHASE_RUN
+	if w.phase != run || told.phase != run || told.session != w.session {
+		return time.Time{}
+	}
+	return told.made.Add(told.notAfter.Sub(told.made) / 2)
 }
 
 // enforcer tells gatewayd the newest wish, again and again until it is heard.
@@ -26,9 +39,22 @@ type phaseWish struct {
 type enforcer struct {
 	o      Options
 	wishes chan phaseWish
+	lost   chan struct{}
 }
 
-func newEnforcer(o Options) *enforcer { return &enforcer{o, make(chan phaseWish, 1)} }
+func newEnforcer(o Options) *enforcer {
+	return &enforcer{o, make(chan phaseWish, 1), make(chan struct{}, 1)}
+}
+
+// forget has the next wish told at once, whatever gatewayd was told before, and none
+// from before: its session is over, or gatewayd does not enforce what it was told.
+// Only the core calls it.
+func (e *enforcer) forget() {
+	select {
+	case e.lost <- struct{}{}:
+	default:
+	}
+}
 
 // want replaces the wish before. Only the core calls it.
 func (e *enforcer) want(w phaseWish) {
@@ -40,18 +66,31 @@ func (e *enforcer) want(w phaseWish) {
 }
 
 func (e *enforcer) run(ctx context.Context) {
+	var told, next phaseWish // next is the zero value where nothing waits
 	for {
+		var due <-chan time.Time
+		if next.session != "" {
+			due = e.o.Clock.After(max(next.renewAt(told).Sub(e.o.Clock.Now()), 0))
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case w := <-e.wishes:
-			e.insist(ctx, w)
+		case <-e.lost:
+			told, next = phaseWish{}, phaseWish{}
+			continue
+		case next = <-e.wishes:
+			if e.o.Clock.Now().Before(next.renewAt(told)) {
+				continue
+			}
+		case <-due:
 		}
+		told, next = e.insist(ctx, next), phaseWish{}
 	}
 }
 
-// insist tries until w is done, pointless or replaced.
-func (e *enforcer) insist(ctx context.Context, w phaseWish) {
+// insist tries until w is done, pointless or replaced. It returns what gatewayd
+// enforces now, the zero value where that is not known.
+func (e *enforcer) insist(ctx context.Context, w phaseWish) phaseWish {
 	wait, failed := firstRetry, false
 	for {
 		err := e.set(ctx, w)
@@ -60,17 +99,17 @@ func (e *enforcer) insist(ctx context.Context, w phaseWish) {
 			if failed {
 				e.o.Events.Emit("gatewayd.back", event.Fields{"session": w.session})
 			}
-			return
+			return w
 		case connect.CodeOf(err) == connect.CodeFailedPrecondition:
 			e.o.Events.Emit("phase.refused", event.Fields{"session": w.session, "phase": w.phase.String(), "detail": err.Error()})
-			return
+			return phaseWish{}
 		case !failed:
 			failed = true
 			e.o.Events.Emit("gatewayd.unreachable", event.Fields{"session": w.session, "detail": err.Error()})
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return phaseWish{}
 		case w = <-e.wishes:
 		case <-e.o.Clock.After(wait):
 			wait = min(2*wait, lastRetry)

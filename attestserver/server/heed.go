@@ -24,11 +24,13 @@ func (s *Server) heed(ctx context.Context, bell chan<- struct{}) {
 	for ctx.Err() == nil {
 		_ = s.heedOnce(ctx, func() {
 			wait = firstRetry
+			s.heeding.Store(true)
 			select {
 			case bell <- struct{}{}:
 			default: // rung, and not heard yet
 			}
 		})
+		s.heeding.Store(false)
 		s.sleep(ctx, wait)
 		wait = min(2*wait, lastRetry)
 	}

@@ -42,7 +42,7 @@ func (c *core) judge(sent *challenge.Sent, a *challenge.Accepted, took time.Dura
 // judged takes the opinion, unless a new session has begun meanwhile.
 func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *challenge.Accepted, took time.Duration, o opinion) {
 	c.judging = false
-	if sent.Enrol {
+	if sent.Enrol && dataOf(a) > largeAnswer {
 		debug.FreeOSMemory() // tens of MiB, once per image
 	}
 	if state != c.state {
@@ -105,6 +105,18 @@ func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *chall
 		c.changedWith(now, sequence, change, o.findings)
 	}
 	c.plan(now)
+}
+
+// largeAnswer is how many bytes of data make an answer one whose memory is given
+// back at once. It costs a whole round of the garbage collector, which a rack of PCs
+// that enrol a few hundred bytes each would pay a thousand times.
+const largeAnswer = 1 << 20
+
+func dataOf(a *challenge.Accepted) (n int) {
+	for _, x := range a.Answers {
+		n += len(x.Output.Data)
+	}
+	return n
 }
 
 // slowest names the op that took longest on the PC, as its clock has it.

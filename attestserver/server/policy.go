@@ -32,8 +32,12 @@ const (
 	// policyTick is how often the rules are asked although nothing happened: ages
 	// grow by themselves.
 	policyTick = 5 * time.Second
-	// wireTick is how often gatewayd is asked about cable, grants and violations.
+	// wireTick is how often gatewayd is asked about cable, grants and violations
+	// while there is something to see, or it does not tell of changes itself.
 	wireTick = 2 * time.Second
+	// wireIdle is how often it is asked otherwise: what is not told is how many
+	// violations there were after the first, and that a ban has ended.
+	wireIdle = 10 * time.Second
 )
 
 // rules is what the core holds of the policy.
@@ -58,6 +62,13 @@ type wire struct {
 	grants     uint64 // given and ended: one that came and went between two questions shows
 	violations uint64
 	banned     bool
+	elsewhere  bool // its phase is not the run of session
+	session    string
+}
+
+// calm tells whether nothing has changed since was, and nothing is wrong.
+func (w *wire) calm(was *wire) bool {
+	return w.known && was.known && w.carrier && !w.banned && w.violations == was.violations && w.losses == was.losses
 }
 
 func newRules(s *Server) rules {
@@ -146,15 +157,21 @@ func (s *Server) watchWire(ctx context.Context) {
 	var group sync.WaitGroup
 	defer group.Wait()
 	group.Go(func() { s.heed(ctx, bell) })
+	var was wire
 	for ctx.Err() == nil {
 		w := s.askWire(ctx)
 		if !s.post(func(c *core) { c.wired(w) }) {
 			return
 		}
+		pause := wireTick
+		if s.heeding.Load() && w.calm(&was) {
+			pause = wireIdle
+		}
+		was = w
 		select {
 		case <-ctx.Done():
 		case <-bell:
-		case <-s.o.Clock.After(wireTick):
+		case <-s.o.Clock.After(pause):
 		}
 	}
 }
@@ -166,7 +183,8 @@ func (s *Server) askWire(ctx context.Context) (w wire) {
 	if err != nil {
 		return w
 	}
-	w = wire{known: true, heard: true, carrier: r.Msg.Carrier, losses: r.Msg.CarrierLosses, grants: r.Msg.GrantChanges, violations: r.Msg.ViolationsTotal, banned: len(r.Msg.Bans) > 0}
+	w = wire{known: true, heard: true, session: r.Msg.Session,
+		elsewhere: r.Msg.Phase != portcullisv1.Phase_PHASE_RUN && r.Msg.Phase != portcullisv1.Phase_PHASE_UNSPECIFIED, carrier: r.Msg.Carrier, losses: r.Msg.CarrierLosses, grants: r.Msg.GrantChanges, violations: r.Msg.ViolationsTotal, banned: len(r.Msg.Bans) > 0}
 	for _, g := range r.Msg.Grants {
 		if !slices.Contains(w.tasks, g.Task) && len(w.tasks) < policy.MaxTasks {
 			w.tasks = append(w.tasks, short(g.Task))
@@ -193,6 +211,9 @@ func (c *core) wired(w wire) {
 	c.rules.wire = w
 	c.continuous(w)
 	c.wireBurst(was, w)
+	if w.known && c.machine.State() == verdict.Trusted && (w.elsewhere || w.session != "" && w.session != c.machine.Session()) {
+		c.enforce.forget() // it was started anew, or the run has ended there: the next good answer is told
+	}
 }
 
 // Session is the newest boot session that attestd knows, "" before the first.

@@ -89,6 +89,7 @@ type Server struct {
 	enforce *enforcer
 	actions Actions
 	policy  atomic.Pointer[policy.Policy]
+	heeding atomic.Bool   // gatewayd tells of changes
 	pace    *rate.Limiter // of accepting: bounds what a hostile PC can have logged
 	refused *rate.Limiter // of events about refused callers
 	askPace *rate.Limiter // of questions that others bring

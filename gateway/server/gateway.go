@@ -68,9 +68,10 @@ type Gateway struct {
 	index  int  // of the port's interface when last seen; 0 = none
 	link   bool // it carries
 	losses uint64
-	grants uint64 // given and ended since New
-	bell   bell   // rung by each change of grants and carrier
-	dirty  bool   // the state file is older than the policy
+	grants uint64    // given and ended since New
+	bell   bell      // rung by each change of grants and carrier, and by violations
+	told   time.Time // of violations
+	dirty  bool      // the state file is older than the policy
 	ring   violation.Ring
 }
 

@@ -83,6 +83,7 @@ func (g *Gateway) revokeGrant(id string) (bool, error) {
 // Violation takes one piece of evidence: it is remembered and told. The packet
 // that brings a ban is told as the ban.
 func (g *Gateway) Violation(v violation.Violation) {
+	g.tellOf()
 	if v.Reason == ruleset.BanReason {
 		g.opt.Events.Emit("ban", event.Fields{"mac": g.opt.Port.MAC.String(), "seconds": g.opt.Port.BanFor.Seconds()})
 		return

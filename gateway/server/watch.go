@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -28,7 +29,24 @@ func (g *Gateway) granted() {
 	g.bell.ring()
 }
 
-// WatchGateway tells of each change of grants and carrier. A listener that is slow
+// tellEvery is how often violations are told of, at most: the PC makes as many as it likes.
+const tellEvery = time.Second
+
+// tellOf has who listens look at the violations. It may be called from anywhere and
+// does not wait: while the owner is busy nobody is told, and who asks finds out.
+func (g *Gateway) tellOf() {
+	select {
+	case g.do <- func() {
+		if now := g.opt.Clock.Now(); g.told.IsZero() || now.Sub(g.told) >= tellEvery || now.Before(g.told) {
+			g.told = now
+			g.bell.ring()
+		}
+	}:
+	default:
+	}
+}
+
+// WatchGateway tells of each change of grants and carrier, and of violations. A listener that is slow
 // hears of several changes at once, so nothing is queued for it.
 func (s *Service) WatchGateway(ctx context.Context, _ *connect.Request[v1.WatchGatewayRequest], out *connect.ServerStream[v1.WatchGatewayResponse]) error {
 	for {

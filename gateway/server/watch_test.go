@@ -13,6 +13,7 @@ import (
 	v1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/gateway/link"
+	"portcullis/gateway/violation"
 	"portcullis/internal/rpc"
 )
 
@@ -28,6 +29,13 @@ func (f *fixture) client() portcullisv1connect.GatewayClient {
 	f.t.Cleanup(cancel)
 	go rpc.Serve(ctx, l, mux)
 	return portcullisv1connect.NewGatewayClient(rpc.Client(path), rpc.BaseURL)
+}
+
+// rings is how often the bell was rung.
+func (f *fixture) rings() (n uint64) {
+	f.t.Helper()
+	f.must(f.g.ask(context.Background(), func() { n = f.g.bell.rings }))
+	return n
 }
 
 // Each change of grants and carrier is told; what comes and goes between two looks at
@@ -75,6 +83,26 @@ func TestWatchTellsOfGrantsAndCarrier(t *testing.T) {
 	want(6, 5)
 	f.must(f.boot(two)) // ends the grant
 	want(7, 6)
+	// Violations are told of once a second at most. The owner is not waited for, so
+	// one may go untold.
+	rung := make(chan uint64, 1)
+	go func() { rung <- heard() }()
+	for told := false; !told; {
+		f.g.Violation(violation.Violation{Reason: "not-granted"})
+		select {
+		case <-rung:
+			told = true
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	before := f.rings()
+	for range 100 {
+		f.g.Violation(violation.Violation{Reason: "not-granted"})
+		f.status()
+	}
+	if n := f.rings(); n != before {
+		t.Errorf("%d rings within one moment", n-before)
+	}
 	f.stop()
 	if stream.Receive() || connect.CodeOf(stream.Err()) != connect.CodeUnavailable {
 		t.Errorf("after gatewayd's end: %v", stream.Err())

@@ -236,7 +236,7 @@ func TestAttackStatementsThatAreNotQuotes(t *testing.T) {
 		X: tpm2.TPM2BECCParameter{Buffer: point.Bytes()[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point.Bytes()[33:]}})
 	ak := tpm2.Marshal(public)
 	signed := func(change func(*tpm2.TPMSAttest)) *Quote {
-		a, err := tpmattest.UnmarshalAttest(honest.Message)
+		a, err := tpm2.Unmarshal[tpm2.TPMSAttest](honest.Message)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -290,7 +290,6 @@ func FuzzVerifyQuote(f *testing.F) {
 	f.Add(q.Message, e.AK)
 	f.Add([]byte{0xff, 'T', 'C', 'G'}, []byte{0, 0x23})
 	f.Fuzz(func(t *testing.T, message, ak []byte) {
-		_, _ = tpmattest.UnmarshalAttest(message)
 		x := *q
 		x.Message = message
 		if _, err := VerifyQuote(ak, &x, nonce, []int{8}); err == nil && (!bytes.Equal(message, q.Message) || !bytes.Equal(ak, e.AK)) {

@@ -140,41 +140,23 @@ func VerifyQuote(ak []byte, q *Quote, nonce []byte, pcrs []int) (*Quoted, error)
 	if len(nonce) < MinNonce || len(nonce) > MaxNonce || len(q.Message) > MaxQuote {
 		return wrong("a nonce of %d bytes, a message of %d", len(nonce), len(q.Message))
 	}
-	public, err := ParseAK(ak)
-	if err != nil {
-		return wrong("%w", err)
-	}
-	pub, err := PublicECDSA(public)
+	key, err := signerOf(ak)
 	if err != nil {
 		return wrong("%w", err)
 	}
 	digest := sha256.Sum256(q.Message)
-	if !ecdsa.VerifyASN1(pub, digest[:], q.Signature) {
+	if !ecdsa.VerifyASN1(key.public, digest[:], q.Signature) {
 		return wrong("not signed by this attestation key")
 	}
-	a, err := UnmarshalAttest(q.Message)
+	a, err := parseStatement(q.Message)
 	if err != nil {
 		return wrong("%w", err)
 	}
-	if a.Magic != tpm2.TPMGeneratedValue {
-		return wrong("not made by a TPM: magic %#x", uint32(a.Magic))
-	}
-	if a.Type != tpm2.TPMSTAttestQuote {
-		return wrong("a statement of another kind: %#x", uint16(a.Type))
-	}
-	if !bytes.Equal(a.ExtraData.Buffer, nonce) {
+	if !bytes.Equal(a.nonce, nonce) {
 		return wrong("another nonce: an answer to another question")
 	}
-	signer, err := QualifiedName(public)
-	if err != nil {
-		return wrong("%w", err)
-	}
-	if !bytes.Equal(a.QualifiedSigner.Buffer, signer) {
-		return wrong("signed as %x, the attestation key is %x", a.QualifiedSigner.Buffer, signer)
-	}
-	info, err := a.Attested.Quote()
-	if err != nil {
-		return wrong("%w", err)
+	if !bytes.Equal(a.signer, key.name) {
+		return wrong("signed as %x, the attestation key is %x", a.signer, key.name)
 	}
 	numbers := slices.Clone(pcrs)
 	slices.Sort(numbers)
@@ -190,31 +172,13 @@ func VerifyQuote(ak []byte, q *Quote, nonce []byte, pcrs []int) (*Quoted, error)
 	if len(q.PCRs) != len(numbers) {
 		return wrong("%d registers, %d were asked for", len(q.PCRs), len(numbers))
 	}
-	if !bytes.Equal(tpm2.Marshal(info.PCRSelect), tpm2.Marshal(Selection(numbers...))) {
+	if !bytes.Equal(a.selection, selectionOf(numbers)) {
 		return wrong("over other registers")
 	}
-	if !bytes.Equal(info.PCRDigest.Buffer, composite.Sum(nil)) {
+	if !bytes.Equal(a.digest, composite.Sum(nil)) {
 		return wrong("the registers beside it are not those that were signed")
 	}
-	return &Quoted{PCRs: q.PCRs, ResetCount: a.ClockInfo.ResetCount, Restarts: a.ClockInfo.RestartCount, Firmware: a.FirmwareVersion,
-		Safe: bool(a.ClockInfo.Safe), Clock: a.ClockInfo.Clock}, nil
-}
-
-// UnmarshalAttest reads a TPMS_ATTEST, of which nothing may be left over.
-func UnmarshalAttest(b []byte) (a *tpm2.TPMSAttest, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			a, err = nil, fmt.Errorf("message: %v", r)
-		}
-	}()
-	a, err = tpm2.Unmarshal[tpm2.TPMSAttest](b)
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.Equal(tpm2.Marshal(a), b) {
-		return nil, errors.New("message: something follows or is not canonical")
-	}
-	return a, nil
+	return &Quoted{PCRs: q.PCRs, ResetCount: a.resets, Restarts: a.restarts, Firmware: a.firmware, Safe: a.safe, Clock: a.clock}, nil
 }
 
 // QualifiedName of a primary key under the endorsement hierarchy (Part 1, 26.5).

@@ -75,6 +75,26 @@ func TestCallsAndStreams(t *testing.T) {
 	}
 }
 
+// Nothing is packed on its way from one process of a machine to another.
+func TestAnswersAreNotCompressed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s", "boot.sock")
+	serve(t, path)
+	c := portcullisv1connect.NewBootClient(Client(path), BaseURL)
+	got, err := c.GetSession(t.Context(), connect.NewRequest(&v1.GetSessionRequest{}))
+	if err != nil || got.Header().Get("Content-Encoding") != "" {
+		t.Fatal(got.Header(), err)
+	}
+	st, err := c.WatchSessions(t.Context(), connect.NewRequest(&v1.WatchSessionsRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for st.Receive() {
+	}
+	if h := st.ResponseHeader(); st.Err() != nil || h.Get("Connect-Content-Encoding") != "" {
+		t.Fatal(h, st.Err())
+	}
+}
+
 func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "boot.sock")
 	l, err := net.Listen("unix", path)
