@@ -6,17 +6,17 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,21 +39,22 @@ import (
 	"portcullis/images/manifest"
 	"portcullis/images/manifest/manifesttest"
 	"portcullis/internal/clock"
+	"portcullis/internal/config"
 	"portcullis/internal/event"
 	"portcullis/internal/rpc"
 )
 
 // A rack is many PCs with the recorded state of machine, each with a key, a channel and
-// a boot session of its own, and one attestd. TestRack runs a small one; bench/attest
-// runs large ones, with the two ends in processes of their own:
+// a boot session of its own, and one attestd. TestRack runs a small one in one process;
+// bench/attest runs large ones against cmd/attestd, and this program is the PCs then,
+// with what pxed and gatewayd say of them:
 //
-//	PORTCULLIS_RACK=judge   attestd; prints its events, ends with its standard input
-//	PORTCULLIS_RACK=agents  the PCs, and what pxed and gatewayd say of them
-//	PORTCULLIS_RACK_DIR     sockets and state
-//	PORTCULLIS_RACK_PCS     how many
-//	PORTCULLIS_RACK_MEAN    gap between challenges, such as 2s
-//	PORTCULLIS_RACK_OPS     which ops are asked, comma-separated
-const rackEnv = "PORTCULLIS_RACK"
+//	PORTCULLIS_RACK_DIR   sockets, image, attestd's configuration, its state
+//	PORTCULLIS_RACK_PCS   how many
+//	PORTCULLIS_RACK_MEAN  gap between challenges, such as 2s
+//
+// It ends with its standard input.
+const rackEnv = "PORTCULLIS_RACK_DIR"
 
 // rackOps are the ops whose answer is the state of the machine. The ones that hash
 // memory or the disk are left to the lab: what they cost is the hash.
@@ -90,16 +91,17 @@ func rackFromEnv(t testing.TB) *rackSetup {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ops := rackOps
-	if s := os.Getenv("PORTCULLIS_RACK_OPS"); s != "" {
-		ops = strings.Split(s, ",")
+	r := newRack(t, os.Getenv(rackEnv), pcs, mean, nil)
+	for op := range r.m.probes {
+		r.ops = append(r.ops, op)
 	}
-	return newRack(t, os.Getenv("PORTCULLIS_RACK_DIR"), pcs, mean, ops)
+	r.sign()
+	return r
 }
 
 func pcName(i int) string { return fmt.Sprintf("pc-%d", i) }
 func (r *rackSetup) path(i int, more string) string {
-	return filepath.Join(r.dir, pcName(i), more)
+	return filepath.Join(config.PCRunDir(r.dir, pcName(i)), more)
 }
 
 // rackSession is the boot session of a PC.
@@ -150,8 +152,8 @@ func (r *rackSetup) judge(ctx context.Context, out io.Writer, listening func([]s
 			return err
 		}
 		s, err := server.New(server.Options{Name: pcName(i), Key: r.image.GatewayKey,
-			Boot:    portcullisv1connect.NewBootClient(rpc.Client(r.path(i, "pxed.sock")), rpc.BaseURL),
-			Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(r.path(i, "gatewayd.sock")), rpc.BaseURL),
+			Boot:    portcullisv1connect.NewBootClient(rpc.Client(r.path(i, rpc.BootSocket)), rpc.BaseURL),
+			Gateway: portcullisv1connect.NewGatewayClient(rpc.Client(r.path(i, rpc.GatewaySocket)), rpc.BaseURL),
 			Images:  images, Refs: refs, Record: record, Events: events.With(event.Fields{"pc": pcName(i)}), Clock: clock.Real{},
 			Random: rand.Reader, Plan: plan, Epochs: epochs, Rekey: 10 * time.Minute, Deadline: 10 * time.Second, Posture: "none",
 			Policy: policy.Default(), Actions: func(*server.Server) (server.Actions, error) { return idle{}, nil }})
@@ -225,7 +227,9 @@ func (p *pi) SetPhase(_ context.Context, r *connect.Request[v1.SetPhaseRequest])
 }
 
 func (p *pi) GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error) {
-	return connect.NewResponse(&v1.GetGatewayStatusResponse{Carrier: true}), nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return connect.NewResponse(&v1.GetGatewayStatusResponse{Carrier: true, Phase: p.phase, Session: p.session.Id}), nil
 }
 
 func (p *pi) WatchGateway(ctx context.Context, _ *connect.Request[v1.WatchGatewayRequest], out *connect.ServerStream[v1.WatchGatewayResponse]) error {
@@ -241,8 +245,8 @@ func (r *rackSetup) serve(ctx context.Context) error {
 	for i := range r.pcs {
 		p := &pi{session: &v1.Session{Id: rackSession(i), Mac: testMAC, Address: "10.77.0.2", State: v1.SessionState_SESSION_STATE_SERVED}}
 		for name, mount := range map[string]func() (string, http.Handler){
-			"pxed.sock":     func() (string, http.Handler) { return portcullisv1connect.NewBootHandler(p) },
-			"gatewayd.sock": func() (string, http.Handler) { return portcullisv1connect.NewGatewayHandler(p) },
+			rpc.BootSocket:    func() (string, http.Handler) { return portcullisv1connect.NewBootHandler(p) },
+			rpc.GatewaySocket: func() (string, http.Handler) { return portcullisv1connect.NewGatewayHandler(p) },
 		} {
 			mux := http.NewServeMux()
 			mux.Handle(mount())
@@ -291,8 +295,11 @@ func (r *rackSetup) recorded() (all []protocol.Probe) {
 type recording struct {
 	protocol.Probe
 	mu   sync.Mutex
-	data map[string][]byte // by parameters
+	data map[string][]byte // by parameters, at most maxRecorded
 }
+
+// maxRecorded bounds what is remembered of a probe whose parameters are drawn anew.
+const maxRecorded = 64
 
 func (p *recording) Run(ctx context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
 	p.mu.Lock()
@@ -301,10 +308,10 @@ func (p *recording) Run(ctx context.Context, key protocol.OpKey, params []byte) 
 	if ok {
 		return protocol.Output{Digest: key.Digest(p.Name(), params, data), Data: data}, nil
 	}
+	out, err := p.Probe.Run(ctx, key, params)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	out, err := p.Probe.Run(ctx, key, params)
-	if err != nil || out.Digest != key.Digest(p.Name(), params, out.Data) {
+	if err != nil || len(p.data) >= maxRecorded || out.Digest != key.Digest(p.Name(), params, out.Data) {
 		return out, err
 	}
 	// Some answers are keyed inside: they are made anew each time.
@@ -317,11 +324,7 @@ func (p *recording) Run(ctx context.Context, key protocol.OpKey, params []byte) 
 
 // What the rack's PCs answer is judged for what it is: all are trusted, and stay so.
 func TestRack(t *testing.T) {
-	switch os.Getenv(rackEnv) {
-	case "judge":
-		judgeForBench(t)
-		return
-	case "agents":
+	if os.Getenv(rackEnv) != "" {
 		agentsForBench(t)
 		return
 	}
@@ -378,24 +381,68 @@ func TestRack(t *testing.T) {
 	}
 }
 
-// addressFile is where the judge leaves the addresses, one a line.
-const addressFile = "addresses"
-
-func judgeForBench(t *testing.T) {
-	r := rackFromEnv(t)
-	debug.SetMemoryLimit(48<<20 + int64(r.pcs-1)*256<<10) // as cmd/attestd does
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
-	err := r.judge(ctx, os.Stdout, func(a []string) error {
-		at := filepath.Join(r.dir, addressFile)
-		if err := os.WriteFile(at+".new", []byte(strings.Join(a, "\n")), 0o600); err != nil {
-			return err
+// sign makes the signed image the machine's own: root image, kernel, mask, and a command
+// line and a device with the root hash that the manifest names.
+func (r *rackSetup) sign() {
+	v := &r.image.Manifest.Verity
+	root, err := os.ReadFile(r.m.path("root.img"))
+	r.m.check(err)
+	v.DataBlocks = uint64((len(root) + protocol.BlockSize - 1) / protocol.BlockSize)
+	v.HashStart = v.DataBlocks
+	root = append(root, make([]byte, int(v.HashStart+1)*protocol.BlockSize-len(root))...)
+	kernel, err := os.ReadFile(r.m.path(manifest.Kernel))
+	r.m.check(err)
+	for i, a := range r.image.Manifest.Artefacts {
+		content := map[string][]byte{manifest.Root: root, manifest.Kernel: kernel}[a.Name]
+		if content == nil {
+			continue
 		}
-		return os.Rename(at+".new", at)
-	})
-	if err != nil {
-		t.Fatal(err)
+		r.image.Manifest.Artefacts[i], err = manifest.Describe(a.Name, bytes.NewReader(content))
+		r.m.check(err)
+		r.m.check(os.WriteFile(filepath.Join(r.image.Dir, a.Name), content, 0o600))
 	}
+	r.image.Manifest.Cmdline = fmt.Sprintf("roothash=%s portcullis.verity=%s,%d,%d", v.RootHash, v.Salt, v.DataBlocks, v.HashStart)
+	r.image.Manifest.Mask = r.m.image.Manifest.Mask
+	r.image.Sign(r.t)
+	r.m.write([]byte(r.image.Manifest.Cmdline+"\n"), "proc/cmdline")
+	r.m.write(root, "dev/loop0")
+	r.m.verity.RootHash, r.m.verity.Salt, r.m.verity.DataBlocks, r.m.verity.HashStart = v.RootHash, v.Salt, v.DataBlocks, v.HashStart
+	began := time.Now()
+	r.m.host.Clocks = func() (raw, boot, wall int64, err error) {
+		up := r.m.uptime + time.Since(began)
+		return up.Nanoseconds(), up.Milliseconds(), began.Add(-r.m.uptime).UnixMilli() + up.Milliseconds(), nil
+	}
+	r.m.startAgent()
+}
+
+// configFile is where attestd's configuration is left when all else is there.
+const configFile = "portcullis.yaml"
+
+// configure writes attestd's configuration and key: each PC has an address of loopback.
+func (r *rackSetup) configure() (addresses []string) {
+	const port = 7443
+	der, err := x509.MarshalPKCS8PrivateKey(r.image.GatewayKey)
+	r.m.check(err)
+	key := filepath.Join(r.dir, "gateway.key")
+	r.m.check(os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+	text := strings.NewReplacer("run_dir: /run/portcullis ", "run_dir: "+r.dir+" ", "state_dir: /var/lib/portcullis ", "state_dir: "+r.dir+"/state ",
+		"/var/lib/portcullis/images/hpc", r.image.Dir, "/var/lib/portcullis/attestd/gateway.key", key,
+		"mean_gap: 5s", "mean_gap: "+r.mean.String(), "min_gap: 200ms", "min_gap: "+min(r.mean/10, 200*time.Millisecond).String(),
+		"noise_mib: 16", "noise_mib: 0", "allow_lab_image: false", "allow_lab_image: true").
+		Replace(config.Example(base64.StdEncoding.EncodeToString(r.image.Trust.ReleaseKeys[0])))
+	var pcs []string
+	for i := range r.pcs {
+		address := fmt.Sprintf("127.77.%d.%d", i/250, 1+i%250)
+		addresses = append(addresses, net.JoinHostPort(address, strconv.Itoa(port)))
+		pcs = append(pcs, fmt.Sprintf("{name: %s, address: %s, mac: '52:54:01:00:%02x:%02x'}", pcName(i), address, i>>8, i&255))
+	}
+	text = strings.Replace(text, "pcs: [] ", "pcs: ["+strings.Join(pcs, ", ")+"] ", 1)
+	at := filepath.Join(r.dir, configFile)
+	_, err = config.Parse(at, []byte(text))
+	r.m.check(err)
+	r.m.check(os.WriteFile(at+".new", []byte(text), 0o600))
+	r.m.check(os.Rename(at+".new", at))
+	return addresses
 }
 
 func agentsForBench(t *testing.T) {
@@ -405,15 +452,5 @@ func agentsForBench(t *testing.T) {
 	if err := r.serve(ctx); err != nil {
 		t.Fatal(err)
 	}
-	for ctx.Err() == nil {
-		b, err := os.ReadFile(filepath.Join(r.dir, addressFile))
-		if errors.Is(err, os.ErrNotExist) {
-			time.Sleep(20 * time.Millisecond)
-			continue
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.agents(ctx, strings.Split(string(b), "\n"), func(string) {})
-	}
+	r.agents(ctx, r.configure(), func(string) {})
 }

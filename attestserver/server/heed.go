@@ -17,18 +17,23 @@ const (
 	burstCarrier = "carrier" // the cable
 )
 
-// heed rings bell whenever gatewayd says that grants or carrier have changed. While
+// ring has gatewayd asked at once.
+func (s *Server) ring() {
+	select {
+	case s.bell <- struct{}{}:
+	default: // rung, and not heard yet
+	}
+}
+
+// heed rings whenever gatewayd says that grants or carrier have changed. While
 // gatewayd does not answer, watchWire still asks it now and then.
-func (s *Server) heed(ctx context.Context, bell chan<- struct{}) {
+func (s *Server) heed(ctx context.Context) {
 	wait := firstRetry
 	for ctx.Err() == nil {
 		_ = s.heedOnce(ctx, func() {
 			wait = firstRetry
 			s.heeding.Store(true)
-			select {
-			case bell <- struct{}{}:
-			default: // rung, and not heard yet
-			}
+			s.ring()
 		})
 		s.heeding.Store(false)
 		s.sleep(ctx, wait)

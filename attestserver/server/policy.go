@@ -153,10 +153,9 @@ func short(s string) string { return strings.ToValidUTF8(s[:min(len(s), policy.M
 // watchWire asks gatewayd for what rules may want to know, at once when it says
 // that something has changed.
 func (s *Server) watchWire(ctx context.Context) {
-	bell := make(chan struct{}, 1)
 	var group sync.WaitGroup
 	defer group.Wait()
-	group.Go(func() { s.heed(ctx, bell) })
+	group.Go(func() { s.heed(ctx) })
 	var was wire
 	for ctx.Err() == nil {
 		w := s.askWire(ctx)
@@ -170,7 +169,7 @@ func (s *Server) watchWire(ctx context.Context) {
 		was = w
 		select {
 		case <-ctx.Done():
-		case <-bell:
+		case <-s.bell:
 		case <-s.o.Clock.After(pause):
 		}
 	}

@@ -43,6 +43,7 @@ func (c *core) follows(now time.Time, g *grant) bool {
 func (c *core) attach(now time.Time, g *grant) {
 	c.link = newLink(c.Server, g, c.machine.Verdict().Evidence)
 	c.rekeyBy, c.attached = time.Time{}, true
+	c.ring() // losses of the carrier count from here on
 	after, err := schedule.Jitter(c.o.Random, c.o.Rekey)
 	if err != nil {
 		c.failure = err

@@ -89,6 +89,7 @@ type Server struct {
 	enforce *enforcer
 	actions Actions
 	policy  atomic.Pointer[policy.Policy]
+	bell    chan struct{} // rung where gatewayd is to be asked at once
 	heeding atomic.Bool   // gatewayd tells of changes
 	pace    *rate.Limiter // of accepting: bounds what a hostile PC can have logged
 	refused *rate.Limiter // of events about refused callers
@@ -106,7 +107,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attestd: %w", err)
 	}
-	s := &Server{o: o, gateway: g, events: make(chan func(*core)), done: make(chan struct{}),
+	s := &Server{o: o, gateway: g, events: make(chan func(*core)), done: make(chan struct{}), bell: make(chan struct{}, 1),
 		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20),
 		askPace: rate.NewLimiter(2, 16)}
 	s.policy.Store(o.Policy)

@@ -1,6 +1,7 @@
-// Command attest measures attestd with many PCs at once, each with a key and a TLS
-// channel of its own, in a process of their own: CPU of attestd for each judged
-// challenge, how late challenges are asked, memory. See README.md.
+// Command attest measures cmd/attestd with many PCs at once, each with a key and a TLS
+// channel of its own, the PCs in a process of their own: CPU of attestd for each judged
+// challenge, how late challenges are asked, memory; then what verifying one TPM quote
+// costs, beside google/go-attestation. See README.md.
 package main
 
 import (
@@ -26,28 +27,48 @@ func main() {
 	}
 }
 
+// elevenOps are the ops whose answer is a state. The others hash memory or the disk: what
+// they cost is the hash over as many bytes as the operator has.
+const elevenOps = "boot,procs,hw,modules,net,trace,container,ima,files,tpm,tsm"
+
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("attest", flag.ExitOnError)
-	sizes := flags.String("pcs", "50,200,400,2000", "how many PCs, one run each")
+	sizes := flags.String("pcs", "50,200,400,2000", "how many PCs, one run each; \"\" for none")
 	mean := flags.Duration("mean", 2*time.Second, "mean gap between the challenges of a PC")
-	last := flags.Duration("for", 30*time.Second, "measure for, after every PC is trusted")
-	ops := flags.String("ops", "", "ops that are asked, comma-separated; default: see README.md")
-	profile := flags.String("profile", "", "write attestd's CPU profile of the last run to this file, and its memory's to FILE.mem")
+	last := flags.Duration("for", 20*time.Second, "measure for, after every PC is trusted")
+	ops := flags.String("ops", elevenOps, "ops that are asked, or all: cmd/attestd as it is")
+	state := flags.String("state", "/dev/shm", "directory for what attestd writes: what a PC's first boot writes is not measured")
+	quotes := flags.Int("quotes", 2000, "verify so many TPM quotes, by ours and by go-attestation; 0 for none")
 	flags.Parse(args)
-	program, done, err := build(ctx)
+	dir, err := os.MkdirTemp("", "bench-attest")
 	if err != nil {
 		return err
 	}
-	defer done()
-	fmt.Printf("%6s %10s %8s %8s %10s %10s %10s %10s %9s %9s\n", "PCs", "asked for", "judged", "a second", "CPU ms", "of a core", "late p50", "late p99", "RSS MiB", "findings")
-	for _, s := range strings.Split(*sizes, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(s))
-		if err != nil || n < 1 {
-			return fmt.Errorf("-pcs: %q is not a number of PCs", s)
+	defer os.RemoveAll(dir)
+	if *sizes != "" {
+		if err := rack(ctx, dir, *sizes, *ops, *state, setup{Mean: *mean, For: *last}); err != nil {
+			return cmp.Or(ctx.Err(), err)
 		}
-		m, err := measure(ctx, program, setup{n, *mean, *last, *ops, *profile})
+	}
+	if *quotes > 0 {
+		return cmp.Or(ctx.Err(), quote(ctx, dir, *quotes))
+	}
+	return nil
+}
+
+func rack(ctx context.Context, dir, sizes, ops, state string, s setup) error {
+	p, err := build(ctx, dir, ops)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%6s %10s %8s %8s %10s %10s %10s %10s %9s %9s %6s\n", "PCs", "asked for", "judged", "a second", "CPU ms", "of a core", "late p50", "late p99", "RSS MiB", "findings", "load")
+	for _, text := range strings.Split(sizes, ",") {
+		if s.PCs, err = strconv.Atoi(strings.TrimSpace(text)); err != nil || s.PCs < 1 {
+			return fmt.Errorf("-pcs: %q is not a number of PCs", text)
+		}
+		m, err := measure(ctx, p, state, s)
 		if err != nil {
-			return cmp.Or(ctx.Err(), fmt.Errorf("%d PCs: %w", n, err))
+			return fmt.Errorf("%d PCs: %w", s.PCs, err)
 		}
 		m.print()
 	}
@@ -56,7 +77,7 @@ func run(ctx context.Context, args []string) error {
 
 func (m *measured) print() {
 	seconds := m.took.Seconds()
-	fmt.Printf("%6d %8.0f/s %8d %8.1f %10.3f %8.1f %% %7.1f ms %7.1f ms %9.1f %9d\n", m.PCs, float64(m.PCs)/m.Mean.Seconds(), m.judged,
+	fmt.Printf("%6d %8.0f/s %8d %8.1f %10.3f %8.1f %% %7.1f ms %7.1f ms %9.1f %9d %6s\n", m.PCs, float64(m.PCs)/m.Mean.Seconds(), m.judged,
 		float64(m.judged)/seconds, 1000*m.cpu.Seconds()/float64(m.judged), 100*m.cpu.Seconds()/seconds,
-		1000*m.late(0.5), 1000*m.late(0.99), float64(m.rss)/(1<<20), m.findings)
+		1000*m.late(0.5), 1000*m.late(0.99), float64(m.rss)/(1<<20), m.findings, m.load)
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -21,9 +22,6 @@ type setup struct {
 	PCs  int
 	Mean time.Duration
 	For  time.Duration
-	Ops  string
-
-	Profile string // file
 }
 
 // measured is what came of it.
@@ -35,6 +33,7 @@ type measured struct {
 	cpu      time.Duration
 	rss      int64     // bytes, at the end
 	lates    []float64 // seconds, sorted
+	load     string    // of the machine, at the end, over a minute
 }
 
 // late is the q-quantile of how late challenges were asked, in seconds.
@@ -48,67 +47,71 @@ func (m *measured) late(q float64) float64 {
 // trustTime bounds the time until every PC is trusted.
 const trustTime = 3 * time.Minute
 
-// build makes the program that is both ends.
-func build(ctx context.Context) (program string, done func(), err error) {
-	dir, err := os.MkdirTemp("", "bench-attest")
-	if err != nil {
-		return "", nil, err
-	}
-	done = func() { os.RemoveAll(dir) }
-	program = filepath.Join(dir, "rack")
-	c := exec.CommandContext(ctx, "go", "test", "-c", "-o", program, "portcullis/attestserver/expect")
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := c.CombinedOutput(); err != nil {
-		done()
-		return "", nil, fmt.Errorf("build: %w\n%s", err, out)
-	}
-	return program, done, nil
-}
-
-// measure runs attestd and the PCs and counts while all are trusted.
-func measure(ctx context.Context, program string, s setup) (*measured, error) {
-	dir, err := os.MkdirTemp("", "rack") // short: the path of a unix socket has 107 bytes
+// measure runs the PCs and attestd and counts while all are trusted.
+func measure(ctx context.Context, p *programs, state string, s setup) (*measured, error) {
+	dir, err := os.MkdirTemp(state, "rack") // short: the path of a unix socket has 107 bytes
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	_, _, stopAgents, err := start(ctx, program, "agents", dir, s, io.Discard)
+	pcs := exec.CommandContext(ctx, p.pcs, "-test.run=^TestRack$", "-test.timeout=0")
+	pcs.Env = append(os.Environ(), "PORTCULLIS_RACK_DIR="+dir, "PORTCULLIS_RACK_PCS="+strconv.Itoa(s.PCs), "PORTCULLIS_RACK_MEAN="+s.Mean.String())
+	pcs.Stdout, pcs.Stderr = io.Discard, os.Stderr
+	hold, err := pcs.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	defer stopAgents()
+	gone, err := start(pcs)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { hold.Close(); <-gone }()
+	config := filepath.Join(dir, "portcullis.yaml")
+	if err := await(ctx, config, gone); err != nil {
+		return nil, err
+	}
 	reader, writer := io.Pipe()
-	judge, ended, stopJudge, err := start(ctx, program, "judge", dir, s, writer)
+	attestd := exec.CommandContext(ctx, p.attestd, "--config", config)
+	attestd.Stdout, attestd.Stderr = writer, os.Stderr
+	ended, err := start(attestd)
 	if err != nil {
 		return nil, err
 	}
-	defer stopJudge()
-	defer func() { go io.Copy(io.Discard, reader) }() // attestd must not wait for a reader
+	defer func() {
+		go io.Copy(io.Discard, reader) // attestd must not wait for a reader
+		attestd.Process.Signal(syscall.SIGTERM)
+		<-ended
+	}()
 	go func() { <-ended; writer.CloseWithError(errors.New("attestd has ended")) }()
-	return count(reader, judge, s)
+	return count(reader, attestd.Process.Pid, s)
 }
 
-// start runs one end. It ends when stop is called.
-func start(ctx context.Context, program, role, dir string, s setup, out io.Writer) (pid int, ended chan struct{}, stop func(), err error) {
-	c := exec.CommandContext(ctx, program, "-test.run=^TestRack$", "-test.timeout=0")
-	if role == "judge" && s.Profile != "" {
-		c.Args = append(c.Args, "-test.cpuprofile="+s.Profile, "-test.memprofile="+s.Profile+".mem")
-	}
-	c.Env = append(os.Environ(), "PORTCULLIS_RACK="+role, "PORTCULLIS_RACK_DIR="+dir, "PORTCULLIS_RACK_PCS="+strconv.Itoa(s.PCs),
-		"PORTCULLIS_RACK_MEAN="+s.Mean.String(), "PORTCULLIS_RACK_OPS="+s.Ops)
-	c.Stdout, c.Stderr = out, os.Stderr
-	stdin, err := c.StdinPipe()
-	if err != nil {
-		return 0, nil, nil, err
-	}
+// start starts c; the channel is closed when it has ended.
+func start(c *exec.Cmd) (chan struct{}, error) {
 	if err := c.Start(); err != nil {
-		return 0, nil, nil, err
+		return nil, err
 	}
-	ended = make(chan struct{})
+	ended := make(chan struct{})
 	go func() { c.Wait(); close(ended) }()
-	return c.Process.Pid, ended, func() { stdin.Close(); <-ended }, nil
+	return ended, nil
+}
+
+// await waits for a file.
+func await(ctx context.Context, path string, gone <-chan struct{}) error {
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-gone:
+			return errors.New("the PCs have ended")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // count reads attestd's events. The clock starts when the last PC is trusted.
@@ -126,7 +129,7 @@ func count(events io.Reader, pid int, s setup) (*measured, error) {
 			Late                                    float64 `json:"late_seconds"`
 		}
 		if json.Unmarshal(lines.Bytes(), &e) != nil {
-			continue // the test program's own words
+			return nil, fmt.Errorf("attestd says %.100q", lines.Text())
 		}
 		counting := !began.IsZero()
 		switch e.Event {
@@ -164,6 +167,9 @@ func count(events io.Reader, pid int, s setup) (*measured, error) {
 			}
 			m.cpu, m.took = after-before, now.Sub(began)
 			slices.Sort(m.lates)
+			if m.load, err = load(); err != nil {
+				return nil, err
+			}
 			m.rss, err = resident(pid)
 			return m, err
 		}
@@ -215,4 +221,11 @@ func resident(pid int) (int64, error) {
 		}
 	}
 	return 0, errors.New("status has no VmRSS")
+}
+
+// load is how many processes have waited for a processor over the last minute.
+func load() (string, error) {
+	b, err := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(b), " ")
+	return first, err
 }

@@ -64,8 +64,8 @@ type GatewayClient interface {
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)
 	RevokeGrant(context.Context, *connect.Request[v1.RevokeGrantRequest]) (*connect.Response[v1.RevokeGrantResponse], error)
 	GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error)
-	// WatchGateway sends the number of changes of the grants and of the carrier, at once
-	// and after each change; changes that follow each other closely may come as one.
+	// WatchGateway sends the number of changes of grants, carrier and violations, at once
+	// and after each change (violations: one a second at most); changes that follow each other closely may come as one.
 	WatchGateway(context.Context, *connect.Request[v1.WatchGatewayRequest]) (*connect.ServerStreamForClient[v1.WatchGatewayResponse], error)
 	// Wake sends the magic packet for the known PC out of its port.
 	Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error)
@@ -197,8 +197,8 @@ type GatewayHandler interface {
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)
 	RevokeGrant(context.Context, *connect.Request[v1.RevokeGrantRequest]) (*connect.Response[v1.RevokeGrantResponse], error)
 	GetGatewayStatus(context.Context, *connect.Request[v1.GetGatewayStatusRequest]) (*connect.Response[v1.GetGatewayStatusResponse], error)
-	// WatchGateway sends the number of changes of the grants and of the carrier, at once
-	// and after each change; changes that follow each other closely may come as one.
+	// WatchGateway sends the number of changes of grants, carrier and violations, at once
+	// and after each change (violations: one a second at most); changes that follow each other closely may come as one.
 	WatchGateway(context.Context, *connect.Request[v1.WatchGatewayRequest], *connect.ServerStream[v1.WatchGatewayResponse]) error
 	// Wake sends the magic packet for the known PC out of its port.
 	Wake(context.Context, *connect.Request[v1.WakeRequest]) (*connect.Response[v1.WakeResponse], error)
