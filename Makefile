@@ -87,6 +87,7 @@ bench-go:
 	$(GO) run ./bench/netboot -n $(RUNS)
 	$(GO) run ./bench/piboot -n $(RUNS)
 	$(GO) run ./bench/piimage -n $(RUNS)
+	$(GO) run ./bench/verify -n $(RUNS)
 
 clean:
 	rm -rf bin build

@@ -11,7 +11,7 @@ packages="make git ca-certificates curl xz-utils zstd squashfs-tools kmod cpio
   tpm2-tools swtpm-tools softhsm2 gcc libc6-dev systemd cryptsetup-bin debian-archive-keyring docker.io"
 case "${1:-}" in
 "") ;;
-bench) packages="$packages mmdebstrap" ;;
+bench) packages="$packages mmdebstrap skopeo" ;;
 *) echo "setup: only the argument bench is known" >&2; exit 2 ;;
 esac
 

@@ -47,6 +47,7 @@ func New(socket string, press *stamp.Press) (*Client, error) {
 	t := &transport{press: press, base: &http.Transport{
 		// Nothing is tried twice behind our back: a stamp is good once.
 		DisableKeepAlives: true,
+		WriteBufferSize:   64 << 10, // images
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)

@@ -21,3 +21,14 @@ func TestParseShim(t *testing.T) {
 		}
 	}
 }
+
+// Anybody writes what he likes on a command line.
+func FuzzParseShim(f *testing.F) {
+	f.Add("/usr/bin/containerd-shim-runc-v2\x00-namespace\x00moby\x00-id\x00abc\x00-address\x00/run/containerd/containerd.sock\x00")
+	f.Add("containerd-shim\x00-id\x00-id\x00-address")
+	f.Fuzz(func(t *testing.T, line string) {
+		if s, ok := parseShim(line); ok && (s.id == "" || s.where == "" || strings.Contains(s.id+s.where+s.space, "\x00")) {
+			t.Errorf("%q: %+v", line, s)
+		}
+	})
+}

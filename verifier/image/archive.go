@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -78,6 +79,9 @@ func openSource(path string) (source, error) {
 	return s, nil
 }
 
+// copySize is how much is copied at once, bytes.
+const copySize = 256 << 10
+
 // Read takes a tar archive from a stream. It is kept in a file in dir that has no
 // name, so that nobody can change it between the reading and the writing.
 func Read(ctx context.Context, from io.Reader, dir string, o Options) (*Archive, error) {
@@ -86,7 +90,7 @@ func Read(ctx context.Context, from io.Reader, dir string, o Options) (*Archive,
 		return nil, fmt.Errorf("quarantine: %w", err)
 	}
 	limit := o.Limits.filled().Packed
-	n, err := io.Copy(f, io.LimitReader(from, limit+1))
+	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(from, limit+1), make([]byte, copySize))
 	if err == nil && n > limit {
 		err = refuse(ReasonTooLarge, "more than %d bytes", limit)
 	}
@@ -185,7 +189,10 @@ func (a *Archive) Close() error {
 // asks the engine for the digests afterwards: it computes them itself.
 func (a *Archive) Tar() io.ReadCloser {
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(a.write(w)) }()
+	go func() {
+		b := bufio.NewWriterSize(w, copySize)
+		w.CloseWithError(errors.Join(a.write(b), b.Flush()))
+	}()
 	return r
 }
 

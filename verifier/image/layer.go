@@ -117,13 +117,15 @@ func (p *packedReader) Read(b []byte) (int, error) {
 // unpackedReader does so for the tar stream, and stops bombs.
 type unpackedReader struct {
 	from   io.Reader
-	digest hash.Hash
+	digest hash.Hash // nil where somebody else hashes the same bytes
 	budget *budget
 }
 
 func (u *unpackedReader) Read(b []byte) (int, error) {
 	n, err := u.from.Read(b)
-	u.digest.Write(b[:n])
+	if u.digest != nil {
+		u.digest.Write(b[:n])
+	}
 	g := u.budget
 	g.unpacked += int64(n)
 	if g.unpacked > g.limits.Unpacked {
@@ -153,6 +155,9 @@ func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
 	}
 	defer z.Close()
 	unpacked := &unpackedReader{z, sha256.New(), g}
+	if p == packedNot {
+		unpacked.digest = nil // the same bytes: they are hashed once
+	}
 	before := g.unpacked
 	if l.Tree, err = readTar(unpacked, g); err != nil {
 		return err
@@ -162,6 +167,9 @@ func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
 	}
 	if n, err := io.Copy(io.Discard, r); err != nil || n > 0 {
 		return errors.Join(refuse(ReasonTar, "%d bytes behind the end of the packed layer", n), err)
+	}
+	if unpacked.digest == nil {
+		unpacked.digest = packed.digest
 	}
 	return l.compare(p, b.size, g.unpacked-before, sum(packed.digest), sum(unpacked.digest))
 }

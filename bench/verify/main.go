@@ -1,0 +1,151 @@
+// Command verify measures the Verification module beside Docker's engine without it,
+// and beside skopeo: loading of images, calls, starts, memory. See README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"portcullis/bench/internal/bench"
+	"portcullis/lab/dockerd"
+)
+
+func main() {
+	bench.Main(bench.Spec{Name: "verify", Runs: 3, Usage: "loads of each kind, each of an image of its own", Run: run})
+}
+
+// mib is the size of the images that are loaded.
+const mib = 300
+
+// report is what was measured. Times are in seconds.
+type report struct {
+	MiB    int       `json:"mib"`
+	Guard  []float64 `json:"guard_load"`  // docker load through the guard
+	Docker []float64 `json:"docker_load"` // the same into an engine without it
+	Skopeo []float64 `json:"skopeo_copy"` // skopeo copy with a policy file into that engine
+
+	Calls map[string]calls `json:"calls"`
+	Start starts           `json:"start"`
+	// RSSMiB of verifierd: after its start, and the most that it ever had.
+	RSSMiB, PeakMiB float64
+	Load            string `json:"load"` // of the machine, at the end
+}
+
+func (r report) Print(w io.Writer) {
+	g, d, s := bench.Median(r.Guard), bench.Median(r.Docker), bench.Median(r.Skopeo)
+	fmt.Fprintf(w, "an image of %d MiB, median of %d loads\n  through the guard  %6.2f s\n  docker load        %6.2f s   guard is %.2f x\n  skopeo copy        %6.2f s   guard is %.2f x\n",
+		r.MiB, len(r.Guard), g, d, g/d, s, g/s)
+	for _, name := range callNames {
+		c := r.Calls[name]
+		fmt.Fprintf(w, "%-18s p50 %6.2f ms, p99 %6.2f ms; without the guard %6.2f ms, %6.2f ms\n", name, c.GuardP50, c.GuardP99, c.DockerP50, c.DockerP99)
+	}
+	fmt.Fprintf(w, "create and start   p50 %6.0f ms; without the guard %6.0f ms: %+.0f %%\n", r.Start.Guard, r.Start.Docker, 100*(r.Start.Guard/r.Start.Docker-1))
+	fmt.Fprintf(w, "verifierd          %.1f MiB, at most %.1f MiB\nload of the machine %s\n", r.RSSMiB, r.PeakMiB, r.Load)
+}
+
+func run(ctx context.Context, n int) (_ bench.Report, err error) {
+	for program, pkg := range map[string]string{"skopeo": "skopeo", "docker": "docker.io"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return nil, fmt.Errorf("%s (Debian package %s) is missing: %w", program, pkg, err)
+		}
+	}
+	guarded, err := startGuarded(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, guarded.close()) }()
+	bare, err := dockerd.Prepare()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, bare.Close()) }()
+	if err := bare.Start(ctx); err != nil {
+		return nil, err
+	}
+	r := report{MiB: mib, Calls: map[string]calls{}}
+	if r.RSSMiB, _, err = guarded.memory(); err != nil {
+		return nil, err
+	}
+	for i := range n {
+		if err := r.loads(ctx, guarded, bare, i); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.latencies(ctx, guarded, bare); err != nil {
+		return nil, err
+	}
+	if _, r.PeakMiB, err = guarded.memory(); err != nil {
+		return nil, err
+	}
+	load, err := os.ReadFile("/proc/loadavg")
+	r.Load = strings.Join(strings.Fields(string(load))[:3], " ")
+	return r, err
+}
+
+// loads loads one image by each way. Who begins changes with each round.
+func (r *report) loads(ctx context.Context, g *guarded, bare *dockerd.Engine, round int) error {
+	file := filepath.Join(g.dir, "image.tar")
+	defer os.Remove(file)
+	if err := makeImage(file, mib, uint64(round)+1); err != nil {
+		return err
+	}
+	if err := g.approve(ctx, file); err != nil {
+		return err
+	}
+	policy := filepath.Join(g.dir, "policy.json")
+	if err := os.WriteFile(policy, []byte(`{"default":[{"type":"reject"}],"transports":{"docker-archive":{"":[{"type":"insecureAcceptAnything"}]}}}`), 0o600); err != nil {
+		return err
+	}
+	engine := "unix://" + bare.Socket
+	ways := []func() error{
+		func() error {
+			return timed(&r.Guard, func() error { return command(ctx, "docker", "-H", "unix://"+g.socket, "load", "-q", "-i", file) })
+		},
+		func() error {
+			if err := timed(&r.Docker, func() error { return command(ctx, "docker", "-H", engine, "load", "-q", "-i", file) }); err != nil {
+				return err
+			}
+			return command(ctx, "docker", "-H", engine, "image", "prune", "-af")
+		},
+		func() error {
+			err := timed(&r.Skopeo, func() error {
+				return command(ctx, "skopeo", "--policy", policy, "copy", "--dest-daemon-host", engine, "docker-archive:"+file, "docker-daemon:bench:1")
+			})
+			if err != nil {
+				return err
+			}
+			return command(ctx, "docker", "-H", engine, "image", "prune", "-af")
+		},
+	}
+	for i := range ways {
+		if err := ways[(i+round)%len(ways)](); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// timed appends how long f took. What was written before is on the disk first.
+func timed(to *[]float64, f func() error) error {
+	if err := exec.Command("sync").Run(); err != nil {
+		return err
+	}
+	began := time.Now()
+	err := f()
+	*to = append(*to, time.Since(began).Seconds())
+	return err
+}
+
+func command(ctx context.Context, name string, args ...string) error {
+	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
