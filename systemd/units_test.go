@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -29,7 +30,15 @@ var rootByNeed = map[string]float64{
 	"portcullis-commit.service":   2.8,
 	"portcullis-identity.service": 2.5,
 	"portcullis-import@.service":  2.5,
+	"portcullis-store.service":    2.5,
 }
+
+// engineUnit runs Docker's engine, as root and for long: what it does for others it has
+// to be able to do. TestTheEngineIsLocked says what it must not have.
+const (
+	engineUnit     = "portcullis-engine.service"
+	engineExposure = 7.5
+)
 
 // Every service that is not root by need is sandboxed to an exposure of 2.5 or less.
 func TestSandboxIsTight(t *testing.T) {
@@ -37,6 +46,9 @@ func TestSandboxIsTight(t *testing.T) {
 		limit := 2.5
 		if l, ok := rootByNeed[unit]; ok {
 			limit = l
+		}
+		if unit == engineUnit {
+			limit = engineExposure
 		}
 		out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--threshold=100", unit).CombinedOutput()
 		m := exposure.FindSubmatch(out)
@@ -69,7 +81,7 @@ func TestUsersAreMade(t *testing.T) {
 		t.Fatal(err)
 	}
 	for user, id := range map[string]string{"portcullis-pxe": "971", "portcullis-attest": "972", "portcullis-gateway": "973",
-		"portcullis-relay": "975", "portcullis-hook": "976"} {
+		"portcullis-relay": "975", "portcullis-hook": "976", "portcullis-verifier": "977"} {
 		if !strings.Contains(string(passwd), user+":x:"+id+":"+id+":") {
 			t.Errorf("no user %s with id %s", user, id)
 		}
@@ -85,6 +97,7 @@ func TestCapabilities(t *testing.T) {
 
 		"portcullis-relay.service": "CAP_DAC_OVERRIDE",
 		"portcullis-hook.service":  "",
+		"verifierd.service":        "CAP_DAC_READ_SEARCH CAP_KILL CAP_SYS_ADMIN",
 	}
 	for unit, caps := range want {
 		b, err := os.ReadFile(unit)
@@ -110,6 +123,9 @@ func TestRootServicesAreShort(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := string(b)
+		if unit == engineUnit {
+			continue
+		}
 		_, known := rootByNeed[unit]
 		if root := strings.Contains(s, "\nUser=root\n") || !strings.Contains(s, "\nUser="); root != known {
 			t.Errorf("%s: root: %t, in the list: %t", unit, root, known)
@@ -127,7 +143,7 @@ func TestRootServicesAreShort(t *testing.T) {
 
 // What the image's builder gets is what stands here.
 func TestEveryFileIsInTheImage(t *testing.T) {
-	for _, pattern := range []string{"*.service", "*.nft", "*.sysusers", "*.rules"} {
+	for _, pattern := range []string{"*.service", "*.mount", "*.nft", "*.sysusers", "*.rules"} {
 		names, err := filepath.Glob(pattern)
 		if err != nil || len(names) == 0 {
 			t.Fatalf("%s: %v %v", pattern, names, err)
@@ -167,6 +183,44 @@ func TestInvariant01_DenyFileIsLoadedBeforeTheServices(t *testing.T) {
 		after := regexp.MustCompile(`(?m)^After=.*gatewayd\.service|(?m)^After=.*portcullis-deny\.service`)
 		if !after.MatchString(s) {
 			t.Errorf("%s may start before the deny file", unit)
+		}
+	}
+}
+
+// TestInvariant07_TheEngineIsLocked: Docker's engine starts only behind verifierd, with
+// approvers, on the disk whose key nobody keeps, and without what would let it change the
+// kernel under everybody.
+func TestInvariant07_TheEngineIsLocked(t *testing.T) {
+	b, err := os.ReadFile(engineUnit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, must := range []string{
+		"\nConditionPathExists=/etc/portcullis/approvers.json\n", "\nConditionPathIsMountPoint=/var/lib/docker\n",
+		"\nRequires=portcullis-deny.service var-lib-docker.mount\n", "\nWants=verifierd.service\n",
+		"\nAfter=portcullis-deny.service gatewayd.service verifierd.service var-lib-docker.mount\n",
+		"\nType=notify\n", "\nIPAddressDeny=any\n", "\nNoNewPrivileges=yes\n", "\nDevicePolicy=closed\n", "\nLimitCORE=0\n", "\nMemoryMax=",
+	} {
+		if !strings.Contains(string(b), must) {
+			t.Errorf("%s lacks %q", engineUnit, strings.TrimSpace(must))
+		}
+	}
+	held := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.*)$`).FindStringSubmatch(string(b))
+	if held == nil || strings.HasPrefix(held[1], "~") {
+		t.Fatalf("the engine's capabilities are not listed: %q", held)
+	}
+	for _, never := range []string{"CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_BOOT", "CAP_SYS_TIME", "CAP_MAC_ADMIN", "CAP_MAC_OVERRIDE", "CAP_SYSLOG", "CAP_BPF", "CAP_PERFMON"} {
+		if slices.Contains(strings.Fields(held[1]), never) {
+			t.Errorf("the engine holds %s", never)
+		}
+	}
+	verifier, err := os.ReadFile("verifierd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, must := range []string{"\nType=notify\n", "\nBefore=portcullis-engine.service\n", "\nRuntimeDirectoryPreserve=yes\n"} {
+		if !strings.Contains(string(verifier), must) {
+			t.Errorf("verifierd.service lacks %q", strings.TrimSpace(must))
 		}
 	}
 }

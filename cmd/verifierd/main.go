@@ -39,6 +39,7 @@ type settings struct {
 	containerd string
 	plugins    string
 	approvers  string
+	keep       bool
 }
 
 func main() {
@@ -48,6 +49,7 @@ func main() {
 	flag.StringVar(&s.containerd, "containerd", "/run/containerd/containerd.sock", "address of the containerd behind dockerd: what runs there without dockerd is ended")
 	flag.StringVar(&s.plugins, "plugins", "/run/docker/plugins", "where dockerd looks for its authorization plugin")
 	flag.StringVar(&s.approvers, "approvers", "/etc/portcullis/approvers.json", "whose signatures make an approval; nobody's where it is not there")
+	flag.BoolVar(&s.keep, "keep", false, "keep what is loaded, and load it again into an engine that begins with an empty disk")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, s)
@@ -82,8 +84,11 @@ func run(ctx context.Context, s settings) error {
 	if err := emptied(quarantine); err != nil {
 		return err
 	}
-	socket := filepath.Join(c.RunDir, rpc.GuardSocket)
-	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Socket: socket, Door: s.engine, Binaries: programs, Containerd: s.containerd,
+	socket, kept := filepath.Join(c.RunDir, rpc.GuardSocket), ""
+	if s.keep {
+		kept = filepath.Join(dir, "images")
+	}
+	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Kept: kept, Socket: socket, Door: s.engine, Binaries: programs, Containerd: s.containerd,
 		Read: func(ctx context.Context, from io.Reader) (*image.Archive, error) {
 			return image.Read(ctx, from, quarantine, image.Options{})
 		}, Clock: clock.Real{}, Events: events})

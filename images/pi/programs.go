@@ -31,6 +31,7 @@ var ourPrograms = []program{
 	{name: "attestd", place: "/usr/lib/portcullis/attestd"},
 	{name: "gatewayd", place: "/usr/lib/portcullis/gatewayd"},
 	{name: "pxed", place: "/usr/lib/portcullis/pxed"},
+	{name: "verifierd", place: "/usr/lib/portcullis/verifierd"},
 	{name: "portcullis", place: "/usr/bin/portcullis"},
 }
 

@@ -10,7 +10,7 @@ import (
 
 // Crypt is the part of a block device that holds encrypted data.
 type Crypt struct {
-	UUID       string // of the LUKS2 volume
+	UUID       string // of the LUKS2 volume; "": there is none, its key is kept nowhere
 	Offset     int64  // of the data, bytes
 	Size       int64  // of the data, bytes
 	SectorSize int    // bytes
@@ -31,6 +31,9 @@ func OpenCrypt(name, dev string, c Crypt, key []byte) (string, error) {
 	defer clear(table)
 	// The form of the UUID is cryptsetup's: other programs know the device by it.
 	uuid := "CRYPT-LUKS2-" + strings.ReplaceAll(c.UUID, "-", "") + "-" + name
+	if c.UUID == "" {
+		uuid = "CRYPT-PLAIN-" + name
+	}
 	path, err := makeMapped(name, uuid, unix.DM_SECURE_DATA_FLAG, uint64(c.Size/sectorSize), "crypt", table)
 	if err != nil {
 		return "", Failf(ReasonMapper, "%w", err)

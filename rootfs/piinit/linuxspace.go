@@ -24,7 +24,6 @@ const (
 	newRoot    = "/sysroot"
 	scratchDir = "/writable"
 	dataDir    = "/var/lib/portcullis"
-	dockerDir  = "/var/lib/docker"
 
 	// upperSize bounds what the system can write over /etc and /var, as a tmpfs size.
 	upperSize = "30%"
@@ -162,7 +161,7 @@ func lateModules() error {
 }
 
 // MountData makes /etc and /var writable in memory and mounts the data volume in
-// /var, with Docker's directory bound out of it.
+// /var.
 func (s *linuxSpace) MountData() error {
 	if err := lateModules(); err != nil {
 		return err
@@ -180,17 +179,5 @@ func (s *linuxSpace) MountData() error {
 	if err != nil {
 		return boot.Failf(boot.ReasonMount, "%w", err)
 	}
-	images.Close()
-	from, err := boot.DirBeneath(newRoot+dataDir, "docker", 0o710)
-	if err != nil {
-		return boot.Failf(boot.ReasonMount, "%w", err)
-	}
-	defer from.Close()
-	docker := newRoot + dockerDir
-	err = boot.MountAll([]boot.Mount{
-		{Source: fmt.Sprintf("/proc/self/fd/%d", from.Fd()), Target: docker, Flags: unix.MS_BIND},
-		// Containers have programs with set-user-id of their own.
-		{Source: "", Target: docker, Flags: unix.MS_REMOUNT | unix.MS_BIND | unix.MS_NODEV | unix.MS_NOATIME},
-	})
-	return err
+	return images.Close()
 }

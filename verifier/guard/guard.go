@@ -30,6 +30,9 @@ type Options struct {
 	// Read takes an archive apart, once, holding every digest of it against its bytes.
 	Read     func(ctx context.Context, from io.Reader) (*image.Archive, error)
 	StateDir string // the verifier's own, mode 0700
+	// Kept is where loaded images are kept for an engine whose disk begins empty, on
+	// the file system that Read takes them into; "": nothing is kept.
+	Kept     string
 	Socket   string // the guard's own, where Serve listens: the self-test knocks there
 	Door     string // the engine's, where the self-test must find a lock
 	Binaries []string
@@ -51,6 +54,8 @@ type Guard struct {
 	fresh    chan struct{}      // the engine answers, for the first time or again
 	binaries map[string]program // by path; Run's own
 	shims    map[int]time.Time  // of containers that nobody knows, since when; Run's own
+	work     sync.WaitGroup     // what Run began beside itself
+	filling  sync.Mutex         // held while kept images are loaded
 
 	mu      sync.Mutex
 	info    engine.Info
@@ -69,17 +74,23 @@ func New(opt Options) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
+	if opt.Kept != "" {
+		if err := openKept(opt.Kept); err != nil {
+			return nil, err
+		}
+	}
 	g := &Guard{opt: opt, state: s, wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{}}
 	for _, b := range opt.Binaries {
-		p, err := newProgram(b)
+		// Their bytes are read when the engine is met: where none runs that is not needed.
+		p, err := markOf(b)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // engines differ in which shims they have
 		}
 		if err != nil {
 			return nil, fmt.Errorf("guard: program of the engine: %w", err)
 		}
-		g.binaries[b] = p
+		g.binaries[b] = program{mark: p}
 	}
 	return g, nil
 }

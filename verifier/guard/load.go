@@ -12,6 +12,7 @@ import (
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/image"
 )
 
 // load takes an image from a caller.
@@ -33,6 +34,11 @@ func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (stri
 		return "", err
 	}
 	defer a.Close()
+	return g.put(ctx, a, caller, true)
+}
+
+// put loads an image that was read; keep is for one that did not come out of what is kept.
+func (g *Guard) put(ctx context.Context, a *image.Archive, caller string, keep bool) (string, error) {
 	i := a.Image()
 	permission, err := g.opt.Approvals.Decide(approval.Request{Action: approval.Load, Image: i, Caller: caller})
 	if err != nil {
@@ -44,6 +50,11 @@ func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (stri
 	trees, err := g.state.keepTrees(a.Layers)
 	if err != nil {
 		return "", err
+	}
+	if keep && g.opt.Kept != "" {
+		if err := g.keep(a, permission.Name, i); err != nil {
+			return "", err
+		}
 	}
 	// Engines call it by one of the two, depending on their store.
 	if err := g.state.change(func(f *stateFile) {

@@ -26,6 +26,7 @@ const Every = 5 * time.Second
 func (g *Guard) Run(ctx context.Context) error {
 	go g.listen(ctx)
 	go g.sampling(ctx)
+	defer g.work.Wait()
 	changed := g.opt.Approvals.Changed()
 	for {
 		next := Every
@@ -85,6 +86,9 @@ func signal(c chan struct{}) {
 func (g *Guard) meet(ctx context.Context) {
 	err := g.connect(ctx)
 	if err == nil {
+		err = g.measure()
+	}
+	if err == nil {
 		err = g.SelfTest(ctx)
 	}
 	g.mu.Lock()
@@ -98,6 +102,7 @@ func (g *Guard) meet(ctx context.Context) {
 		f["fit"], f["reason"], f["detail"] = false, ReasonUnfit, err.Error()
 	}
 	g.opt.Events.Emit("engine.met", f)
+	g.fill(ctx)
 }
 
 // heard acts on one event at once where it is plain, and has the rest looked at.
@@ -234,7 +239,7 @@ func (g *Guard) images(ctx context.Context) error {
 
 // program is one of the engine's, as it was at the start.
 type program struct {
-	digest string
+	digest string // "" until an engine was met
 	mark   fileMark
 }
 
@@ -261,6 +266,24 @@ func newProgram(path string) (program, error) {
 	}
 	d, err := digestFile(path)
 	return program{d, m}, err
+}
+
+// measure reads the programs of an engine that is met for the first time. One that
+// was changed since the start is left to programs.
+func (g *Guard) measure() error {
+	for path, p := range g.binaries {
+		if p.digest != "" {
+			continue
+		}
+		now, err := newProgram(path)
+		if err != nil {
+			return fmt.Errorf("guard: program of the engine: %w", err)
+		}
+		if now.mark == p.mark {
+			g.binaries[path] = now
+		}
+	}
+	return nil
 }
 
 // programs holds the engine's programs against what they were at the start. One

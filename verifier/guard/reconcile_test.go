@@ -146,8 +146,15 @@ func TestGuardComesBack(t *testing.T) {
 	r.gone(t, id)
 }
 
-// A program of the engine that changes makes the node unfit.
+// A program of the engine that changes makes the node unfit: before an engine was met,
+// when its bytes have not been read, and afterwards, when the same bytes are no change.
 func TestChangedProgram(t *testing.T) {
+	for name, met := range map[string]bool{"no engine was met": false, "an engine was met": true} {
+		t.Run(name, func(t *testing.T) { changedProgram(t, met) })
+	}
+}
+
+func changedProgram(t *testing.T, met bool) {
 	file := filepath.Join(t.TempDir(), "runc")
 	if err := os.WriteFile(file, []byte("one"), 0o755); err != nil {
 		t.Fatal(err)
@@ -161,6 +168,14 @@ func TestChangedProgram(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if met {
+		if err := g.measure(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte("one"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	g.programs()
 	if a.has(ReasonBinary) {
 		t.Error("an unchanged program was reported")
@@ -169,6 +184,9 @@ func TestChangedProgram(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.programs()
+	if err := g.measure(); err != nil {
+		t.Fatal(err)
+	}
 	g.programs()
 	if n := len(a.reasons()); n != 1 || !a.has(ReasonBinary) {
 		t.Errorf("reported %d times: %v", n, a.reasons())

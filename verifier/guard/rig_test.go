@@ -140,7 +140,7 @@ func (r *rig) guard(ctx context.Context) error {
 	}
 	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Read: func(ctx context.Context, from io.Reader) (*image.Archive, error) {
 		return image.Read(ctx, from, r.daemon.Dir, image.Options{})
-	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Socket: r.socket, Door: r.daemon.Socket,
+	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Kept: filepath.Join(r.daemon.Dir, "state", "images"), Socket: r.socket, Door: r.daemon.Socket,
 		Containerd: r.daemon.Containerd(), Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
 	if err != nil {
 		return err

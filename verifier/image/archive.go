@@ -5,11 +5,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -170,6 +172,25 @@ func (a *Archive) Image() approval.Image {
 		i.Layers = append(i.Layers, l.DiffID)
 	}
 	return i
+}
+
+// Keep gives the file that Read took the archive into the name path, which has to be on
+// the file system of that directory; what had the name before is gone. Not a byte is
+// copied, and none is awaited on the disk: who opens it later reads every digest again.
+func (a *Archive) Keep(path string) error {
+	t, ok := a.source.(*tarSource)
+	if !ok {
+		return errors.New("a directory cannot be kept")
+	}
+	next := filepath.Join(filepath.Dir(path), ".next-"+rand.Text())
+	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", t.file.Fd()), unix.AT_FDCWD, next, unix.AT_SYMLINK_FOLLOW)
+	if err != nil {
+		return &os.LinkError{Op: "link", Old: t.file.Name(), New: next, Err: err}
+	}
+	if err := os.Rename(next, path); err != nil {
+		return errors.Join(err, os.Remove(next))
+	}
+	return nil
 }
 
 // Close lets go of the files.
