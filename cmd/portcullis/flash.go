@@ -18,6 +18,7 @@ import (
 	"portcullis/images/manifest"
 	"portcullis/internal/cli"
 	"portcullis/internal/event"
+	"portcullis/verifier/approval"
 )
 
 func init() { commands = append(commands, flashCommand()) }
@@ -37,6 +38,8 @@ func flashCommand() *cli.Command {
 			"    ...                   # portcullis.yaml; see 'portcullis config example'\n" +
 			"  policy: |               # attest.policy_file: " + card.PolicyPath + "\n" +
 			"    ...                   # see 'portcullis policy show'\n" +
+			"  approvers: |            # see 'portcullis approvals approvers --help'\n" +
+			"    ...\n" +
 			"  webhooks:\n" +
 			"    allow: [192.0.2.10/32]\n" +
 			"    secrets: {ops: ...}   # 32 to 256 characters; secret_file: " + card.SecretPath("ops"),
@@ -187,8 +190,9 @@ func (f *flashing) seed() ([]byte, error) {
 	return seedImage(f.seedPath, b)
 }
 
-// seedImage is card.SeedImage with the policy checked as well: on the Pi one with a
-// mistake would leave the built-in policy in force, which nobody may notice.
+// seedImage is card.SeedImage with policy and approvers checked as well: on the Pi a policy
+// with a mistake would leave the built-in one in force, which nobody may notice, and
+// without approvers that can be read no verifier starts.
 func seedImage(name string, b []byte) ([]byte, error) {
 	image, err := card.SeedImage(name, b)
 	if err != nil {
@@ -201,6 +205,11 @@ func seedImage(name string, b []byte) ([]byte, error) {
 	if len(s.Policy) > 0 {
 		if _, err := policy.Parse(name+", policy", s.Policy); err != nil {
 			return nil, err
+		}
+	}
+	if len(s.Approvers) > 0 {
+		if _, err := approval.ParseApprovers(s.Approvers); err != nil {
+			return nil, fmt.Errorf("%s, approvers: %w", name, err)
 		}
 	}
 	return image, nil

@@ -235,7 +235,8 @@ func TestFlashLocksItsTarget(t *testing.T) {
 	}
 }
 
-// On the Pi a policy with a mistake would leave the built-in one in force, unnoticed.
+// On the Pi a policy with a mistake would leave the built-in one in force, unnoticed, and
+// with such approvers no verifier would start.
 func TestSeedWithABadPolicyIsNotFlashed(t *testing.T) {
 	pub, _, err := ed25519.GenerateKey(nil)
 	if err != nil {
@@ -248,5 +249,13 @@ func TestSeedWithABadPolicyIsNotFlashed(t *testing.T) {
 	}
 	if _, err := seedImage("seed.yml", []byte(strings.Replace(seed, "WHEN", "baned", 1))); err == nil || !strings.Contains(err.Error(), "seed.yml, policy:1") {
 		t.Errorf("a bad one: %v", err)
+	}
+	seed = strings.Replace(seed, "WHEN", "banned", 1)
+	key := base64.StdEncoding.EncodeToString(pub)
+	if _, err := seedImage("seed.yml", []byte(seed+"approvers: '{\"threshold\":1,\"revoke_threshold\":1,\"keys\":[\""+key+"\"]}'\n")); err != nil {
+		t.Errorf("good approvers: %v", err)
+	}
+	if _, err := seedImage("seed.yml", []byte(seed+"approvers: '{\"threshold\":2,\"revoke_threshold\":1,\"keys\":[\""+key+"\"]}'\n")); err == nil || !strings.Contains(err.Error(), "seed.yml, approvers: ") {
+		t.Errorf("approvers who are too few: %v", err)
 	}
 }

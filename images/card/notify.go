@@ -16,8 +16,10 @@ import (
 // system cannot be written later.
 const (
 	PolicyPath = "/etc/portcullis/policy.yaml"
-	WebhookDir = "/etc/portcullis/webhooks"
-	WebhookCA  = WebhookDir + "/ca.pem"
+	// ApproversPath is where verifierd looks for those whose approvals count.
+	ApproversPath = "/etc/portcullis/approvers.json"
+	WebhookDir    = "/etc/portcullis/webhooks"
+	WebhookCA     = WebhookDir + "/ca.pem"
 )
 
 // SecretPath is where the secret of the webhook of that name lies.
@@ -42,6 +44,14 @@ const (
 func (r *seedReader) policy(n *yaml.Node) {
 	if v, ok := r.text(n, "policy"); ok {
 		r.seed.Policy, r.policyLine = []byte(v), n.Line
+	}
+}
+
+// approvers takes the text as it is: flash checks it before it is written, and verifierd
+// does not start on one with a mistake.
+func (r *seedReader) approvers(n *yaml.Node) {
+	if v, ok := r.text(n, "approvers"); ok {
+		r.seed.Approvers, r.approversLine = []byte(v), n.Line
 	}
 }
 
@@ -118,6 +128,9 @@ func certificates(b []byte) bool {
 func (r *seedReader) together() {
 	s := &r.seed
 	configured := map[string]bool{}
+	if len(s.Approvers) > 0 && s.Config == nil {
+		r.fail(r.approversLine, "approvers", "without a configuration no verifier runs", "add 'config: |'")
+	}
 	if s.Config != nil {
 		a := s.Config.Attest
 		switch {

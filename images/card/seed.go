@@ -27,6 +27,7 @@ type Seed struct {
 	ConfigText  []byte         // portcullis.yaml as it stands in the seed
 	Config      *config.Config // the same, parsed
 	Policy      []byte         // what stands at PolicyPath
+	Approvers   []byte         // what stands at ApproversPath; empty: nobody's, and no Docker engine runs
 	Webhooks    Webhooks
 }
 
@@ -88,7 +89,7 @@ type seedReader struct {
 	seed Seed
 	errs []error
 
-	policyLine, webhooksLine int
+	policyLine, webhooksLine, approversLine int
 }
 
 func (r *seedReader) fail(line int, key, problem, advice string) {
@@ -98,7 +99,7 @@ func (r *seedReader) fail(line int, key, problem, advice string) {
 func (r *seedReader) top(n *yaml.Node) {
 	got := r.section("", n, map[string]func(*yaml.Node){
 		"schema": r.schema, "operator_key": r.operatorKey, "hostname": r.hostname, "uplink": r.uplink, "config": r.config,
-		"policy": r.policy, "webhooks": r.webhooks,
+		"policy": r.policy, "webhooks": r.webhooks, "approvers": r.approvers,
 	})
 	if !got["schema"] {
 		r.fail(n.Line, "schema", "is missing", fmt.Sprintf("write %q", SeedSchema))

@@ -77,6 +77,14 @@ const (
 	webhooksLine = 16
 )
 
+// Who may approve comes along as it is written.
+func TestSeedWithApprovers(t *testing.T) {
+	s, err := ParseSeed("seed.yml", []byte("schema: "+SeedSchema+"\nconfig: |\n"+indent(exampleConfig)+"approvers: '{\"threshold\":1}'\n"))
+	if err != nil || string(s.Approvers) != `{"threshold":1}` {
+		t.Errorf("%+v %v", s, err)
+	}
+}
+
 // What a policy and webhooks need comes along, and old settings without it stay good.
 func TestSeedWithPolicyAndWebhooks(t *testing.T) {
 	s, err := ParseSeed("seed.yml", []byte(full("", "")))
@@ -126,6 +134,8 @@ func TestSeedRefusals(t *testing.T) {
 		"a policy nothing names":        {full("policy_file: /etc/portcullis/policy.yaml", "policy_file: /etc/policy.yaml"), "policy", policyLine},
 		"a policy that is not there":    {full("policy: |\n  rules: []\n", ""), "config.attest.policy_file", 0},
 		"no configuration":              {head + "policy: |\n  rules: []\n", "policy", 2},
+		"approvers of no verifier":      {head + "approvers: '{}'\n", "approvers", 2},
+		"approvers that are no text":    {head + "approvers: {threshold: 1}\n", "approvers", 2},
 		"a secret for no webhook":       {full("  secrets: {", "  secrets: {other: "+hookSecret+", "), "webhooks.secrets.other", webhooksLine},
 		"a webhook without secret":      {full("  secrets: {ops: "+hookSecret+"}\n", ""), "webhooks.secrets.ops", webhooksLine},
 		"a secret of elsewhere":         {full("secret_file: /etc/portcullis/webhooks/ops", "secret_file: /etc/portcullis/webhooks/cops"), "webhooks.secrets.ops", webhooksLine},

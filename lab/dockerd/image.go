@@ -22,8 +22,11 @@ type Image struct {
 	Name   string   // its tag
 }
 
-// Probe builds the program of the images, static.
-func Probe(ctx context.Context) ([]byte, error) {
+// Probe builds the program of the images, static, for this machine.
+func Probe(ctx context.Context) ([]byte, error) { return ProbeFor(ctx, runtime.GOARCH) }
+
+// ProbeFor builds it for another architecture, in Go's words.
+func ProbeFor(ctx context.Context, arch string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "probe")
 	if err != nil {
 		return nil, err
@@ -31,7 +34,7 @@ func Probe(ctx context.Context) ([]byte, error) {
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "probe")
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", file, "portcullis/lab/dockerd/probe")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("dockerd: building the probe with go (Debian package golang-go): %w\n%s", err, out)
 	}
@@ -41,6 +44,11 @@ func Probe(ctx context.Context) ([]byte, error) {
 // Make builds an image on nothing: probe as /probe, its entry point, and mark in a
 // second layer, which makes the image one of its own.
 func Make(name string, probe []byte, mark string) (Image, error) {
+	return MakeFor(runtime.GOARCH, name, probe, mark)
+}
+
+// MakeFor builds it for another architecture.
+func MakeFor(arch, name string, probe []byte, mark string) (Image, error) {
 	i := Image{Name: name}
 	var layers [][]byte
 	for _, l := range []struct {
@@ -56,7 +64,7 @@ func Make(name string, probe []byte, mark string) (Image, error) {
 		i.Layers = append(i.Layers, digest(b))
 	}
 	config, err := json.Marshal(map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux", "created": "2020-01-01T00:00:00Z",
+		"architecture": arch, "os": "linux", "created": "2020-01-01T00:00:00Z",
 		"config": map[string]any{"Entrypoint": []string{"/probe"}, "Env": []string{"PATH=/"}},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": i.Layers},
 	})

@@ -27,7 +27,8 @@ func TestFirstBoot(t *testing.T) {
 	}
 }
 
-// TestSecondBoot: the chip opens the volume, nobody is asked.
+// TestSecondBoot: the chip opens the volume, nobody is asked. Docker's engine runs behind
+// the verifier only, and not before there are approvers.
 func TestSecondBoot(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
@@ -51,5 +52,6 @@ func TestSecondBoot(t *testing.T) {
 	if strings.Contains(m.Console().Text(), p.Recovery) {
 		t.Error("the recovery key is shown again")
 	}
+	engineIsLocked(t, m)
 	powerOff(t, m)
 }

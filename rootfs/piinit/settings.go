@@ -41,6 +41,12 @@ func settingFiles(s *card.Seed) map[string][]byte {
 			files["etc/systemd/system/attestd.service.d/10-link.conf"] = allow(link.String())
 			files["etc/systemd/system/pxed.service.d/10-link.conf"] = allow(link.String(), "255.255.255.255", "0.0.0.0")
 		}
+		if len(s.Approvers) > 0 {
+			files[strings.TrimPrefix(card.ApproversPath, "/")] = s.Approvers
+		}
+		if v := c.Verifier; v.Listen != "" || len(v.Witnesses) > 0 {
+			files["etc/systemd/system/verifierd.service.d/20-witnesses.conf"] = allButLink(c.Link.Address.Masked())
+		}
 		if len(s.Policy) > 0 {
 			files[strings.TrimPrefix(card.PolicyPath, "/")] = s.Policy
 		}
@@ -101,6 +107,12 @@ func allowMore(nets []netip.Prefix) []byte {
 		text += " " + n.String()
 	}
 	return []byte(text + "\n")
+}
+
+// allButLink opens a unit to every network but the PC's: who asks for a log, or witnesses
+// it, may be anywhere.
+func allButLink(link netip.Prefix) []byte {
+	return []byte("[Service]\nIPAddressDeny=\nIPAddressDeny=" + link.String() + "\n")
 }
 
 // attestUser is the user and group of attestd, as portcullis.sysusers makes it.

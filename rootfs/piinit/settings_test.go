@@ -138,6 +138,28 @@ func TestSettingsBringPolicyAndWebhooks(t *testing.T) {
 	}
 }
 
+// Approvers lie where verifierd looks for them, and who witnesses its log reaches it from
+// everywhere but the PC's port; without either there is no file.
+func TestSettingsBringApproversAndWitnesses(t *testing.T) {
+	listen := func(c string) string {
+		return strings.Replace(c, `  listen: ""  `, `  listen: "192.0.2.5:7444"  `, 1)
+	}
+	f := settingFiles(seedOf(t, "dhcp", listen, "approvers: '{\"threshold\":1}'\n"))
+	for name, want := range map[string]string{
+		"etc/portcullis/approvers.json":                            `{"threshold":1}`,
+		"etc/systemd/system/verifierd.service.d/20-witnesses.conf": "[Service]\nIPAddressDeny=\nIPAddressDeny=10.77.0.0/24\n",
+	} {
+		if string(f[name]) != want {
+			t.Errorf("%s is %q", name, f[name])
+		}
+	}
+	for name := range settingFiles(seedOf(t, "dhcp", same)) {
+		if strings.Contains(name, "approvers") || strings.Contains(name, "verifierd") {
+			t.Errorf("without approvers and witnesses: %s", name)
+		}
+	}
+}
+
 func TestWithoutASeedNothingStarts(t *testing.T) {
 	if f := settingFiles(nil); len(f) != 0 {
 		t.Errorf("%v", f)
