@@ -179,13 +179,17 @@ func (a *Archive) Image() approval.Image {
 // copied, and none is awaited on the disk: who opens it later reads every digest again.
 func (a *Archive) Keep(path string) error {
 	t, ok := a.source.(*tarSource)
+	var file *os.File
+	if ok {
+		file, ok = t.file.(*os.File)
+	}
 	if !ok {
-		return errors.New("a directory cannot be kept")
+		return errors.New("the image does not come from one file")
 	}
 	next := filepath.Join(filepath.Dir(path), ".next-"+rand.Text())
-	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", t.file.Fd()), unix.AT_FDCWD, next, unix.AT_SYMLINK_FOLLOW)
+	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.AT_FDCWD, next, unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
-		return &os.LinkError{Op: "link", Old: t.file.Name(), New: next, Err: err}
+		return &os.LinkError{Op: "link", Old: file.Name(), New: next, Err: err}
 	}
 	if err := os.Rename(next, path); err != nil {
 		return errors.Join(err, os.Remove(next))
