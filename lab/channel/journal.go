@@ -9,7 +9,7 @@ import (
 )
 
 // journalUnits are the units whose lines are events.
-var journalUnits = []string{"gatewayd", "pxed", "attestd", "portcullis-*"}
+var journalUnits = []string{"gatewayd", "pxed", "attestd", "verifierd", "portcullis-*"}
 
 // Journal writes the events of the guest's services to port, from the start of
 // this boot on, until ctx ends: each line as the service has printed it.
