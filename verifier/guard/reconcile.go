@@ -195,6 +195,9 @@ func (g *Guard) containers(ctx context.Context) error {
 			continue
 		}
 		if err := g.inspect(ctx, c.ID, made); err != nil {
+			if errors.Is(err, engine.ErrNotFound) {
+				continue // it was removed since the list was made
+			}
 			var own *Error
 			if !errors.As(err, &own) {
 				return err
