@@ -13,7 +13,7 @@ mkdir -p "$logs"
 failed=0
 
 echo "soak: $n power cuts of each kind, seed ${PORTCULLIS_POWERCUT_SEED:-1}; log $logs/power.log"
-PORTCULLIS_POWERCUTS=$n "$GO" test -timeout 24h -parallel 2 -count 1 -v -tags soak -run 'PowerCut|ZymbitCard|EngineDisk' ./lab/piscenario >"$logs/power.log" 2>&1 || failed=1
+PORTCULLIS_POWERCUTS=$n "$GO" test -timeout 24h -parallel 2 -count 1 -v -tags soak -run 'PowerCut|ZymbitCard|Engine(Is|Disk)' ./lab/piscenario >"$logs/power.log" 2>&1 || failed=1
 echo "soak: the scenarios through the card; log $logs/check.log"
 bin/portcullis lab check --pi image >"$logs/check.log" 2>&1 || failed=1
 echo "soak: the long scenarios; logs $logs/hardware.log, $logs/reboot.log"

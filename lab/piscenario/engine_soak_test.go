@@ -3,110 +3,111 @@
 package piscenario
 
 import (
-	"bytes"
-	"os"
-	"path/filepath"
-	"strconv"
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
 
-	"portcullis/lab/dockerd"
 	"portcullis/lab/pi"
 	"portcullis/verifier/approval"
-	verified "portcullis/verifier/image"
 )
 
-// approvedImage is an image for the Pi, as an archive on a disk, and its approval.
-func approvedImage(t *testing.T, sign func(approval.Approval) ([]byte, error)) (disk string, size int, envelope string) {
+// Docker as the Pi's image has it.
+const (
+	guardSocket  = "unix:///run/portcullis/verifierd/docker.sock"
+	engineSocket = "unix:///run/portcullis/verifierd/engine/docker.sock"
+	engineUnit   = "portcullis-engine.service"
+)
+
+// approvers is a file of approvers with one key, and that key.
+func approvers(t *testing.T) (string, ed25519.PrivateKey) {
 	t.Helper()
-	program, err := dockerd.ProbeFor(t.Context(), "arm64")
+	public, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	i, err := dockerd.MakeFor("arm64", "probe:1", program, "soak")
+	file, err := approval.Approvers{Threshold: 1, RevokeThreshold: 1, Keys: []ed25519.PublicKey{public}}.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
-	read, err := verified.Read(t.Context(), bytes.NewReader(i.Tar), t.TempDir(), verified.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer read.Close()
-	b, err := sign(approval.Approval{Schema: approval.Schema, Name: "probe", Version: 1, Purpose: "task", Image: read.Image(),
-		Profile: approval.Profile{User: "1:1", Network: approval.NetworkNone, AnyCommand: true,
-			Limits: approval.Limits{MemoryBytes: 32 << 20, Pids: 16, MilliCPU: 500}},
-		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk = filepath.Join(bigDir(t), "image.raw")
-	if err := os.WriteFile(disk, i.Tar, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(disk, int64(len(i.Tar)+511)/512*512); err != nil {
-		t.Fatal(err)
-	}
-	return disk, len(i.Tar), string(b)
+	return string(file), key
 }
 
-// TestInvariant07_EngineDiskIsFilledAgain: with approvers in the settings the engine starts by
-// itself. An approved image runs; after a restart of the Pi the engine's disk is another one,
-// and the image runs again without having been loaded by anybody.
-func TestInvariant07_EngineDiskIsFilledAgain(t *testing.T) {
-	file, key := approvers(t)
-	disk, size, envelope := approvedImage(t, func(a approval.Approval) ([]byte, error) { return a.Sign(key) })
-	c, err := pi.NewCard(image(t, pi.Variant{}).Card, bigDir(t), 0)
-	if err == nil {
-		err = c.Seed(seed(t) + "approvers: '" + file + "'\n")
-	}
+// refused runs a command that has to fail, and to say why.
+func refused(t *testing.T, m *pi.Machine, reason string, argv ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
+	r, err := m.Exec(ctx, argv...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := boot(t, c, func(c *pi.Config) { c.Disks = []string{disk} })
+	if said := string(r.Stdout) + string(r.Stderr); r.Exit == 0 || !strings.Contains(said, reason) {
+		t.Errorf("%v: exit %d, not a refusal for %q: %s", argv, r.Exit, reason, said)
+	}
+}
+
+// fit waits until verifierd has met its engine, and has found that it is locked.
+func fit(t *testing.T, m *pi.Machine) {
+	t.Helper()
+	var said string
+	for end := time.Now().Add(bootLimit); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		said = output(t, m, "portcullis", "status", "--json")
+		var s struct {
+			Verifier struct {
+				Fit bool `json:"fit"`
+			} `json:"verifier"`
+		}
+		if json.Unmarshal([]byte(said), &s) == nil && s.Verifier.Fit {
+			return
+		}
+	}
+	t.Fatalf("the verifier is not fit: %s\n%s", said, output(t, m, "journalctl", "-b", "--no-pager", "-n", "60", "-u", "verifierd", "-u", engineUnit, "-u", "portcullis-store"))
+}
+
+// engineDisk is the device that Docker's data lies on, and what the device-mapper calls it.
+func engineDisk(t *testing.T, m *pi.Machine) string {
+	t.Helper()
+	device := strings.TrimSpace(output(t, m, "findmnt", "--noheadings", "--output", "SOURCE,FSTYPE", "/var/lib/docker"))
+	name, fs, _ := strings.Cut(device, " ")
+	node, ok := strings.CutPrefix(name, "/dev/")
+	if !ok || strings.TrimSpace(fs) != "ext4" {
+		t.Fatalf("Docker's data lies on %q", device)
+	}
+	if uuid := output(t, m, "cat", "/sys/block/"+node+"/dm/uuid"); strings.TrimSpace(uuid) != "CRYPT-PLAIN-portcullis-engine" {
+		t.Errorf("%s is %q, not the disk with this boot's key", name, uuid)
+	}
+	return name
+}
+
+// TestInvariant07_EngineIsLocked: a running Pi without approvers is told some. The engine
+// that then starts lies behind the verifier: who reaches it, what it runs, where its data lies.
+func TestInvariant07_EngineIsLocked(t *testing.T) {
+	m := boot(t, cardOf(t, provisioned(t).Card))
 	running(t, m)
-	fit(t, m)
-	engineDisk(t, m)
-	load := "head -c " + strconv.Itoa(size) + " /dev/vdb | docker -H " + guardSocket + " load"
-	refused(t, m, "image-unapproved", "sh", "-c", load)
-	output(t, m, "sh", "-c", `printf %s "$1" >/tmp/approval && portcullis approvals add /tmp/approval`, "sh", envelope)
 	began := time.Now()
-	output(t, m, "sh", "-c", load)
-	t.Logf("loaded in %.1f s", time.Since(began).Seconds())
-	runs := func() {
-		t.Helper()
-		if out := output(t, m, "docker", "-H", guardSocket, "run", "--rm", "portcullis/approved:probe-1", "say", "hello"); strings.TrimSpace(out) != "hello" {
-			t.Errorf("the container said %q", out)
-		}
-	}
-	runs()
-	head := func() string {
-		return output(t, m, "sh", "-c", "dd if=/var/lib/portcullis/store/disk bs=4096 count=1 iflag=direct 2>/dev/null | sha256sum")
-	}
-	before := head()
-	output(t, m, "sh", "-c", "echo mark >/var/lib/docker/mark")
-	if err := m.Reboot(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	expect(t, m, `portcullis: stage=switch-root`)
-	expect(t, m, `portcullis: stage=switch-root`)
-	running(t, m)
+	file, _ := approvers(t)
+	output(t, m, "sh", "-c", `printf %s "$1" >/etc/portcullis/approvers.json && systemctl restart verifierd.service && systemctl start `+engineUnit, "sh", file)
 	fit(t, m)
-	began = time.Now()
+	t.Logf("from approvers to a fit engine: %.1f s", time.Since(began).Seconds())
 	engineDisk(t, m)
-	refused(t, m, "No such file", "cat", "/var/lib/docker/mark")
-	if head() == before {
-		t.Error("the engine's disk begins as before the restart")
+	if s := output(t, m, "stat", "--format", "%a %U", "/run/portcullis/verifierd/engine"); s != "700 portcullis-verifier\n" {
+		t.Errorf("the directory of the engine's socket: %q", s)
 	}
-	for end := time.Now().Add(bootLimit); !strings.Contains(output(t, m, "docker", "-H", guardSocket, "images"), "portcullis/approved"); time.Sleep(time.Second) {
-		if time.Now().After(end) {
-			t.Fatalf("the image does not come back:\n%s", output(t, m, "journalctl", "-b", "--no-pager", "-u", "verifierd"))
-		}
-	}
-	t.Logf("filled again within %.1f s of a fit engine", time.Since(began).Seconds())
-	runs()
-	for _, l := range strings.Split(output(t, m, "ps", "-C", "verifierd,dockerd,containerd", "-o", "comm,rss"), "\n") {
+	attestd := []string{"setpriv", "--reuid", "portcullis-attest", "--regid", "portcullis-attest", "--clear-groups"}
+	refused(t, m, "permission denied", append(attestd, "docker", "-H", engineSocket, "version")...)
+	refused(t, m, "stamp-missing", "docker", "-H", engineSocket, "ps")
+	refused(t, m, "image-not-loaded", "docker", "-H", guardSocket, "run", "--rm", "sha256:"+strings.Repeat("0", 64))
+	for _, l := range strings.Split(output(t, m, "ps", "-C", "verifierd,dockerd,containerd", "-o", "comm,rss,vsz"), "\n") {
 		t.Log(l)
 	}
+	held := regexp.MustCompile(`VmHWM:\s+([0-9]+) kB`).FindStringSubmatch(output(t, m, "sh", "-c", "cat /proc/$(systemctl show --property MainPID --value verifierd)/status"))
+	if held == nil || len(held[1]) > 5 || held[1] > "65536" && len(held[1]) == 5 {
+		t.Errorf("verifierd holds %v kB, more than 64 MiB", held)
+	}
+	t.Logf("verifierd at most %v kB; all: %.1f s", held, time.Since(began).Seconds())
 	powerOff(t, m)
 }
