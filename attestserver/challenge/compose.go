@@ -98,12 +98,16 @@ func (c *Chooser) Compose(w Want, peer Peer, sequence uint64, head [32]byte) (*S
 		},
 		chunks: make([][]byte, len(chosen)), arrived: make([]uint64, len(chosen)),
 	}
+	keys, err := protocol.NewOpKeys(nonce, peer.Binding, id)
+	if err != nil {
+		return nil, fmt.Errorf("challenge: keys: %w", err)
+	}
 	for i, e := range chosen {
 		a, err := ask(e, w, slices.Contains(w.Enrol, e.Name()))
 		if err != nil {
 			return nil, fmt.Errorf("challenge: parameters of %s: %w", e.Name(), err)
 		}
-		if a.Key, err = protocol.DeriveOpKey(nonce, peer.Binding, id, uint32(i)); err != nil {
+		if a.Key, err = keys.Key(uint32(i)); err != nil {
 			return nil, fmt.Errorf("challenge: key of %s: %w", e.Name(), err)
 		}
 		s.Ops = append(s.Ops, a)

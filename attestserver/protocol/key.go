@@ -19,19 +19,43 @@ type OpKey [32]byte
 
 const opLabel = "portcullis-op-v1"
 
-// DeriveOpKey is HKDF-SHA256 with the challenge's nonce as key material and
-// label ‖ channel binding ‖ challenge id ‖ index as context.
-func DeriveOpKey(nonce [32]byte, binding Binding, id [16]byte, index uint32) (OpKey, error) {
-	info := make([]byte, 0, len(opLabel)+len(binding)+len(id)+4)
+// OpKeys makes the keys of one challenge's ops: HKDF-SHA256 (RFC 5869) with the
+// challenge's nonce as key material and label, channel binding, challenge id and index
+// of the op as info.
+type OpKeys struct {
+	prk  []byte
+	info []byte // without the index
+}
+
+// NewOpKeys does what all keys of a challenge have in common.
+func NewOpKeys(nonce [32]byte, binding Binding, id [16]byte) (*OpKeys, error) {
+	prk, err := hkdf.Extract(sha256.New, nonce[:], nil)
+	if err != nil {
+		return nil, err
+	}
+	info := make([]byte, 0, len(opLabel)+len(binding)+len(id))
 	info = append(info, opLabel...)
 	info = append(info, binding[:]...)
-	info = append(info, id[:]...)
-	info = binary.BigEndian.AppendUint32(info, index)
-	b, err := hkdf.Key(sha256.New, nonce[:], nil, string(info), 32)
+	return &OpKeys{prk, append(info, id[:]...)}, nil
+}
+
+// Key is that of op index.
+func (k *OpKeys) Key(index uint32) (OpKey, error) {
+	info := binary.BigEndian.AppendUint32(k.info[:len(k.info):len(k.info)], index)
+	b, err := hkdf.Expand(sha256.New, k.prk, string(info), 32)
 	if err != nil {
 		return OpKey{}, err
 	}
 	return OpKey(b), nil
+}
+
+// DeriveOpKey is one key of them.
+func DeriveOpKey(nonce [32]byte, binding Binding, id [16]byte, index uint32) (OpKey, error) {
+	k, err := NewOpKeys(nonce, binding, id)
+	if err != nil {
+		return OpKey{}, err
+	}
+	return k.Key(index)
 }
 
 // NewDigest starts the keyed digest of an op: HMAC-SHA256(key, canonical(op) ‖

@@ -3,11 +3,15 @@ package protocol
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -150,6 +154,27 @@ func TestServerRefusesOldTLSAndMissingCertificates(t *testing.T) {
 		}
 		a.Close()
 		g.Close()
+	}
+}
+
+// The keys are those of HKDF in one step, whatever is done once for all of them.
+func TestOpKeysAreHKDF(t *testing.T) {
+	nonce, binding, id := [32]byte{1, 2}, Binding{3, 4}, [16]byte{5, 6}
+	keys, err := NewOpKeys(nonce, binding, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for index := range uint32(MaxOps) {
+		info := binary.BigEndian.AppendUint32(slices.Concat([]byte(opLabel), binding[:], id[:]), index)
+		want, err := hkdf.Key(sha256.New, nonce[:], nil, string(info), 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := keys.Key(index)
+		one, err2 := DeriveOpKey(nonce, binding, id, index)
+		if err != nil || err2 != nil || k != OpKey(want) || one != k {
+			t.Fatalf("op %d: %x and %x, want %x", index, k, one, want)
+		}
 	}
 }
 

@@ -34,7 +34,7 @@ func (c *core) judge(sent *challenge.Sent, a *challenge.Accepted, took time.Dura
 	c.judging = true
 	s, state := c.Server, c.state
 	go func() {
-		o := weigh(s.o.Refs, state, sent, a)
+		o := weigh(newSeen(s.o.Refs), state, sent, a)
 		s.post(func(c *core) { c.judged(state, sent, a, took, o) })
 	}()
 }
