@@ -277,7 +277,7 @@ func (r *rackSetup) agents(ctx context.Context, addresses []string, log func(str
 			Facts: claim.Facts{Session: rackSession(i), ManifestDigest: v.Digest, RootHash: [32]byte(root), Gateway: r.image.GatewayKey.Public().(ed25519.PublicKey)}}
 		group.Go(func() { a.Run(ctx) })
 		if i%50 == 49 {
-			time.Sleep(100 * time.Millisecond) // a rack does not boot in one moment
+			time.Sleep(400 * time.Millisecond) // a rack does not boot in one moment
 		}
 	}
 	group.Wait()
