@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -23,6 +24,7 @@ import (
 const (
 	sampleFiles = 256      // of one layer in one round
 	sampleBytes = 32 << 20 // that are hashed in one round; at least one file
+	sampleRest  = 19       // times as long as a round took nothing is looked at: the lists of large images are long
 )
 
 // place is an unpacked layer that running containers use.
@@ -35,13 +37,17 @@ type place struct {
 // sampling goes on until ctx ends.
 func (g *Guard) sampling(ctx context.Context) {
 	dirs := map[string]engine.Layers{}
+	wait := g.opt.Sample
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-g.opt.Clock.After(g.opt.Sample):
+		case <-g.opt.Clock.After(wait):
 		}
-		for _, id := range g.sample(ctx, dirs) {
+		began := g.opt.Clock.Now()
+		suspects := g.sample(ctx, dirs)
+		wait = max(g.opt.Sample, sampleRest*g.opt.Clock.Now().Sub(began))
+		for _, id := range suspects {
 			g.suspect(ctx, id)
 		}
 	}
@@ -54,6 +60,9 @@ func (g *Guard) sample(ctx context.Context, dirs map[string]engine.Layers) (susp
 	if err != nil {
 		return nil // reconcile tells
 	}
+	maps.DeleteFunc(dirs, func(id string, _ engine.Layers) bool {
+		return !slices.ContainsFunc(list, func(c engine.Container) bool { return c.ID == id })
+	})
 	places := map[string]*place{}
 	for _, c := range list {
 		made, ok := g.state.container(c.ID)

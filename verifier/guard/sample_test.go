@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -68,7 +69,11 @@ func TestAttack_LayerChangedWhileItRuns(t *testing.T) {
 		ids[name] = id
 	}
 	for name, id := range ids {
-		t.Logf("%s: ended after %s", name, r.gone(t, id))
+		took := waitFor(t, "the end of "+id, time.Minute, func() bool {
+			_, err := r.opt.Engine.Resolve(t.Context(), id)
+			return err != nil
+		})
+		t.Logf("%s: ended after %s more", name, took)
 	}
 	for _, id := range ids {
 		if !strings.Contains(r.log.String(), `"event":"container.ended"`) || !r.approvals.ended(id, ReasonImageStore) {

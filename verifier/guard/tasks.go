@@ -55,6 +55,10 @@ func (g *Guard) tasks() {
 			first, seen := g.shims[s.pid]
 			if !seen {
 				first = g.opt.Clock.Now()
+				go func() {
+					<-g.opt.Clock.After(lingers)
+					signal(g.wake)
+				}()
 			}
 			if unknown[s.pid] = first; g.opt.Clock.Now().Sub(first) < lingers {
 				continue
