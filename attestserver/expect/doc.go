@@ -148,15 +148,17 @@ type judge struct {
 	list []protocol.Finding
 }
 
-// maxFindings bounds the findings of one answer; the last one counts the rest.
+// maxFindings bounds the findings of one answer; the last one stands for the rest, in the
+// class of the worst of them: many notes are no reason to distrust, and hide none.
 const maxFindings = 32
 
 func (j *judge) add(class protocol.Class, reason, format string, args ...any) {
 	switch {
 	case len(j.list) < maxFindings:
 		j.list = append(j.list, protocol.Finding{Probe: j.op, Reason: reason, Class: class, Detail: plain(fmt.Sprintf(format, args...))})
-	case j.list[maxFindings-1].Reason != ReasonMore:
-		j.list[maxFindings-1] = protocol.Finding{Probe: j.op, Reason: ReasonMore, Class: protocol.Fatal, Detail: "more findings than are listed"}
+	default:
+		class = max(class, j.list[maxFindings-1].Class)
+		j.list[maxFindings-1] = protocol.Finding{Probe: j.op, Reason: protocol.FindingsMore, Class: class, Detail: "more findings than are listed"}
 	}
 }
 

@@ -4,7 +4,6 @@ package expect
 const (
 	ReasonDigest    = "op-digest"    // the keyed digest is wrong: of other bytes, or of another question
 	ReasonMalformed = "op-malformed" // the answer does not decode or passes a limit
-	ReasonMore      = "op-more"      // there were more findings than are listed
 
 	ReasonCmdline     = "boot-cmdline"      // not the signed command line
 	ReasonKernel      = "boot-kernel"       // not the signed kernel: release or build notes differ

@@ -34,6 +34,7 @@ const (
 const (
 	ProbeError      = "probe-error"       // the agent could not run the op
 	ProbeUnjudged   = "probe-unjudged"    // the gateway could not judge: its own fault, named in the detail
+	FindingsMore    = "op-more"           // the rest of more findings than are listed, in the class of the worst of them
 	CPUClassInvalid = "cpu-class-invalid" // the answer names no class
 	CPUClassChanged = "cpu-class-changed" // another CPU, microcode or feature set than before
 )

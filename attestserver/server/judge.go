@@ -156,6 +156,7 @@ func weigh(refs References, st *protocol.ImageState, sent *challenge.Sent, a *ch
 		o.pinClass(refs, st)
 	}
 	o.settle(refs, st, a.Answers)
+	o.findings = fold(o.findings)
 	for i := range o.findings {
 		o.findings[i] = bounded(o.findings[i])
 	}
@@ -332,9 +333,4 @@ func (o *opinion) pinClass(refs References, st *protocol.ImageState) {
 
 func imageKey(st *protocol.ImageState) string { return fmt.Sprintf("%x", st.Image.Digest[:16]) }
 
-// maxFindings bounds what one answer can put into the record.
-const maxFindings = 32
-
-func (o *opinion) add(f ...protocol.Finding) {
-	o.findings = append(o.findings, f[:min(len(f), maxFindings-min(len(o.findings), maxFindings))]...)
-}
+func (o *opinion) add(f ...protocol.Finding) { o.findings = append(o.findings, f...) }
