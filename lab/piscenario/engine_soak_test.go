@@ -53,17 +53,25 @@ func refused(t *testing.T, m *pi.Machine, reason string, argv ...string) {
 // fit waits until verifierd has met its engine, and has found that it is locked.
 func fit(t *testing.T, m *pi.Machine) {
 	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
+	defer cancel()
 	var said string
-	for end := time.Now().Add(bootLimit); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		said = output(t, m, "portcullis", "status", "--json")
+	for ctx.Err() == nil {
+		// Its exit code is about the PC as well.
+		r, err := m.Exec(ctx, "portcullis", "status", "--json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		said = string(r.Stdout)
 		var s struct {
 			Verifier struct {
 				Fit bool `json:"fit"`
 			} `json:"verifier"`
 		}
-		if json.Unmarshal([]byte(said), &s) == nil && s.Verifier.Fit {
+		if json.Unmarshal(r.Stdout, &s) == nil && s.Verifier.Fit {
 			return
 		}
+		time.Sleep(200 * time.Millisecond)
 	}
 	t.Fatalf("the verifier is not fit: %s\n%s", said, output(t, m, "journalctl", "-b", "--no-pager", "-n", "60", "-u", "verifierd", "-u", engineUnit, "-u", "portcullis-store"))
 }
