@@ -4,12 +4,15 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"portcullis/images/deb"
 )
@@ -69,7 +72,23 @@ func (t *Tree) WriteTar(w io.Writer, progress func(done, total int64)) error {
 			}
 		}
 	}
-	return tw.Close()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	if err := tw.Close(); err != nil {
+		return fmt.Errorf("%w: %w", errMark, err)
+	}
+	return nil
+}
+
+// errMark: all of the tree was written, and the mark of its end was not: two empty
+// blocks, which are written one by one.
+var errMark = errors.New("end of the archive")
+
+// readToItsEnd tells whether a reader that ended well has left nothing of value
+// unread: mksquashfs ends with the first empty block, and may be gone before the second.
+func readToItsEnd(err error) bool {
+	return err == nil || errors.Is(err, errMark) && errors.Is(err, unix.EPIPE)
 }
 
 // Write makes the squashfs file out from the tree.
@@ -107,7 +126,7 @@ func (t *Tree) Write(ctx context.Context, out string, o Options, progress func(d
 	if err := cmd.Wait(); err != nil {
 		return fmt.Errorf("write squashfs: %w: %s", err, strings.TrimSpace(errs.String()))
 	}
-	if writeErr != nil {
+	if !readToItsEnd(writeErr) {
 		return fmt.Errorf("write squashfs: %w", writeErr)
 	}
 	return nil
