@@ -51,10 +51,12 @@ func debug(ctx context.Context, path string, physical bool, look func(*Memory) e
 	if _, err := gdbAsk(c, mem.in, "?"); err != nil {
 		return fmt.Errorf("gdb stub: %w", err)
 	}
+	// QEMU keeps the mode from one connection to the next.
+	mode := "Qqemu.PhyMemMode:0"
 	if physical {
-		err = mem.order("Qqemu.PhyMemMode:1")
+		mode = "Qqemu.PhyMemMode:1"
 	}
-	if err == nil {
+	if err = mem.order(mode); err == nil {
 		err = look(mem)
 	}
 	return errors.Join(err, mem.order("D"))
