@@ -26,11 +26,10 @@ func (r *rig) emptied(t *testing.T, i dockerd.Image) {
 // refilled fills the engine and waits until that is done.
 func (r *rig) refilled(t *testing.T) {
 	t.Helper()
-	r.filling.Lock() // one that a meeting began
-	r.filling.Unlock()
+	wait := func() { r.filling.Lock(); defer r.filling.Unlock() }
+	wait() // for one that a meeting began
 	r.fill(t.Context())
-	r.filling.Lock()
-	r.filling.Unlock()
+	wait()
 }
 
 // keptFiles are the archives of an image.
