@@ -37,9 +37,9 @@ var kernel = []Attack{
 	{Name: "kernel-text-patched", FoundBy: "ktext", Reasons: []string{"ktext-changed"}, Detail: "differs from the reference", Host: patchText},
 	{Name: "interrupt-gate-changed", FoundBy: "krodata", Reasons: []string{"krodata-idt"}, Detail: "vectors [22]", Host: changeGate},
 	{Name: "clock-set-back", Stage: Settled, FoundBy: "time", Reasons: []string{"time-clock-set"}, Detail: "-1h",
-		Commit: []string{"date -s '1 hour ago'"}},
+		Commit: []string{"date -s '90 minutes ago'"}},
 	{Name: "clock-set-forward", Stage: Alone, FoundBy: "time", Reasons: []string{"time-clock-set"}, Detail: "2h",
-		Commit: []string{"date -s '2 hours'"}},
+		Commit: []string{"date -s '150 minutes'"}},
 }
 
 // tracefs mounts it where nobody looks.
