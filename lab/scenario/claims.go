@@ -139,15 +139,8 @@ func copiedKey() Scene {
 			}
 			defer first.Close()
 			// The epoch begins with the first evidence: until then it may be the same agent, trying again.
-			c, err := first.Challenge(ctx)
-			if err != nil {
+			if _, err := answered(ctx, first); err != nil {
 				return err
-			}
-			if err := first.SendEvidence(first.Evidence(c)); err != nil {
-				return err
-			}
-			if _, err := first.Challenge(ctx); err != nil {
-				return fmt.Errorf("no second challenge: %w", err)
 			}
 			second, err := s.played().Claim(ctx, agentPort, f, copied, started)
 			var refused *attack.RefusedError
@@ -213,16 +206,9 @@ func replayedEvidence() Scene {
 				return err
 			}
 			defer first.Close()
-			c, err := first.Challenge(ctx)
+			old, err := answered(ctx, first)
 			if err != nil {
 				return err
-			}
-			old := first.Evidence(c)
-			if err := first.SendEvidence(old); err != nil {
-				return err
-			}
-			if _, err := first.Challenge(ctx); err != nil {
-				return fmt.Errorf("no second challenge: %w", err)
 			}
 			if err := s.sendOld(ctx, first, old, protocol.EvidenceReplayed); err != nil {
 				return err
@@ -238,6 +224,22 @@ func replayedEvidence() Scene {
 			return s.sendOld(ctx, second, old, protocol.EvidenceUnknown)
 		},
 	}
+}
+
+// answered answers one challenge, and returns the evidence when the next one has come.
+func answered(ctx context.Context, a *attack.Agent) (*protocol.Evidence, error) {
+	c, err := a.Challenge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e := a.Evidence(c)
+	if err := a.SendEvidence(e); err != nil {
+		return nil, err
+	}
+	if _, err := a.Challenge(ctx); err != nil {
+		return nil, fmt.Errorf("no second challenge: %w", err)
+	}
+	return e, nil
 }
 
 func (s *Stage) claimed(ctx context.Context) (*attack.Agent, error) {
