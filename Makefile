@@ -8,7 +8,7 @@ export HOME ?= /root
 GO := go
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # Namespaces, taps and raw sockets need root; as another user the target runs itself through sudo.
-AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=GOPROXY,GOFLAGS,GOSUMDB,PORTCULLIS_CACHE,PORTCULLIS_POWERCUTS,PORTCULLIS_POWERCUT_SEED)
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=GOPROXY,GOFLAGS,GOSUMDB,PORTCULLIS_CACHE,PORTCULLIS_POWERCUTS,PORTCULLIS_POWERCUT_SEED,TMPDIR)
 FUZZCOUNT ?= 200000x
 # Nothing of the machine or of the commit is in a program: the same code gives the same bytes.
 BUILDFLAGS := -trimpath -buildvcs=false -ldflags='-s -w -buildid='
@@ -21,10 +21,13 @@ all:
 setup:
 	@deploy/setup.sh
 
-lab: setup all
+lab: setup
+	@$(AS_ROOT) deploy/room.sh 4
+	@$(MAKE) --no-print-directory all
 	$(AS_ROOT) bin/portcullis lab up
 
 test: setup
+	@$(AS_ROOT) deploy/room.sh 16
 	$(AS_ROOT) $(MAKE) --no-print-directory test-go fuzz-ci
 
 # The packages below lab/ boot machines and are run one after the other, after the
@@ -51,13 +54,16 @@ fuzz:
 # The long runs: the power of a Pi is cut SOAK times in its first boot and SOAK times
 # in an update, at moments drawn from PORTCULLIS_POWERCUT_SEED (1); then a card whose
 # key a Zymbit module keeps alone, the scenarios of `lab check` through the built card,
-# every attack of lab/tamper, and the hardened kernel, built twice and booted. Hours; a summary at the end.
+# every attack of lab/tamper, the hardened kernel, built twice and booted, and the guard
+# of Docker against every engine of lab/dockerd. Hours; a summary at the end.
 SOAK ?= 100
-soak: setup
+soak:
+	@deploy/setup.sh soak
+	@$(AS_ROOT) deploy/room.sh 24
 	$(AS_ROOT) $(MAKE) --no-print-directory SOAK=$(SOAK) soak-go
 
 # The hardened kernel of the PC (docs/kernel.md), into the cache of the image build:
-# about an hour of one core. Root, because its tools run in a root directory of their own.
+# 20 to 25 minutes of one core. Root, because its tools run in a root directory of their own.
 kernel: setup
 	$(AS_ROOT) $(MAKE) --no-print-directory kernel-go
 
@@ -72,7 +78,7 @@ soak-go:
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "lint: gofmt the files above"; exit 1; }
 	$(GO) vet ./...
-	$(GO) vet -tags soak ./lab/piscenario ./lab/tamper
+	$(GO) vet -tags soak ./cmd/gatewayd ./lab ./lab/piscenario ./lab/tamper
 	$(GO) run $(STATICCHECK) ./...
 
 # One after the other on a machine that does nothing else, for the ratios to mean

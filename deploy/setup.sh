@@ -1,6 +1,7 @@
 #!/bin/sh
 # setup.sh installs what building, testing and the lab need, by Debian package name;
-# `setup.sh bench` also what the benchmarks compare with.
+# `setup.sh bench` also what the benchmarks compare with, `setup.sh soak` what the
+# newer engine of Docker is built with.
 # It runs as root or through sudo on Debian 12 or 13 and does nothing where all is present.
 # The mirror is the one the machine already uses: no host is named here.
 set -eu
@@ -8,11 +9,12 @@ set -eu
 packages="make git ca-certificates curl xz-utils zstd squashfs-tools kmod cpio
   qemu-system-x86 ovmf ipxe-qemu swtpm iproute2 nftables dnsmasq udhcpc nginx-light
   qemu-system-arm qemu-utils qemu-efi-aarch64 dosfstools mtools fdisk gdisk e2fsprogs device-tree-compiler
-  tpm2-tools swtpm-tools softhsm2 gcc libc6-dev systemd cryptsetup-bin debian-archive-keyring docker.io"
+  tpm2-tools swtpm-tools softhsm2 gcc libc6-dev systemd cryptsetup-bin debian-archive-keyring docker.io fsverity"
 case "${1:-}" in
 "") ;;
 bench) packages="$packages mmdebstrap skopeo" ;;
-*) echo "setup: only the argument bench is known" >&2; exit 2 ;;
+soak) packages="$packages pkg-config libseccomp-dev" ;;
+*) echo "setup: only the arguments bench and soak are known" >&2; exit 2 ;;
 esac
 
 . /etc/os-release

@@ -28,7 +28,7 @@ type Builder struct {
 
 	mu    sync.Mutex
 	built *Built
-	onPi  *Built
+	onPi  map[bool]*Built // by whether the services are containers
 }
 
 // Built is what a lab needs from a build.

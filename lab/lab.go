@@ -31,6 +31,7 @@ type Options struct {
 	Repository string          // [the one around the working directory]
 	Firmware   qemu.Firmware   // [uefi-http]
 	Pi         string          // PiNetns or PiImage [PiNetns]
+	Contained  bool            // pxed and attestd of a PiImage run as containers
 	TPM        bool            // of the PC
 	CPU        string          // model of the PC's processor for QEMU [qemu.Config's]
 	Played     bool            // no QEMU: the PC's port leads into a namespace
@@ -81,6 +82,9 @@ func Start(ctx context.Context, o Options) (l *Lab, err error) {
 	if o.Pi == "" {
 		o.Pi = PiNetns
 	}
+	if o.Contained && o.Pi != PiImage {
+		return nil, fmt.Errorf("lab: only a Pi that is %s has containers", PiImage)
+	}
 	if o.Pi != PiNetns && o.Pi != PiImage {
 		return nil, fmt.Errorf("lab: a Pi is %s or %s, not %q", PiNetns, PiImage, o.Pi)
 	}
@@ -127,11 +131,14 @@ func Start(ctx context.Context, o Options) (l *Lab, err error) {
 // prepare builds programs and image and writes the configuration.
 func (l *Lab) prepare(ctx context.Context) error {
 	began := time.Now()
-	build := l.opts.Builder.Build
+	say := func(what string) { l.Event("lab.build", map[string]any{"what": what}) }
+	var built *Built
+	var err error
 	if l.opts.Pi == PiImage {
-		build = l.opts.Builder.BuildPi
+		built, err = l.opts.Builder.BuildPi(ctx, l.opts.Contained, say)
+	} else {
+		built, err = l.opts.Builder.Build(ctx, say)
 	}
-	built, err := build(ctx, func(what string) { l.Event("lab.build", map[string]any{"what": what}) })
 	if err != nil {
 		return err
 	}

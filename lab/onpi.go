@@ -40,19 +40,23 @@ const (
 
 // BuiltPi is a card that has been booted before and holds the PC's image.
 type BuiltPi struct {
-	Card     pi.Card // to be copied
-	Operator string  // age recipient for the seed
-	First    *pi.Provisioned
+	Card      pi.Card // to be copied
+	Operator  string  // age recipient for the seed
+	Approvers string  // file of approvers for the seed, of a Pi whose services are containers
+	Services  string  // directory of their images and approvals
+	First     *pi.Provisioned
 }
 
 // BuildPi builds the Pi's image, boots a card of it for the first time, asks it
 // for its key, builds the PC's image for that key and puts that on the card.
-// Each of these is done once for the same inputs.
-func (b *Builder) BuildPi(ctx context.Context, say func(what string)) (*Built, error) {
+// Each of these is done once for the same inputs. Where contained is true the image
+// holds the services as container images, and the Pi has run them as such from its first
+// boot on.
+func (b *Builder) BuildPi(ctx context.Context, contained bool, say func(what string)) (*Built, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.onPi != nil {
-		return b.onPi, nil
+	if b.onPi[contained] != nil {
+		return b.onPi[contained], nil
 	}
 	start := b.Repository
 	if start == "" {
@@ -67,11 +71,22 @@ func (b *Builder) BuildPi(ctx context.Context, say func(what string)) (*Built, e
 		return nil, err
 	}
 	pb := &pi.Builder{Repository: repo, Say: say}
-	img, err := pb.Image(ctx, pi.Variant{})
+	seed, err := pb.Seed(ctx)
 	if err != nil {
 		return nil, err
 	}
-	seed, err := pb.Seed(ctx)
+	var variant pi.Variant
+	var approvers string
+	if contained {
+		if _, approvers, err = pb.Approver(ctx); err != nil {
+			return nil, err
+		}
+		if variant.Services, err = pb.Services(ctx, filepath.Join(built.Bin, "portcullis")); err != nil {
+			return nil, err
+		}
+		seed = pi.Contained(seed, approvers)
+	}
+	img, err := pb.Image(ctx, variant)
 	if err != nil {
 		return nil, err
 	}
@@ -99,8 +114,11 @@ func (b *Builder) BuildPi(ctx context.Context, say func(what string)) (*Built, e
 	if err != nil {
 		return nil, err
 	}
-	built.Pi = &BuiltPi{Card: loaded, Operator: operator, First: first}
-	b.onPi = built
+	built.Pi = &BuiltPi{Card: loaded, Operator: operator, Approvers: approvers, Services: variant.Services, First: first}
+	if b.onPi == nil {
+		b.onPi = map[bool]*Built{}
+	}
+	b.onPi[contained] = built
 	return built, nil
 }
 
@@ -226,7 +244,11 @@ func (l *Lab) layCard() (pi.Card, error) {
 	if err != nil {
 		return card, fmt.Errorf("lab: configuration: %w", err)
 	}
-	return card, card.Seed(pi.Seed(l.Built.Pi.Operator, wire.UpAddress.String(), text))
+	seed := pi.Seed(l.Built.Pi.Operator, wire.UpAddress.String(), text)
+	if l.Built.Pi.Approvers != "" {
+		seed = pi.Contained(seed, l.Built.Pi.Approvers)
+	}
+	return card, card.Seed(seed)
 }
 
 // piConsole makes events of pi-init's stages.

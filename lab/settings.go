@@ -83,6 +83,8 @@ attest:
     within: {{.Within}}
   allowed_uids: {{.UIDs}}
   operator_keys: [{{printf "%q" .OperatorKey}}]
+verifier:
+  services: []
 `))
 
 // values are what differs between a Pi in a namespace and one that is a machine.

@@ -49,10 +49,14 @@ const (
 	kernelMap = 0xffffffff80000000
 )
 
-// locate finds where /proc/kcore has the mapping of the kernel image that holds
-// the physical range: the same memory shows a second time in the direct map,
-// which is not what the CPU runs.
-func locate(kcore io.ReaderAt, physical, size uint64) (*kernelText, error) {
+// segment is a range of addresses that /proc/kcore shows, in bytes.
+type segment struct {
+	offset                  uint64 // in the file
+	virtual, physical, size uint64
+}
+
+// segments reads the program headers of /proc/kcore.
+func segments(kcore io.ReaderAt) ([]segment, error) {
 	var head [elfHeadSize]byte
 	if _, err := kcore.ReadAt(head[:], 0); err != nil {
 		return nil, fmt.Errorf("kcore: %w", err)
@@ -69,13 +73,39 @@ func locate(kcore io.ReaderAt, physical, size uint64) (*kernelText, error) {
 	if _, err := kcore.ReadAt(table, int64(le.Uint64(head[32:]))); err != nil {
 		return nil, fmt.Errorf("kcore: program headers: %w", err)
 	}
+	var out []segment
 	for ; len(table) > 0; table = table[elfPhdrSize:] {
-		offset, vaddr, paddr, length := le.Uint64(table[8:]), le.Uint64(table[16:]), le.Uint64(table[24:]), le.Uint64(table[32:])
-		if le.Uint32(table) != 1 || vaddr < kernelMap || physical < paddr || physical-paddr > length || length-(physical-paddr) < size {
+		if le.Uint32(table) == 1 { // PT_LOAD
+			out = append(out, segment{le.Uint64(table[8:]), le.Uint64(table[16:]), le.Uint64(table[24:]), le.Uint64(table[32:])})
+		}
+	}
+	return out, nil
+}
+
+// locate finds where /proc/kcore has the mapping of the kernel image that holds
+// the physical range: the same memory shows a second time in the direct map,
+// which is not what the CPU runs.
+func locate(kcore io.ReaderAt, physical, size uint64) (*kernelText, error) {
+	all, err := segments(kcore)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range all {
+		if s.virtual < kernelMap || physical < s.physical || physical-s.physical > s.size || s.size-(physical-s.physical) < size {
 			continue
 		}
-		in := physical - paddr
-		return &kernelText{base: vaddr + in, size: size, offset: int64(offset + in)}, nil
+		in := physical - s.physical
+		return &kernelText{base: s.virtual + in, size: size, offset: int64(s.offset + in)}, nil
 	}
 	return nil, errors.New("kcore: the kernel image is not in it")
+}
+
+// at says where in /proc/kcore a range of virtual addresses is.
+func at(all []segment, virtual, size uint64) (int64, bool) {
+	for _, s := range all {
+		if virtual >= s.virtual && virtual-s.virtual <= s.size && s.size-(virtual-s.virtual) >= size {
+			return int64(s.offset + virtual - s.virtual), true
+		}
+	}
+	return 0, false
 }

@@ -16,10 +16,14 @@ import (
 // Modules lists the kernel modules that are loaded, with the build id that each
 // has in memory, and compares the two views that the kernel gives of them.
 //
-// It finds a module that the image does not expect, another build of an
-// expected one, and a module that hides itself from one of the two lists.
+// Of the modules that the question names it reads the text through /proc/kcore.
 //
-// It cannot see a module that takes itself out of both, nor what a module does.
+// It finds a module that the image does not expect, another build of an
+// expected one, a module that hides itself from one of the two lists, and changed
+// code of a module.
+//
+// It cannot see a module that takes itself out of both, nor what a module does, nor
+// a module whose code was copied and that runs elsewhere than sysfs says.
 type Modules struct{ Host }
 
 // Name implements protocol.Probe.
@@ -31,7 +35,8 @@ const viewTries = 3
 
 // Run implements protocol.Probe.
 func (p *Modules) Run(ctx context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
-	if err := protocol.CheckNone(params); err != nil {
+	var want protocol.ModulesParams
+	if err := protocol.DecodeOp(params, protocol.MaxParams, &want); err != nil {
 		return protocol.Output{}, err
 	}
 	var d protocol.ModulesData
@@ -46,6 +51,9 @@ func (p *Modules) Run(ctx context.Context, key protocol.OpKey, params []byte) (p
 		if len(d.OnlyProc)+len(d.OnlySys) == 0 {
 			break
 		}
+	}
+	if err := p.texts(ctx, want.Modules, &d); err != nil {
+		return protocol.Output{}, err
 	}
 	return answer(key, p.Name(), params, d)
 }

@@ -70,12 +70,11 @@ func (p *Tsm) report(data []byte) (*report.Response, error) {
 }
 
 // missing tells a kernel without such reports, or a machine that is none, from a
-// report that failed.
+// report that failed. A kernel with the reports built in has their directory on every
+// machine; ENXIO is its answer where no driver of a confidential machine is behind it.
 func missing(client configfsi.Client, err error) error {
-	if c, ok := client.(configfs); ok {
-		if _, statErr := os.Stat(c.path(configfsi.TsmPrefix + "/report")); errors.Is(statErr, fs.ErrNotExist) {
-			return statErr
-		}
+	if c, ok := client.(*configfs); ok && (errors.Is(c.refused, fs.ErrNotExist) || errors.Is(c.refused, unix.ENXIO)) {
+		return fs.ErrNotExist
 	}
 	return err
 }
@@ -102,31 +101,34 @@ func (h Host) openTSM() (configfsi.Client, func(), error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("mount file system configfs: %w", err)
 	}
-	return configfs{fmt.Sprintf("/proc/self/fd/%d", mnt)}, func() { unix.Close(mnt) }, nil
+	return &configfs{mount: fmt.Sprintf("/proc/self/fd/%d", mnt)}, func() { unix.Close(mnt) }, nil
 }
 
 // configfs reaches below a mount what the library calls by configfsi.TsmPrefix.
-type configfs struct{ mount string }
+type configfs struct {
+	mount   string
+	refused error // why no report could be begun; the library hands on its text only
+}
 
-func (c configfs) path(name string) string {
+func (c *configfs) path(name string) string {
 	return filepath.Join(c.mount, "tsm", strings.TrimPrefix(name, configfsi.TsmPrefix))
 }
 
-func (c configfs) MkdirTemp(dir, pattern string) (string, error) {
+func (c *configfs) MkdirTemp(dir, pattern string) (string, error) {
 	made, err := os.MkdirTemp(c.path(dir), pattern)
-	if err != nil {
+	if c.refused = err; err != nil {
 		return "", err
 	}
 	return filepath.Join(dir, filepath.Base(made)), nil
 }
 
-func (c configfs) ReadFile(name string) ([]byte, error) { return read(c.path(name)) }
+func (c *configfs) ReadFile(name string) ([]byte, error) { return read(c.path(name)) }
 
-func (c configfs) ReadDir(name string) ([]os.DirEntry, error) { return os.ReadDir(c.path(name)) }
+func (c *configfs) ReadDir(name string) ([]os.DirEntry, error) { return os.ReadDir(c.path(name)) }
 
-func (c configfs) WriteFile(name string, contents []byte) error {
+func (c *configfs) WriteFile(name string, contents []byte) error {
 	return os.WriteFile(c.path(name), contents, 0o220)
 }
 
 // RemoveAll removes one entry: the kernel takes its files away with it.
-func (c configfs) RemoveAll(name string) error { return os.Remove(c.path(name)) }
+func (c *configfs) RemoveAll(name string) error { return os.Remove(c.path(name)) }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -173,15 +175,17 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer cancel()
 	var group sync.WaitGroup
 	work := func(q *queue, do func(context.Context, *job) outcome) {
-		group.Go(func() {
-			for j := q.take(ctx); j != nil; j = q.take(ctx) {
-				o := do(ctx, j)
-				if ctx.Err() != nil && o.result != ResultDone {
-					return // it stays open, and the next life takes it up
+		q.open(func() {
+			group.Go(func() {
+				for j := q.take(ctx); j != nil; j = q.take(ctx) {
+					o := do(ctx, j)
+					if ctx.Err() != nil && o.result != ResultDone {
+						return // it stays open, and the next life takes it up
+					}
+					e.releasePower(j)
+					e.end(j, o)
 				}
-				e.releasePower(j)
-				e.end(j, o)
-			}
+			})
 		})
 	}
 	work(e.gate, e.atGateway)
@@ -194,8 +198,15 @@ func (e *Engine) Run(ctx context.Context) error {
 	case <-e.failure:
 		cancel()
 	}
+	for _, q := range e.queues() {
+		q.open(nil) // before the wait: none begins behind it
+	}
 	group.Wait()
 	return e.err()
+}
+
+func (e *Engine) queues() []*queue {
+	return slices.AppendSeq([]*queue{e.gate, e.down}, maps.Values(e.hooks))
 }
 
 // report is done on the spot. After a crash it may be told twice, under one id.

@@ -1,7 +1,6 @@
 package action
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -19,6 +18,7 @@ import (
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/policy"
 	"portcullis/internal/event"
+	"portcullis/internal/event/eventtest"
 	"portcullis/internal/journal"
 )
 
@@ -149,16 +149,9 @@ type engine struct {
 	*Engine
 	t      *testing.T
 	path   string
-	events *lines
+	events *eventtest.Buffer
 	stop   func()
 }
-
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(p) }
 
 func (r *rig) options(path string) Options {
 	return Options{Journal: path, PC: r, Gateway: r, Relay: r, Hook: r, Clock: r.clock, Random: rand.Reader,
@@ -167,7 +160,7 @@ func (r *rig) options(path string) Options {
 
 func (r *rig) engine(t *testing.T, path string, change func(*Options)) *engine {
 	t.Helper()
-	e := &engine{t: t, path: path, events: &lines{}}
+	e := &engine{t: t, path: path, events: &eventtest.Buffer{}}
 	o := r.options(path)
 	o.Events = event.NewJSON(e.events, "attestd", r.clock.Now)
 	if change != nil {
@@ -243,14 +236,12 @@ func (e *engine) ends(n int) []Record {
 
 // told finds an event.
 func (e *engine) told(name string) map[string]any {
-	e.events.mu.Lock()
-	defer e.events.mu.Unlock()
-	for _, line := range strings.Split(e.events.b.String(), "\n") {
+	for _, line := range strings.Split(e.events.String(), "\n") {
 		var m map[string]any
 		if json.Unmarshal([]byte(line), &m) == nil && m["event"] == name {
 			return m
 		}
 	}
-	e.t.Errorf("no event %s in\n%s", name, e.events.b.String())
+	e.t.Errorf("no event %s in\n%s", name, e.events.String())
 	return nil
 }

@@ -5,15 +5,34 @@ import (
 	"sync"
 )
 
-// queue is a bounded list of jobs with one reader.
+// queue is a bounded list of jobs with one reader, who is there while there are jobs:
+// most PCs never have one.
 type queue struct {
 	limit int
+
 	mu    sync.Mutex
 	jobs  []*job
-	more  chan struct{}
+	start func() // begins a reader; nil while the queue is closed
+	read  bool   // there is one
 }
 
-func newQueue(limit int) *queue { return &queue{limit: limit, more: make(chan struct{}, 1)} }
+func newQueue(limit int) *queue { return &queue{limit: limit} }
+
+// open has start called whenever there are jobs and no reader; nil: from now on none begins.
+func (q *queue) open(start func()) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.start = start
+	q.wake()
+}
+
+// wake is called with mu held.
+func (q *queue) wake() {
+	if len(q.jobs) > 0 && q.start != nil && !q.read {
+		q.read = true
+		q.start()
+	}
+}
 
 // put adds j, unless the queue is full.
 func (q *queue) put(j *job) bool {
@@ -23,28 +42,20 @@ func (q *queue) put(j *job) bool {
 		return false
 	}
 	q.jobs = append(q.jobs, j)
-	select {
-	case q.more <- struct{}{}:
-	default:
-	}
+	q.wake()
 	return true
 }
 
-// take waits for a job; nil means that ctx has ended.
+// take gives the reader the next job; nil means that it must go: there is none, or ctx
+// has ended.
 func (q *queue) take(ctx context.Context) *job {
-	for ctx.Err() == nil {
-		q.mu.Lock()
-		if len(q.jobs) > 0 {
-			j := q.jobs[0]
-			q.jobs = q.jobs[1:]
-			q.mu.Unlock()
-			return j
-		}
-		q.mu.Unlock()
-		select {
-		case <-q.more:
-		case <-ctx.Done():
-		}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.jobs) == 0 || ctx.Err() != nil {
+		q.read = false
+		return nil
 	}
-	return nil
+	j := q.jobs[0]
+	q.jobs = q.jobs[1:]
+	return j
 }

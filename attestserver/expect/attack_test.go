@@ -370,7 +370,13 @@ func TestAttacks(t *testing.T) {
 			m := newMachine(t)
 			m.enrol()
 			a.do(m)
-			m.wants(m.judge(a.op), protocol.Fatal, a.reason, a.detail)
+			list := m.judge(a.op)
+			if a.reason == expect.ReasonFilesContent { // pieces are drawn: one question may miss all of one file's
+				for range 5 {
+					list = append(list, m.judge(a.op)...)
+				}
+			}
+			m.wants(list, protocol.Fatal, a.reason, a.detail)
 		})
 	}
 }

@@ -73,7 +73,7 @@ func (o Options) All(img *protocol.Image) ([]protocol.Expectation, error) {
 	}
 	all := []protocol.Expectation{
 		&Hw{user{im}}, &Boot{user{im}}, &Block{user{im}}, &Procs{user: user{im}, tasks: tasks{approved: o.Containers}}, &Pmem{user{im}},
-		&Modules{user{im}}, &Net{user{im}}, &Ktext{user{im}}, &Tpm{user{im}}, &Tsm{user{im}},
+		&Modules{user: user{im}, text: &moduleFiles{image: im}}, &Net{user{im}}, &Ktext{user{im}}, &Tpm{user{im}}, &Tsm{user{im}},
 		&Krodata{user{im}}, &Trace{user{im}}, &Uevent{user{im}},
 		&Files{user: user{im}}, &Time{user: user{im}, now: time.Now}, &Container{user: user{im}, approved: o.Containers},
 		&Ima{user: user{im}, tasks: tasks{approved: o.Containers}, running: running},

@@ -9,14 +9,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"runtime/debug"
 	"slices"
 
-	"github.com/klauspost/compress/zstd"
-
 	"portcullis/attestserver/protocol"
-	"portcullis/images/manifest"
+	"portcullis/images/ktextmask"
 )
 
 // Krodata is the twin of probe.Krodata. The read-only data must be the signed
@@ -89,48 +85,65 @@ func (e *Krodata) Enrol(in protocol.JudgeInput) []protocol.Finding {
 	if !j.read(in, &d) {
 		return j.list
 	}
-	stock, err := e.stockRodata(d.Base)
-	if err != nil {
-		j.fatal(ReasonKrodataPlace, "%d bytes at %#x: %v", d.Size, d.Base, err)
-		return j.list
-	}
-	signed := uint64(len(stock))
-	if d.Size < signed || d.Size-signed >= protocol.PageSize {
-		j.fatal(ReasonKrodataPlace, "%d bytes at %#x, signed are %d bytes", d.Size, d.Base, signed)
-		return j.list
-	}
-	stock = append(stock, make([]byte, d.Size-signed)...)
-	ref := rodataRef{Base: d.Base, Size: d.Size, Signed: signed, IDTAt: d.IDTAt, IDT: d.IDT}
-	bad := differing(in.Key, stock, d.MACs)
-	if !ref.choose(bad) {
-		j.fatal(ReasonKrodataImage, "differs from the signed kernel at %s", spans(bad, d.Size))
-	}
-	e.idt(j, d.IDTAt, d.IDT)
-	if len(j.list) > 0 {
-		return j.list
-	}
-	if err := ref.put(in.Refs, in.State, stock); err != nil {
+	err := in.Refs.Write(kindKrodata, protocol.ReferenceKey(in.State), func(w protocol.Draft) error {
+		return e.withKernel(func(f *os.File, size int64) error { return e.take(j, in.Key, &d, w, f, size) })
+	})
+	if err != nil && !errors.Is(err, errRefused) {
 		j.unjudged(err)
 	}
 	return j.list
 }
 
-func (e *Krodata) stockRodata(base uint64) ([]byte, error) {
-	mask, err := e.mask()
+// take writes a reference from the signed kernel, if the answer fits it.
+func (e *Krodata) take(j *judge, key protocol.OpKey, d *protocol.KrodataData, w io.WriterAt, kernel io.ReaderAt, fileSize int64) error {
+	// What the mask says of the text is known; its sites, some MiB, are not needed here.
+	mask := &ktextmask.Mask{TextBase: e.kernel.base, TextSize: e.kernel.size}
+	stock, signed, err := mask.OpenRodata(kernel, fileSize, d.Base)
 	if err != nil {
-		return nil, err
+		j.fatal(ReasonKrodataPlace, "%d bytes at %#x: %v", d.Size, d.Base, err)
+		return errRefused
 	}
-	f, err := os.Open(filepath.Join(e.Dir, manifest.Kernel))
+	defer stock.Close()
+	if d.Size < signed || d.Size-signed >= protocol.PageSize {
+		j.fatal(ReasonKrodataPlace, "%d bytes at %#x, signed are %d bytes", d.Size, d.Base, signed)
+		return errRefused
+	}
+	ref := rodataRef{Base: d.Base, Size: d.Size, Signed: signed, IDTAt: d.IDTAt, IDT: d.IDT}
+	bad, err := ref.copy(w, stock, pieceMACs{key, d.MACs})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
+	if !ref.choose(bad) {
+		j.fatal(ReasonKrodataImage, "differs from the signed kernel at %s", spans(bad, d.Size))
 	}
-	defer debug.FreeOSMemory()
-	return mask.StockRodata(f, st.Size(), base)
+	e.idt(j, d.IDTAt, d.IDT)
+	if len(j.list) > 0 {
+		return errRefused
+	}
+	return ref.writeHead(w)
+}
+
+// copy writes the signed data, zeros behind it up to the end of its page, and lists the
+// pieces whose digest is another one.
+func (r *rodataRef) copy(w io.WriterAt, stock io.Reader, macs pieceMACs) (bad []int, err error) {
+	buf := make([]byte, protocol.KtextGranule)
+	for at := uint64(0); at < r.Size; at += protocol.KtextGranule {
+		i := int(at / protocol.KtextGranule)
+		b := buf[:r.length(uint32(i))]
+		clear(b)
+		if at < r.Signed {
+			if _, err := io.ReadFull(stock, b[:min(uint64(len(b)), r.Signed-at)]); err != nil {
+				return nil, fmt.Errorf("read-only data of the signed kernel: %w", err)
+			}
+		}
+		if !macs.same(i, b) {
+			bad = append(bad, i)
+		}
+		if _, err := w.WriteAt(b, maxRodataHead+int64(at)); err != nil {
+			return nil, err
+		}
+	}
+	return bad, nil
 }
 
 // choose takes the pieces that differ from boot to boot: all from the first to
@@ -177,7 +190,7 @@ func (e *Krodata) idt(j *judge, at uint64, table []byte) {
 	}
 }
 
-func (r *rodataRef) put(refs protocol.References, st *protocol.ImageState, stock []byte) error {
+func (r *rodataRef) writeHead(w io.WriterAt) error {
 	head, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -185,8 +198,8 @@ func (r *rodataRef) put(refs protocol.References, st *protocol.ImageState, stock
 	if len(head) > maxRodataHead {
 		return fmt.Errorf("read-only data reference: head of %d bytes", len(head))
 	}
-	head = append(head, bytes.Repeat([]byte(" "), maxRodataHead-len(head))...)
-	return refs.Put(kindKrodata, protocol.ReferenceKey(st), append(head, stock...))
+	_, err = w.WriteAt(append(head, bytes.Repeat([]byte(" "), maxRodataHead-len(head))...), 0)
+	return err
 }
 
 // Judge implements protocol.Expectation.
@@ -214,7 +227,8 @@ func (e *Krodata) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if d.IDTAt != ref.IDTAt || !bytes.Equal(d.IDT, ref.IDT) {
 		j.fatal(ReasonIDT, "the interrupt table at %#x is not the one enrolled at %#x: %s", d.IDTAt, ref.IDTAt, vectors(d.IDT, ref.IDT))
 	}
-	bad, err := ref.compare(in, file, d.MACs)
+	macs := pieceMACs{in.Key, d.MACs}
+	bad, err := ref.compare(file, macs)
 	if err != nil {
 		j.unjudged(err)
 		return j.list
@@ -242,9 +256,9 @@ func readRodata(file protocol.Reference) (*rodataRef, error) {
 }
 
 // compare lists the pieces that must be the signed kernel's and are not.
-func (r *rodataRef) compare(in protocol.JudgeInput, file io.ReaderAt, macs []byte) (bad []int, err error) {
+func (r *rodataRef) compare(file io.ReaderAt, macs pieceMACs) (bad []int, err error) {
 	buf := make([]byte, protocol.KtextGranule)
-	for i := 0; i*protocol.KtextMACSize < len(macs); i++ {
+	for i := 0; i*protocol.KtextMACSize < len(macs.list); i++ {
 		if slices.Contains(r.Pieces, uint32(i)) {
 			continue
 		}
@@ -252,16 +266,11 @@ func (r *rodataRef) compare(in protocol.JudgeInput, file io.ReaderAt, macs []byt
 		if _, err := file.ReadAt(b, maxRodataHead+int64(i)*protocol.KtextGranule); err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
-		if !sameMAC(in.Key, i, b, macs) {
+		if !macs.same(i, b) {
 			bad = append(bad, i)
 		}
 	}
 	return bad, nil
-}
-
-func sameMAC(key protocol.OpKey, i int, piece, macs []byte) bool {
-	m := key.KtextMAC(i, piece)
-	return bytes.Equal(m[:], macs[i*protocol.KtextMACSize:][:protocol.KtextMACSize])
 }
 
 func (r *rodataRef) length(piece uint32) int {
@@ -300,11 +309,12 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, d *pr
 			return
 		}
 	}
+	macs := pieceMACs{in.Key, d.MACs}
 	var bad []int
 	rest := raw
 	for _, p := range ref.Pieces {
 		n := ref.length(p)
-		if !sameMAC(in.Key, int(p), rest[:n], d.MACs) {
+		if !macs.same(int(p), rest[:n]) {
 			bad = append(bad, int(p))
 		}
 		rest = rest[n:]
@@ -315,22 +325,6 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, d *pr
 	case first && len(j.list) == 0:
 		st.Notes[noteSealed] = raw
 	}
-}
-
-func unpackPieces(packed []byte, size int) ([]byte, error) {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(max(uint64(size)+1, 2<<20)))
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	raw, err := d.DecodeAll(packed, nil)
-	if err != nil {
-		return nil, fmt.Errorf("pieces: %w", err)
-	}
-	if len(raw) != size {
-		return nil, fmt.Errorf("pieces of %d bytes, want %d", len(raw), size)
-	}
-	return raw, nil
 }
 
 // vectors names the gates that differ.

@@ -1,22 +1,15 @@
 package expect
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"runtime/debug"
-	"slices"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 
 	"portcullis/attestserver/protocol"
 	"portcullis/images/ktextmask"
-	"portcullis/images/manifest"
 )
 
 // Ktext is the twin of probe.Ktext. Its reference is the whole text, taken once
@@ -70,77 +63,81 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 		j.unjudged(err)
 		return j.list
 	}
-	text, err := e.stockText(mask)
+	raw, err := unpackSites(d.Sites, mask.Boot)
 	if err != nil {
-		j.unjudged(err)
-		return j.list
-	}
-	ktextmask.Zero(text, 0, mask.RunTime())
-	if err := applySites(text, d.Sites, mask.Boot); err != nil {
 		j.fatal(ReasonMalformed, "%v", err)
 		return j.list
 	}
-	if odd := mask.Settled().Odd(text); len(odd) > 0 {
-		j.fatal(ReasonKtextImage, "%d static calls are none that the kernel makes, the first at +%#x", len(odd), odd[0].Off)
-		return j.list
-	}
-	if bad := differing(in.Key, text, d.MACs); len(bad) > 0 {
-		j.fatal(ReasonKtextImage, "differs from the signed kernel at %s", spans(bad, e.kernel.size))
-		return j.list
-	}
-	if err := in.Refs.Put(kindKtext, protocol.ReferenceKey(in.State), text); err != nil {
+	err = in.Refs.Write(kindKtext, protocol.ReferenceKey(in.State), func(w protocol.Draft) error {
+		var bad []int
+		err := e.withKernel(func(f *os.File, size int64) (err error) {
+			bad, err = copyText(w, f, size, mask, raw, pieceMACs{in.Key, d.MACs})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		odd, err := mask.Settled().Odd(w)
+		switch {
+		case err != nil:
+			return err
+		case len(odd) > 0:
+			j.fatal(ReasonKtextImage, "%d static calls are none that the kernel makes, the first at +%#x", len(odd), odd[0].Off)
+			return errRefused
+		case len(bad) > 0:
+			j.fatal(ReasonKtextImage, "differs from the signed kernel at %s", spans(bad, e.kernel.size))
+			return errRefused
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errRefused) {
 		j.unjudged(err)
 	}
 	return j.list
 }
 
-// stockText reads the signed kernel's text from the image's kernel file.
-func (e *Ktext) stockText(mask *ktextmask.Mask) ([]byte, error) {
-	f, err := os.Open(filepath.Join(e.Dir, manifest.Kernel))
+// copyText writes the signed kernel's text with raw, the bytes of the boot-time sites, and
+// without those of the run-time sites, and lists the pieces whose digest is another one.
+func copyText(w io.WriterAt, kernel io.ReaderAt, size int64, mask *ktextmask.Mask, raw []byte, macs pieceMACs) (bad []int, err error) {
+	text, err := mask.OpenText(kernel, size)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
+	defer text.Close()
+	run := mask.RunTime()
+	for i := 0; ; i++ {
+		piece, err := text.Next()
+		if errors.Is(err, io.EOF) {
+			return bad, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		at := uint64(i) * ktextmask.Granule
+		ktextmask.Zero(piece, at, run)
+		if raw, err = ktextmask.Scatter(piece, at, raw, mask.Boot); err != nil {
+			return nil, err
+		}
+		if !macs.same(i, piece) {
+			bad = append(bad, i)
+		}
+		if _, err := w.WriteAt(piece, int64(at)); err != nil {
+			return nil, err
+		}
 	}
-	// What unpacking took is given back: enrolments are rare, memory is not ample.
-	defer debug.FreeOSMemory()
-	return mask.StockText(f, st.Size())
 }
 
-// applySites puts the bytes of the boot-time sites into text.
-func applySites(text, packed []byte, sites []ktextmask.Range) error {
+// unpackSites unpacks the bytes of the boot-time sites.
+func unpackSites(packed []byte, sites []ktextmask.Range) ([]byte, error) {
 	size := 0
 	for _, r := range sites {
 		size += int(r.Len)
 	}
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(max(uint64(size)+1, 2<<20)))
+	raw, err := unpackPieces(packed, size)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("sites: %w", err)
 	}
-	defer d.Close()
-	raw, err := d.DecodeAll(packed, nil)
-	if err != nil {
-		return fmt.Errorf("sites: %w", err)
-	}
-	if rest, err := ktextmask.Scatter(text, raw, sites); err != nil || len(rest) > 0 {
-		return fmt.Errorf("sites: %d bytes, want %d", len(raw), size)
-	}
-	return nil
-}
-
-// differing lists the pieces of text whose digest is another one.
-func differing(key protocol.OpKey, text, macs []byte) (bad []int) {
-	i := 0
-	for piece := range slices.Chunk(text, protocol.KtextGranule) {
-		if m := key.KtextMAC(i, piece); !bytes.Equal(m[:], macs[i*protocol.KtextMACSize:][:protocol.KtextMACSize]) {
-			bad = append(bad, i)
-		}
-		i++
-	}
-	return bad
+	return raw, nil
 }
 
 // rightPlace checks that the text is where and what the signed kernel's is.
@@ -173,7 +170,7 @@ func (e *Ktext) Judge(in protocol.JudgeInput) []protocol.Finding {
 }
 
 // compare lists the pieces whose keyed digest is not that of the reference.
-func (e *Ktext) compare(in protocol.JudgeInput, macs []byte) (bad []int, err error) {
+func (e *Ktext) compare(in protocol.JudgeInput, list []byte) (bad []int, err error) {
 	ref, err := in.Refs.Open(kindKtext, protocol.ReferenceKey(in.State))
 	if err != nil {
 		return nil, err
@@ -182,14 +179,15 @@ func (e *Ktext) compare(in protocol.JudgeInput, macs []byte) (bad []int, err err
 	if uint64(ref.Size()) != e.kernel.size {
 		return nil, fmt.Errorf("kernel text reference of %d bytes, want %d", ref.Size(), e.kernel.size)
 	}
+	macs := pieceMACs{in.Key, list}
 	buf := make([]byte, protocol.KtextGranule)
-	for i := 0; i*protocol.KtextMACSize < len(macs); i++ {
+	for i := 0; i*protocol.KtextMACSize < len(list); i++ {
 		at := uint64(i) * protocol.KtextGranule
 		b := buf[:min(protocol.KtextGranule, e.kernel.size-at)]
 		if _, err := ref.ReadAt(b, int64(at)); err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}
-		if m := in.Key.KtextMAC(i, b); !bytes.Equal(m[:], macs[i*protocol.KtextMACSize:][:protocol.KtextMACSize]) {
+		if !macs.same(i, b) {
 			bad = append(bad, i)
 		}
 	}

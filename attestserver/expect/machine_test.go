@@ -2,8 +2,6 @@ package expect_test
 
 import (
 	"bytes"
-	"compress/gzip"
-	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -28,6 +26,8 @@ import (
 	"portcullis/images/ktextmask"
 	"portcullis/images/manifest"
 	"portcullis/images/modlist"
+	"portcullis/images/modtext"
+	"portcullis/images/modtext/modtest"
 )
 
 const (
@@ -39,7 +39,10 @@ const (
 	loadAddress = 0x400000
 	testNoise   = 1 << 20
 	testID      = "c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00c0ffee00"
+	moduleDir   = "/usr/lib/modules/6.12.0-test/"
+	moduleArea  = 0x8000
 	bridgeID    = "0123456789abcdef0123456789abcdef01234567"
+	tablesID    = "89abcdef0123456789abcdef0123456701234567"
 )
 
 // machine is a PC as recorded files, its signed image, and what the gateway keeps.
@@ -56,6 +59,7 @@ type machine struct {
 	text     []byte            // of the kernel, as signed
 	rodata   []byte            // likewise
 	idt      []byte            // the interrupt table
+	bridge   []byte            // the text of the module that is loaded
 	links    []protocol.Link
 	nft      map[int][][]byte // messages by kind
 	rules    []string
@@ -208,7 +212,17 @@ func (m *machine) build() {
 	m.rodata = random(40*protocol.KtextGranule - 100)
 	m.write(bzImage(append(bytes.Clone(m.text), m.rodata...), len(m.text)+len(m.rodata)), manifest.Kernel)
 	m.write(file, "ktext.mask")
-	m.files[modlist.Path] = []byte("# portcullis modules v1: name build-id\nbridge " + bridgeID + "\n")
+	list, dep := "", ""
+	for i := range spareModules {
+		list += spare(i) + " " + tablesID + "\n"
+		dep += "kernel/lib/" + spare(i) + ".ko:\n"
+		m.files[moduleDir+"kernel/lib/"+spare(i)+".ko"] = modtest.Tables()
+	}
+	m.files[modlist.Path] = []byte("# portcullis modules v1: name build-id\nbridge " + bridgeID + "\n" + list + "tables " + tablesID + "\n")
+	m.files[modtext.Path] = modtest.Exports
+	m.files[moduleDir+"modules.dep"] = []byte("kernel/net/bridge.ko:\nkernel/lib/tables.ko:\n" + dep)
+	m.files[moduleDir+"kernel/net/bridge.ko"] = modtest.Module("")
+	m.files[moduleDir+"kernel/lib/tables.ko"] = modtest.Tables()
 	for p, b := range m.files {
 		at := m.path("tree", p)
 		m.write(b, "tree", p)
@@ -252,49 +266,6 @@ func (m *machine) squash() {
 	m.check(err)
 }
 
-// bzImage is a kernel file with nothing but text in it, stored uncompressed by gzip.
-func bzImage(text []byte, size int) []byte {
-	const at = 4096
-	le := binary.LittleEndian
-	elf := make([]byte, at)
-	copy(elf, "\x7fELF\x02\x01")
-	le.PutUint64(elf[32:], 64)
-	le.PutUint16(elf[56:], 1)
-	le.PutUint32(elf[64:], 1)
-	le.PutUint64(elf[72:], at)
-	le.PutUint64(elf[80:], textBase)
-	le.PutUint64(elf[96:], uint64(size))
-	var packed bytes.Buffer
-	w := gzip.NewWriter(&packed)
-	_, _ = w.Write(append(elf, text...))
-	_ = w.Close()
-	b := make([]byte, 5*512)
-	b[0x1f1] = 4
-	copy(b[0x202:], "HdrS")
-	le.PutUint32(b[0x24c:], uint32(packed.Len()))
-	return append(b, packed.Bytes()...)
-}
-
-// mask leaves out bytes 100 to 104, a jump label to byte 512, for good and 200
-// to 204 at boot.
-func (m *machine) mask() *ktextmask.Mask {
-	mask := &ktextmask.Mask{Release: "6.12.0-test", Notes: sha256.Sum256([]byte("notes")), TextBase: textBase, TextSize: uint64(len(m.text)),
-		Classes: []ktextmask.Class{{Name: ktextmask.JumpLabel, Ranges: []ktextmask.Range{{Off: 100, Len: 5}}, Targets: []uint32{512}}},
-		Boot:    []ktextmask.Range{{Off: 200, Len: 5}}, Without: m.without}
-	if m.without != nil { // no static keys: the site of the jump label is a static call that settles at boot
-		mask.Once = []ktextmask.Class{{Name: ktextmask.StaticCall, Ranges: mask.Classes[0].Ranges}}
-		mask.Classes = nil
-		mask.Boot = []ktextmask.Range{{Off: 100, Len: 5}, {Off: 200, Len: 5}}
-	}
-	zeroed := bytes.Clone(m.text)
-	ktextmask.Zero(zeroed, 0, mask.RunTime())
-	ktextmask.Zero(zeroed, 0, mask.Boot)
-	for piece := range slices.Chunk(zeroed, ktextmask.Granule) {
-		mask.Stock = append(mask.Stock, sha256.Sum256(piece))
-	}
-	return mask
-}
-
 // boot writes what an honest machine shows.
 func (m *machine) boot() {
 	m.write([]byte(testCmdline+"\n"), "proc/cmdline")
@@ -305,6 +276,12 @@ func (m *machine) boot() {
 	m.write([]byte("0\n"), "sys/kernel/kexec_loaded")
 	m.write([]byte("bridge 300000 0 - Live 0xffffffffc0000000\n"), "proc/modules")
 	m.module("bridge", bridgeID)
+	m.section("bridge", ".text", modtest.TextAt)
+	for _, name := range []string{".data", "__patchable_function_entries", "__mcount_loc", ".static_call_sites", ".smp_locks", ".return_sites", ".retpoline_sites",
+		".call_sites", ".ibt_endbr_seal", ".altinstructions", "__jump_table"} {
+		m.section("bridge", name, modtest.DataAt)
+	}
+	m.bridge = modtest.Text("")
 	m.write([]byte("MemTotal:        1000000 kB\nMemAvailable:     800000 kB\n"), "proc/meminfo")
 	m.write([]byte("processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 6\nmodel\t\t: 6\nstepping\t: 3\nmicrocode\t: 0x1\nflags\t\t: fpu sse\nbugs\t\t: none\nmodel name\t: Test CPU\n\nprocessor\t: 1\n"), "proc/cpuinfo")
 	m.write([]byte("0x1af4\n"), "sys/bus/pci/devices/0000:00:03.0/vendor")
@@ -411,6 +388,11 @@ func (m *machine) number(path string) uint64 {
 	return uint64(f)
 }
 
+// section says where a section of a module is.
+func (m *machine) section(module, name string, at uint64) {
+	m.write(fmt.Appendf(nil, "0x%016x\n", at), "sys/module", module, "sections", name)
+}
+
 func (m *machine) module(name, id string) {
 	b, err := hex.DecodeString(id)
 	m.check(err)
@@ -465,56 +447,6 @@ func (m *machine) container(image, host string) {
 // written to since has the time of the image, as squashfs shows it.
 func changed(st *unix.Stat_t) int64 { return st.Mtim.Nano() }
 
-// live is the read-only data of the kernel that runs: sealed values in three
-// pieces, and what lies behind its end.
-func (m *machine) live() []byte {
-	b := append(bytes.Clone(m.rodata), make([]byte, 100)...)
-	for i := range 3 {
-		copy(b[(20+i)*protocol.KtextGranule+64:], "an address of this boot")
-	}
-	copy(b[len(b)-8:], "leftover")
-	return b
-}
-
-// interrupts is a table of gates to a place in the text.
-func interrupts(to uint64) []byte {
-	b := make([]byte, protocol.IDTSize)
-	for g := b; len(g) > 0; g = g[16:] {
-		binary.LittleEndian.PutUint16(g, uint16(to))
-		binary.LittleEndian.PutUint16(g[2:], 0x10)
-		g[5] = 0x8e
-		binary.LittleEndian.PutUint16(g[6:], uint16(to>>16))
-		binary.LittleEndian.PutUint32(g[8:], uint32(to>>32))
-	}
-	return b
-}
-
-// kernel writes /proc/kcore and /proc/iomem with text in them.
-func (m *machine) kernel(text []byte) { m.kernelImage(text, m.live()) }
-
-func (m *machine) kernelImage(text, rodata []byte) {
-	const at = 0x1000
-	head := make([]byte, at)
-	copy(head, "\x7fELF\x02")
-	le := binary.LittleEndian
-	le.PutUint64(head[32:], 64)
-	le.PutUint16(head[54:], 56)
-	le.PutUint16(head[56:], 2)
-	for i, v := range []uint64{0xff11000000000000, textBase} { // the direct map comes first and must not be taken
-		p := head[64+56*i:]
-		le.PutUint32(p, 1)
-		le.PutUint64(p[8:], at)
-		le.PutUint64(p[16:], v)
-		le.PutUint64(p[24:], textPhys)
-		le.PutUint64(p[32:], uint64(len(text)+len(rodata)+3*protocol.IDTSize))
-	}
-	all := slices.Concat(head, text, rodata, make([]byte, protocol.IDTSize), m.idt, make([]byte, protocol.IDTSize))
-	m.write(all, "proc/kcore")
-	ro, bss := textPhys+len(text), textPhys+len(text)+len(rodata)
-	m.write(fmt.Appendf(nil, "00001000-0009ffff : System RAM\n  %08x-%08x : Kernel code\n  %08x-%08x : Kernel rodata\n  %08x-%08x : Kernel bss\n",
-		textPhys, ro-1, ro, bss-1, bss, bss+3*protocol.IDTSize-1), "proc/iomem")
-}
-
 func (m *machine) write(b []byte, parts ...string) {
 	m.t.Helper()
 	p := m.path(parts...)
@@ -539,128 +471,9 @@ func (m *machine) check(err error) {
 	}
 }
 
-// memory keeps references in a map.
-type memory map[string][]byte
-
-func (r memory) Get(kind, key string) ([]byte, error) {
-	if b, ok := r[kind+"/"+key]; ok {
-		return b, nil
-	}
-	return nil, fs.ErrNotExist
-}
-
-func (r memory) Open(kind, key string) (protocol.Reference, error) {
-	b, err := r.Get(kind, key)
-	return open{bytes.NewReader(b)}, err
-}
-
-func (r memory) Put(kind, key string, data []byte) error {
-	r[kind+"/"+key] = bytes.Clone(data)
-	return nil
-}
-
-type open struct{ *bytes.Reader }
-
-func (open) Close() error { return nil }
-
-// keys makes another key for every question.
-var keys byte
-
-func (m *machine) input(op string, enrol bool) protocol.JudgeInput {
-	m.t.Helper()
-	in := m.ask(op, enrol)
-	out, err := m.probes[op].Run(context.Background(), in.Key, in.Params)
-	if err != nil {
-		m.t.Fatalf("%s: %v", op, err)
-	}
-	in.Output = out
-	return in
-}
-
-func (m *machine) ask(op string, enrol bool) protocol.JudgeInput {
-	m.t.Helper()
-	keys++
-	in := protocol.JudgeInput{Key: sha256.Sum256([]byte{keys}), State: m.state, Refs: m.refs}
-	var err error
-	r := rand.NewChaCha8(in.Key)
-	if enrol {
-		in.Params, err = m.twins[op].(protocol.Enroller).EnrolParams(r, m.state)
-	} else {
-		in.Params, err = m.twins[op].Params(r, m.state)
-	}
-	m.check(err)
-	return in
-}
-
-// judge runs one op from end to end.
-func (m *machine) judge(op string) []protocol.Finding {
-	m.t.Helper()
-	return m.twins[op].Judge(m.input(op, false))
-}
-
-// enrol takes the references of an honest machine.
-func (m *machine) enrol() {
-	m.t.Helper()
-	for _, op := range []string{protocol.OpHw, protocol.OpKtext, protocol.OpKrodata, protocol.OpTrace} {
-		if f := m.twins[op].(protocol.Enroller).Enrol(m.input(op, true)); len(f) > 0 {
-			m.t.Fatalf("enrolment of %s: %+v", op, f)
-		}
-	}
-}
-
-// wants fails unless a finding with reason and detail is among list.
-func (m *machine) wants(list []protocol.Finding, class protocol.Class, reason, detail string) {
-	m.t.Helper()
-	for _, f := range list {
-		if f.Reason == reason && f.Class == class && bytes.Contains([]byte(f.Detail), []byte(detail)) {
-			return
-		}
-	}
-	m.t.Errorf("no %s finding %s that names %q in %+v", class, reason, detail, list)
-}
-
-// wantsNone fails where an op finds anything.
-func (m *machine) wantsNone(op string) {
-	m.t.Helper()
-	if f := m.judge(op); len(f) > 0 {
-		m.t.Fatalf("%s: %+v", op, f)
-	}
-}
-
 func (m *machine) remove(parts ...string) {
 	m.t.Helper()
 	m.check(os.RemoveAll(m.path(parts...)))
 }
 
 const secureBoot = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
-
-// attribute is a netlink attribute.
-func attribute(kind int, parts ...[]byte) []byte {
-	v := bytes.Join(parts, nil)
-	b := binary.NativeEndian.AppendUint16(nil, uint16(4+len(v)))
-	b = append(binary.NativeEndian.AppendUint16(b, uint16(kind)), v...)
-	return append(b, make([]byte, (4-len(b)%4)%4)...)
-}
-
-func named(kind int, s string) []byte { return attribute(kind, []byte(s+"\x00")) }
-
-func (m *machine) filter(kind int, family byte, attributes ...[]byte) {
-	m.nft[kind] = append(m.nft[kind], append([]byte{family, 0, 0, 0}, bytes.Join(attributes, nil)...))
-}
-
-// table, chain and rule put something into the packet filter.
-func (m *machine) table(family byte, name string) {
-	m.filter(unix.NFT_MSG_GETTABLE, family, named(unix.NFTA_TABLE_NAME, name))
-}
-
-func (m *machine) chain(family byte, table, name string, hook, priority int) {
-	m.filter(unix.NFT_MSG_GETCHAIN, family, named(unix.NFTA_CHAIN_TABLE, table), named(unix.NFTA_CHAIN_NAME, name), named(unix.NFTA_CHAIN_TYPE, "nat"),
-		attribute(unix.NFTA_CHAIN_HOOK|1<<15, attribute(unix.NFTA_HOOK_HOOKNUM, binary.BigEndian.AppendUint32(nil, uint32(hook))),
-			attribute(unix.NFTA_HOOK_PRIORITY, binary.BigEndian.AppendUint32(nil, uint32(int32(priority))))))
-}
-
-func (m *machine) rule(family byte, table, chain, expression, data string) {
-	m.filter(unix.NFT_MSG_GETRULE, family, named(unix.NFTA_RULE_TABLE, table), named(unix.NFTA_RULE_CHAIN, chain),
-		attribute(unix.NFTA_RULE_EXPRESSIONS|1<<15, attribute(unix.NFTA_LIST_ELEM|1<<15, named(unix.NFTA_EXPR_NAME, expression),
-			attribute(unix.NFTA_EXPR_DATA|1<<15, []byte(data)))))
-}

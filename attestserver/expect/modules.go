@@ -1,21 +1,23 @@
 package expect
 
 import (
-	"io"
+	"slices"
 	"strings"
 
 	"portcullis/attestserver/protocol"
+	"portcullis/images/ktextmask"
 	"portcullis/images/modlist"
 )
 
-// Modules is the twin of probe.Modules.
-type Modules struct{ user }
+// Modules is the twin of probe.Modules. Names, build ids and text are those of the
+// image's module files; where the kernel put a module is part of the answer.
+type Modules struct {
+	user
+	text *moduleFiles
+}
 
 // Name implements protocol.Expectation.
 func (*Modules) Name() string { return protocol.OpModules }
-
-// Params implements protocol.Expectation.
-func (*Modules) Params(io.Reader, *protocol.ImageState) ([]byte, error) { return protocol.None, nil }
 
 // taintModule are the letters that only a changed system has: proprietary,
 // forced, force-unloaded, staging, out of tree, unsigned, live patch, test.
@@ -47,5 +49,14 @@ func (e *Modules) Judge(in protocol.JudgeInput) []protocol.Finding {
 	for _, n := range d.OnlyProc {
 		j.fatal(ReasonModuleHidden, "%s is in /proc/modules and not in /sys/module", n)
 	}
+	e.judgeText(j, in, &d)
 	return j.list
+}
+
+// Warnings implements protocol.Warner.
+func (e *Modules) Warnings(*protocol.ImageState, protocol.References) []string {
+	if e.text.has() || slices.Contains(e.kernel.without, ktextmask.Modules) {
+		return nil
+	}
+	return []string{"the text of kernel modules is not compared: the image has no list of the kernel's symbols; build it anew"}
 }

@@ -6,11 +6,9 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -18,7 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -46,15 +43,7 @@ import (
 
 // A rack is many PCs with the recorded state of machine, each with a key, a channel and
 // a boot session of its own, and one attestd. TestRack runs a small one in one process;
-// bench/attest runs large ones against cmd/attestd, and this program is the PCs then,
-// with what pxed and gatewayd say of them:
-//
-//	PORTCULLIS_RACK_DIR   sockets, image, attestd's configuration, its state
-//	PORTCULLIS_RACK_PCS   how many
-//	PORTCULLIS_RACK_MEAN  gap between challenges, such as 2s
-//
-// It ends with its standard input.
-const rackEnv = "PORTCULLIS_RACK_DIR"
+// bench/attest runs large ones against cmd/attestd (rackbench_test.go).
 
 // rackOps are the ops whose answer is the state of the machine. The ones that hash
 // memory or the disk are left to the lab: what they cost is the hash.
@@ -67,6 +56,7 @@ type rackSetup struct {
 	pcs  int
 	mean time.Duration
 	ops  []string
+	chip bool // each PC has one
 
 	m     *machine
 	image *manifesttest.Image
@@ -78,24 +68,6 @@ func newRack(t testing.TB, dir string, pcs int, mean time.Duration, ops []string
 	r.image = manifesttest.New(t, func(m *manifest.Manifest) {
 		m.NotBefore, m.NotAfter = time.Now().Add(-time.Hour).UTC().Truncate(time.Hour), time.Now().Add(24*time.Hour).UTC().Truncate(time.Hour)
 	})
-	return r
-}
-
-func rackFromEnv(t testing.TB) *rackSetup {
-	t.Helper()
-	pcs, err := strconv.Atoi(os.Getenv("PORTCULLIS_RACK_PCS"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	mean, err := time.ParseDuration(os.Getenv("PORTCULLIS_RACK_MEAN"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := newRack(t, os.Getenv(rackEnv), pcs, mean, nil)
-	for op := range r.m.probes {
-		r.ops = append(r.ops, op)
-	}
-	r.sign()
 	return r
 }
 
@@ -273,7 +245,7 @@ func (r *rackSetup) agents(ctx context.Context, addresses []string, log func(str
 	for i, address := range addresses {
 		key, err := claim.NewKey()
 		r.m.check(err)
-		a := &run.Agent{Address: address, Key: key, Probes: probes, Down: func(bool) error { return nil }, Log: log,
+		a := &run.Agent{Address: address, Key: key, Probes: r.of(probes), Down: func(bool) error { return nil }, Log: log,
 			Facts: claim.Facts{Session: rackSession(i), ManifestDigest: v.Digest, RootHash: [32]byte(root), Gateway: r.image.GatewayKey.Public().(ed25519.PublicKey)}}
 		group.Go(func() { a.Run(ctx) })
 		if i%50 == 49 {
@@ -290,6 +262,14 @@ func (r *rackSetup) recorded() (all []protocol.Probe) {
 		all = append(all, &recording{Probe: r.m.probes[op], data: make(map[string][]byte)})
 	}
 	return all
+}
+
+// of is the probes of one PC.
+func (r *rackSetup) of(probes []protocol.Probe) []protocol.Probe {
+	if !r.chip {
+		return probes
+	}
+	return append(slices.DeleteFunc(slices.Clone(probes), func(p protocol.Probe) bool { return p.Name() == protocol.OpTpm }), newSoftChip(r.t))
 }
 
 type recording struct {
@@ -324,17 +304,21 @@ func (p *recording) Run(ctx context.Context, key protocol.OpKey, params []byte) 
 
 // What the rack's PCs answer is judged for what it is: all are trusted, and stay so.
 func TestRack(t *testing.T) {
-	if os.Getenv(rackEnv) != "" {
-		agentsForBench(t)
-		return
-	}
+	t.Run("state", func(t *testing.T) { testRack(t, rackOps, false) })
+	t.Run("chips", func(t *testing.T) { testRack(t, []string{protocol.OpTpm}, true) })
+}
+
+func testRack(t *testing.T, ops []string, chip bool) {
 	dir, err := os.MkdirTemp("", "rack") // short, for the sockets
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	const pcs, each = 3, 12
-	r := newRack(t, dir, pcs, 100*time.Millisecond, rackOps)
+	r := newRack(t, dir, pcs, 100*time.Millisecond, ops)
+	if r.chip = chip; chip {
+		softBooted(r.m.image.Manifest)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := r.serve(ctx); err != nil {
@@ -351,6 +335,9 @@ func TestRack(t *testing.T) {
 	go func() { r.agents(ctx, <-come, func(s string) { t.Log(s) }); ended <- nil }()
 	judged, states := map[string]int{}, map[string]string{}
 	for lines := bufio.NewScanner(reader); lines.Scan(); {
+		if ctx.Err() != nil {
+			continue // both ends are told to end: a PC that ends first is missed
+		}
 		var e struct{ Event, PC, State, Reason, Detail, Probe, Class string }
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			t.Fatal(err)
@@ -379,78 +366,4 @@ func TestRack(t *testing.T) {
 			t.Errorf("%s: %s after %d answers", pcName(i), s, judged[pcName(i)])
 		}
 	}
-}
-
-// sign makes the signed image the machine's own: root image, kernel, mask, and a command
-// line and a device with the root hash that the manifest names.
-func (r *rackSetup) sign() {
-	v := &r.image.Manifest.Verity
-	root, err := os.ReadFile(r.m.path("root.img"))
-	r.m.check(err)
-	v.DataBlocks = uint64((len(root) + protocol.BlockSize - 1) / protocol.BlockSize)
-	v.HashStart = v.DataBlocks
-	root = append(root, make([]byte, int(v.HashStart+1)*protocol.BlockSize-len(root))...)
-	kernel, err := os.ReadFile(r.m.path(manifest.Kernel))
-	r.m.check(err)
-	for i, a := range r.image.Manifest.Artefacts {
-		content := map[string][]byte{manifest.Root: root, manifest.Kernel: kernel}[a.Name]
-		if content == nil {
-			continue
-		}
-		r.image.Manifest.Artefacts[i], err = manifest.Describe(a.Name, bytes.NewReader(content))
-		r.m.check(err)
-		r.m.check(os.WriteFile(filepath.Join(r.image.Dir, a.Name), content, 0o600))
-	}
-	r.image.Manifest.Cmdline = fmt.Sprintf("roothash=%s portcullis.verity=%s,%d,%d", v.RootHash, v.Salt, v.DataBlocks, v.HashStart)
-	r.image.Manifest.Mask = r.m.image.Manifest.Mask
-	r.image.Sign(r.t)
-	r.m.write([]byte(r.image.Manifest.Cmdline+"\n"), "proc/cmdline")
-	r.m.write(root, "dev/loop0")
-	r.m.verity.RootHash, r.m.verity.Salt, r.m.verity.DataBlocks, r.m.verity.HashStart = v.RootHash, v.Salt, v.DataBlocks, v.HashStart
-	began := time.Now()
-	r.m.host.Clocks = func() (raw, boot, wall int64, err error) {
-		up := r.m.uptime + time.Since(began)
-		return up.Nanoseconds(), up.Milliseconds(), began.Add(-r.m.uptime).UnixMilli() + up.Milliseconds(), nil
-	}
-	r.m.startAgent()
-}
-
-// configFile is where attestd's configuration is left when all else is there.
-const configFile = "portcullis.yaml"
-
-// configure writes attestd's configuration and key: each PC has an address of loopback.
-func (r *rackSetup) configure() (addresses []string) {
-	const port = 7443
-	der, err := x509.MarshalPKCS8PrivateKey(r.image.GatewayKey)
-	r.m.check(err)
-	key := filepath.Join(r.dir, "gateway.key")
-	r.m.check(os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
-	text := strings.NewReplacer("run_dir: /run/portcullis ", "run_dir: "+r.dir+" ", "state_dir: /var/lib/portcullis ", "state_dir: "+r.dir+"/state ",
-		"/var/lib/portcullis/images/hpc", r.image.Dir, "/var/lib/portcullis/attestd/gateway.key", key,
-		"mean_gap: 5s", "mean_gap: "+r.mean.String(), "min_gap: 200ms", "min_gap: "+min(r.mean/10, 200*time.Millisecond).String(),
-		"noise_mib: 16", "noise_mib: 0", "allow_lab_image: false", "allow_lab_image: true").
-		Replace(config.Example(base64.StdEncoding.EncodeToString(r.image.Trust.ReleaseKeys[0])))
-	var pcs []string
-	for i := range r.pcs {
-		address := fmt.Sprintf("127.77.%d.%d", i/250, 1+i%250)
-		addresses = append(addresses, net.JoinHostPort(address, strconv.Itoa(port)))
-		pcs = append(pcs, fmt.Sprintf("{name: %s, address: %s, mac: '52:54:01:00:%02x:%02x'}", pcName(i), address, i>>8, i&255))
-	}
-	text = strings.Replace(text, "pcs: [] ", "pcs: ["+strings.Join(pcs, ", ")+"] ", 1)
-	at := filepath.Join(r.dir, configFile)
-	_, err = config.Parse(at, []byte(text))
-	r.m.check(err)
-	r.m.check(os.WriteFile(at+".new", []byte(text), 0o600))
-	r.m.check(os.Rename(at+".new", at))
-	return addresses
-}
-
-func agentsForBench(t *testing.T) {
-	r := rackFromEnv(t)
-	ctx, cancel := context.WithCancel(context.Background())
-	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
-	if err := r.serve(ctx); err != nil {
-		t.Fatal(err)
-	}
-	r.agents(ctx, r.configure(), func(string) {})
 }

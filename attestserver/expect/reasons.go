@@ -46,6 +46,12 @@ const (
 	ReasonModuleChanged = "modules-changed"    // another build than the image's
 	ReasonModuleTaint   = "modules-taint"      // forced, unsigned or from outside
 	ReasonModuleHidden  = "modules-hidden"     // the kernel's two views disagree
+	ReasonModuleText    = "modules-text"       // code of a module is not that of its file
+	ReasonModulePlace   = "modules-place"      // a module is where none can be, or on another one
+	ReasonModuleUnread  = "modules-unread"     // a loaded module whose code the agent does not read
+	// ReasonModuleUnjudged (info): modules come, go or change so often that calls into them
+	// cannot be judged.
+	ReasonModuleUnjudged = "modules-unjudged"
 
 	ReasonSecondInterface = "net-second-interface"     // network hardware beside the boot interface
 	ReasonInterface       = "net-unexpected-interface" // a virtual interface of a kind that is not allowed

@@ -151,7 +151,7 @@ func (s *tpmNote) identify(j *judge, ref *tpmReference, q *protocol.TpmParams, d
 
 // verifyQuote holds the quote against the key, this question and the registers beside it.
 func verifyQuote(j *judge, in protocol.JudgeInput, id *tpmattest.Enrolment, q *protocol.TpmQuote) (*tpmattest.Quoted, bool) {
-	quote := &tpmattest.Quote{Message: q.Message, Signature: q.Signature, PCRs: map[int]tpmattest.Register{}}
+	quote := &tpmattest.Quote{Message: q.Message, Signature: q.Signature, PCRs: make(map[int]tpmattest.Register, len(q.PCRs))}
 	for _, r := range q.PCRs {
 		var v tpmattest.Register
 		if _, err := hex.Decode(v[:], []byte(r.Value)); err != nil {

@@ -11,7 +11,6 @@ import (
 
 	"portcullis/attestserver/protocol"
 	"portcullis/hardware/tpmattest"
-	"portcullis/internal/decoded"
 )
 
 // tpmNote is what is known of the chip in this boot session.
@@ -122,20 +121,34 @@ func ekDigest(e *tpmattest.Enrolment) string {
 // tpmKey names the reference of a PC.
 func tpmKey(st *protocol.ImageState) string { return strings.ReplaceAll(st.MAC, ":", "-") }
 
+// readTpm reads the reference of a PC, which may be changed. It is looked at with every
+// answer, and decoded when its bytes are others than the session has seen.
 func readTpm(refs protocol.References, st *protocol.ImageState) (*tpmReference, error) {
 	b, err := refs.Get(kindTpm, tpmKey(st))
 	if err != nil {
 		return nil, err
 	}
-	r, err := tpmReferences.Decode(b, decodeTpm)
-	if err != nil {
-		return nil, err
+	seen, _ := st.Kept[kindTpmSeen].(*tpmSeen)
+	if seen == nil || !bytes.Equal(seen.bytes, b) {
+		r, err := decodeTpm(b)
+		if err != nil {
+			return nil, err
+		}
+		seen = &tpmSeen{b, r}
+		st.Keep(kindTpmSeen, seen)
 	}
-	own := *r // its session and clock are changed
+	own := *seen.ref // its session and clock are changed
 	return &own, nil
 }
 
-var tpmReferences decoded.Memo[tpmReference]
+// tpmSeen is a reference and what it was decoded to.
+type tpmSeen struct {
+	bytes []byte
+	ref   *tpmReference
+}
+
+// kindTpmSeen names it among what is kept of a session.
+const kindTpmSeen = protocol.OpTpm + "-reference"
 
 func decodeTpm(b []byte) (*tpmReference, error) {
 	r := new(tpmReference)

@@ -36,6 +36,8 @@ func (m memory) Put(kind, key string, data []byte) error {
 	return nil
 }
 
+func (memory) Write(string, string, func(protocol.Draft) error) error { return fs.ErrInvalid }
+
 func (memory) Open(string, string) (protocol.Reference, error) { return nil, fs.ErrNotExist }
 
 // pc is a machine with its record.

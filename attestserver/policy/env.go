@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"strings"
 	"sync"
 
 	"cel.dev/cel-go/cel"
@@ -80,6 +82,7 @@ type condition struct {
 	text    string
 	ast     *cel.Ast
 	program cel.Program
+	reads   []int // the variables that it names, by their place in variables
 }
 
 var errNotBool = errors.New("does not say yes or no")
@@ -111,20 +114,54 @@ func compile(text string) (*condition, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &condition{text, ast, program}, nil
+	return &condition{text, ast, program, named(ast)}, nil
 }
 
-// activation gives the claims their names.
-func activation(c *Claims) map[string]any {
-	m := make(map[string]any, len(variables))
-	for _, v := range variables {
-		m[v.name] = v.get(c)
+// named lists the variables that a checked expression refers to.
+func named(a *cel.Ast) (places []int) {
+	for _, r := range a.NativeRep().ReferenceMap() {
+		i := slices.IndexFunc(variables, func(v variable) bool { return v.name == strings.TrimPrefix(r.Name, ".") })
+		if i >= 0 && !slices.Contains(places, i) {
+			places = append(places, i)
+		}
 	}
-	return m
+	return places
 }
 
-func (c *condition) eval(vars map[string]any) (bool, error) {
-	out, _, err := c.program.Eval(vars)
+// activation gives the claims their names. A value is made when an expression asks for one: most ask for few.
+type activation struct{ *Claims }
+
+// ResolveName implements cel.Activation.
+func (a activation) ResolveName(name string) (any, bool) {
+	for i := range variables {
+		if v := &variables[i]; v.name == name {
+			return v.get(a.Claims), true
+		}
+	}
+	return nil, false
+}
+
+// Parent implements cel.Activation.
+func (activation) Parent() cel.Activation { return nil }
+
+// changed tells whether anything that the expression reads differs between two claims.
+// What it says of claims depends on nothing else.
+func (c *condition) changed(a, b *Claims) bool {
+	return slices.ContainsFunc(c.reads, func(i int) bool { return !equal(variables[i].get(a), variables[i].get(b)) })
+}
+
+func equal(a, b any) bool {
+	switch a := a.(type) {
+	case []string:
+		return slices.Equal(a, b.([]string))
+	case []Finding:
+		return slices.Equal(a, b.([]Finding))
+	}
+	return a == b
+}
+
+func (c *condition) eval(claims *Claims) (bool, error) {
+	out, _, err := c.program.Eval(activation{claims})
 	if err != nil {
 		return false, err
 	}

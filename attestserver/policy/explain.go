@@ -28,9 +28,8 @@ type Part struct {
 }
 
 // Explain asks every rule and each part of its condition.
-func (p *Policy) Explain(c *Claims) (out []Explanation) {
-	vars := activation(c)
-	for _, o := range p.Evaluate(c) {
+func (p *Policy) Explain(claims *Claims) (out []Explanation) {
+	for _, o := range p.Evaluate(claims) {
 		r := o.Rule
 		e := Explanation{Rule: r.Name, Line: r.Line, When: r.When, True: o.True, Then: r.Then, Hold: r.Hold.String(),
 			Cooldown: r.Cooldown.String(), DryRun: r.DryRun, Parts: []Part{}}
@@ -38,19 +37,19 @@ func (p *Policy) Explain(c *Claims) (out []Explanation) {
 			e.Error = o.Err.Error()
 		}
 		for _, text := range r.cond.parts() {
-			e.Parts = append(e.Parts, valueOf(text, vars))
+			e.Parts = append(e.Parts, valueOf(text, claims))
 		}
 		out = append(out, e)
 	}
 	return out
 }
 
-func valueOf(text string, vars map[string]any) Part {
+func valueOf(text string, claims *Claims) Part {
 	c, err := compile(text)
 	if err != nil {
 		return Part{text, err.Error()}
 	}
-	ok, err := c.eval(vars)
+	ok, err := c.eval(claims)
 	switch {
 	case err != nil:
 		return Part{text, err.Error()}

@@ -68,12 +68,14 @@ type Outcome struct {
 
 // Evaluate asks every rule.
 func (p *Policy) Evaluate(c *Claims) []Outcome {
-	vars := activation(c)
 	out := make([]Outcome, len(p.Rules))
 	for i := range p.Rules {
-		r := &p.Rules[i]
-		ok, err := r.cond.eval(vars)
-		out[i] = Outcome{r, ok && err == nil, err}
+		out[i] = p.Rules[i].ask(c)
 	}
 	return out
+}
+
+func (r *Rule) ask(c *Claims) Outcome {
+	ok, err := r.cond.eval(c)
+	return Outcome{r, ok && err == nil, err}
 }

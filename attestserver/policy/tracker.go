@@ -15,6 +15,7 @@ import (
 type Tracker struct {
 	policy *Policy
 	rules  []track
+	before Claims // of the step before
 }
 
 type track struct {
@@ -22,6 +23,7 @@ type track struct {
 	fired bool      // since then
 	last  time.Time // fired last, in any session
 	erred bool      // had no answer last time
+	said  *Outcome  // of the claims before; nil: it was not asked
 }
 
 // Firing is a rule that fired.
@@ -52,6 +54,7 @@ func (t *Tracker) With(p *Policy, last func(rule string) time.Time) *Tracker {
 			case old.Name != now.Name:
 			case old.same(now):
 				out.rules[i] = t.rules[k]
+				out.rules[i].said = nil
 			case t.rules[k].last.After(out.rules[i].last):
 				out.rules[i].last = t.rules[k].last
 			}
@@ -72,16 +75,21 @@ func (t *Tracker) Session() {
 	}
 }
 
-// Step asks the rules about the claims of now. failed are the rules that have no
+// Step asks the rules about the claims of now, each of which anything that it reads has
+// changed: of the same it says the same. failed are the rules that have no
 // answer since this step; next is when a step is due although nothing happens,
 // the zero time if never.
 func (t *Tracker) Step(now time.Time, c *Claims) (fired []Firing, failed []Outcome, next time.Time) {
-	for i, o := range t.policy.Evaluate(c) {
-		k := &t.rules[i]
-		if o.Err != nil && !k.erred {
-			failed = append(failed, o)
+	for i := range t.rules {
+		k, r := &t.rules[i], &t.policy.Rules[i]
+		if k.said == nil || r.cond.changed(&t.before, c) {
+			o := r.ask(c)
+			if o.Err != nil && !k.erred {
+				failed = append(failed, o)
+			}
+			k.said, k.erred = &o, o.Err != nil
 		}
-		k.erred = o.Err != nil
+		o := *k.said
 		if !o.True {
 			k.since, k.fired = time.Time{}, false
 			continue
@@ -112,5 +120,6 @@ func (t *Tracker) Step(now time.Time, c *Claims) (fired []Firing, failed []Outco
 			next = again
 		}
 	}
+	t.before = *c
 	return fired, failed, next
 }

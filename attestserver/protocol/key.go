@@ -63,8 +63,10 @@ func DeriveOpKey(nonce [32]byte, binding Binding, id [16]byte, index uint32) (Op
 // name and the parameters, each with its length before it.
 func (k OpKey) NewDigest(name string, params []byte) hash.Hash {
 	h := hmac.New(sha256.New, k[:])
-	writeField(h, []byte(name))
-	writeField(h, params)
+	t := make(transcript, 0, 16+len(name)+len(params))
+	t.text(name)
+	t.bytes(params)
+	h.Write(t)
 	return h
 }
 

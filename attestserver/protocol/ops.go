@@ -78,6 +78,18 @@ func DecodeOp(data []byte, max int, v interface{ Check() error }) error {
 	if n := bytes.Count(data, []byte(",")); n > maxValues {
 		return fmt.Errorf("op data of %d values, at most %d are read", n, maxValues)
 	}
+	if p, ok := v.(plain); !ok || !p.readPlain(data) {
+		if err := decodeOne(data, v); err != nil {
+			return err
+		}
+	}
+	if err := v.Check(); err != nil {
+		return fmt.Errorf("op data: %w", err)
+	}
+	return nil
+}
+
+func decodeOne(data []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
@@ -85,9 +97,6 @@ func DecodeOp(data []byte, max int, v interface{ Check() error }) error {
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return errors.New("op data: surplus bytes")
-	}
-	if err := v.Check(); err != nil {
-		return fmt.Errorf("op data: %w", err)
 	}
 	return nil
 }

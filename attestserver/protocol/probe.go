@@ -182,6 +182,15 @@ type References interface {
 	// Open is Get for what is too large to hold: read at any offset, then close.
 	Open(kind, key string) (Reference, error)
 	Put(kind, key string, data []byte) error
+	// Write is Put for what is too large to hold: the reference is what fill writes. Where
+	// fill fails there is none, or the one before, and Write returns its error.
+	Write(kind, key string, fill func(Draft) error) error
+}
+
+// Draft is a reference that is being written.
+type Draft interface {
+	io.ReaderAt
+	io.WriterAt
 }
 
 // Reference is one open reference.

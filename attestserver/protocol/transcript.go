@@ -25,9 +25,19 @@ func (t *transcript) bytes(fields ...[]byte) {
 	}
 }
 
-func (t *transcript) text(s string) { t.bytes([]byte(s)) }
+func (t *transcript) text(s string) {
+	*t = append(binary.BigEndian.AppendUint64(*t, uint64(len(s))), s...)
+}
 
-func (t *transcript) number(n uint64) { t.bytes(binary.BigEndian.AppendUint64(nil, n)) }
+func (t *transcript) number(n uint64) {
+	*t = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(*t, 8), n)
+}
+
+// Room that transcripts take in bytes, so that few have to grow.
+const (
+	roomHead = 512 // all but ops or results
+	roomEach = 256 // one of them, without what it carries
+)
 
 // ClaimTranscript is what the agent signs to claim a session: all that it says,
 // the gateway it says it to, and the connection it says it on.
@@ -44,7 +54,7 @@ func ClaimTranscript(c *Claim, gateway ed25519.PublicKey, gatewayNonce [32]byte,
 
 // ChallengeDigest names one challenge with everything in it.
 func ChallengeDigest(c *Challenge) [32]byte {
-	var t transcript
+	t := make(transcript, 0, roomHead+roomEach*len(c.Ops))
 	t.text(challengeLabel)
 	t.bytes(c.Id)
 	t.text(c.Session)
@@ -64,7 +74,7 @@ func ChallengeDigest(c *Challenge) [32]byte {
 // EvidenceTranscript is what the agent signs: the challenge, the connection and
 // every result. data[i] is the data of result i, wherever it travelled.
 func EvidenceTranscript(challenge [32]byte, binding Binding, e *Evidence, data [][]byte) []byte {
-	var t transcript
+	t := make(transcript, 0, roomHead+roomEach*len(e.Results))
 	t.text(evidenceLabel)
 	t.bytes(challenge[:], binding[:], e.Id)
 	t.number(e.Sequence)

@@ -23,14 +23,17 @@ var ErrName = errors.New("bad reference name")
 var ErrExists = errors.New("reference exists")
 
 // Store is a directory with one file a reference. It implements protocol.References.
-type Store struct{ dir string }
+type Store struct {
+	dir   string
+	small cache
+}
 
 // Open makes the directory (0700) if needed.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("references: %w", err)
 	}
-	return &Store{dir}, nil
+	return &Store{dir: dir}, nil
 }
 
 // Get returns the bytes of one reference; fs.ErrNotExist where there is none.
@@ -39,7 +42,15 @@ func (s *Store) Get(kind, key string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.ReadFile(p)
+	if b, ok := s.small.get(p); ok {
+		return b, nil
+	}
+	before, ok := markOf(p) // before it is read: if it is changed meanwhile, the mark is not of what was read
+	b, err := os.ReadFile(p)
+	if err == nil && ok {
+		s.small.keep(p, before, b)
+	}
+	return b, err
 }
 
 // Open opens one reference; fs.ErrNotExist where there is none.
@@ -69,15 +80,31 @@ func (f file) Size() int64 { return f.size }
 
 // Put stores a reference: it is on the disk when Put returns, whole, and in the
 // place of an older one if there was one. Whoever calls it has decided that.
-func (s *Store) Put(kind, key string, data []byte) error { return s.put(kind, key, data, os.Rename) }
+func (s *Store) Put(kind, key string, data []byte) error {
+	return s.put(kind, key, os.Rename, whole(data))
+}
+
+// Write is Put for what is too large to hold: the reference is what fill writes. What fill
+// reads of it is what was written. Where fill fails nothing has changed, and its error is
+// returned.
+func (s *Store) Write(kind, key string, fill func(protocol.Draft) error) error {
+	return s.put(kind, key, os.Rename, func(f *os.File) error { return fill(f) })
+}
+
+func whole(data []byte) func(*os.File) error {
+	return func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	}
+}
 
 // PutNew is Put for what is taken once and never replaced: ErrExists.
 func (s *Store) PutNew(kind, key string, data []byte) error {
-	return s.put(kind, key, data, os.Link) // fails where the name is taken
+	return s.put(kind, key, os.Link, whole(data)) // fails where the name is taken
 }
 
-// put writes a file beside the name and gives it the name by place.
-func (s *Store) put(kind, key string, data []byte, place func(from, to string) error) error {
+// put has a file written beside the name and gives it the name by place.
+func (s *Store) put(kind, key string, place func(from, to string) error, fill func(*os.File) error) error {
 	p, err := s.path(kind, key)
 	if err != nil {
 		return err
@@ -91,8 +118,7 @@ func (s *Store) put(kind, key string, data []byte, place func(from, to string) e
 		return fmt.Errorf("references: %w", err)
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(data)
-	if err == nil {
+	if err = fill(f); err == nil {
 		err = f.Sync()
 	}
 	if cerr := f.Close(); err == nil {
@@ -101,6 +127,7 @@ func (s *Store) put(kind, key string, data []byte, place func(from, to string) e
 	if err != nil {
 		return fmt.Errorf("references: write %s: %w", p, err)
 	}
+	defer s.small.forget(p)
 	if err := place(f.Name(), p); errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("references: %s/%s: %w", kind, key, ErrExists)
 	} else if err != nil {

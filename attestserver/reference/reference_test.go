@@ -5,9 +5,14 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"portcullis/attestserver/protocol"
 )
 
 func TestPutGetOpen(t *testing.T) {
@@ -89,6 +94,45 @@ func TestPutReplacesAtOnce(t *testing.T) {
 	}
 }
 
+// What is written piece by piece is read while it is written, and is there as a whole or not
+// at all.
+func TestWriteIsAllOrNothing(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(last error) error {
+		return s.Write("k", "a", func(d protocol.Draft) error {
+			_, err := d.WriteAt([]byte("tail"), 6)
+			if _, e := d.WriteAt([]byte("head, "), 0); err == nil {
+				err = e
+			}
+			b := make([]byte, 10)
+			if _, e := d.ReadAt(b, 0); err != nil || e != nil || string(b) != "head, tail" {
+				t.Errorf("the draft holds %q: %v, %v", b, err, e)
+			}
+			return last
+		})
+	}
+	refused := errors.New("refused")
+	if err := write(refused); !errors.Is(err, refused) {
+		t.Error(err)
+	}
+	if _, err := s.Get("k", "a"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what was refused is there: %v", err)
+	}
+	if err := write(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Get("k", "a"); err != nil || string(got) != "head, tail" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "k", ".*")); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
 func TestMissingIsErrNotExist(t *testing.T) {
 	s, err := Open(t.TempDir())
 	if err != nil {
@@ -114,6 +158,62 @@ func TestNamesCannotLeaveTheDirectory(t *testing.T) {
 		}
 		if err := s.Put(name, "k", nil); !errors.Is(err, ErrName) {
 			t.Errorf("kind %q: %v", name, err)
+		}
+	}
+}
+
+// What is remembered is never older than the file: one that was written, replaced or
+// removed, by us or by somebody else, shows at once, and nobody can change what is kept.
+func TestNothingOldIsRemembered(t *testing.T) {
+	s, err := Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := filepath.Join(s.dir, "tpm", "a")
+	has := func(want string) {
+		t.Helper()
+		for range 3 {
+			got, err := s.Get("tpm", "a")
+			if err != nil || string(got) != want {
+				t.Fatalf("%q, %v; want %q", got, err, want)
+			}
+			got[0] = 'x'
+		}
+	}
+	for _, v := range []string{"first", "secnd", "third"} {
+		if err := s.Put("tpm", "a", []byte(v)); err != nil {
+			t.Fatal(err)
+		}
+		has(v)
+	}
+	time.Sleep(20 * time.Millisecond) // a clock tick of the file system
+	if err := os.WriteFile(at, []byte("other"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	has("other")
+	if err := os.WriteFile(at+".new", []byte("moved"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(at+".new", at); err != nil {
+		t.Fatal(err)
+	}
+	has("moved")
+	if err := os.Remove(at); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Get("tpm", "a"); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("a removed reference is read: %v", err)
+	}
+	if err := s.PutNew("tpm", "a", []byte("again")); err != nil {
+		t.Fatal(err)
+	}
+	has("again")
+	for i := range 3 * maxCached {
+		if err := s.Put("tpm", "b"+strconv.Itoa(i), []byte("b")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Get("tpm", "b"+strconv.Itoa(i)); err != nil || len(s.small.of) > maxCached {
+			t.Fatal(err, len(s.small.of))
 		}
 	}
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"io"
@@ -92,22 +91,19 @@ type askReply struct {
 // postAttest is Ask for those who have nothing but HTTP and JSON.
 func (d door) postAttest(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxAskBody))
-	var b askBody
+	var question *portcullisv1.AskRequest
+	var pc string
 	if err == nil {
-		err = json.Unmarshal(body, &b)
-	}
-	var nonce []byte
-	if err == nil {
-		nonce, err = base64.RawURLEncoding.DecodeString(b.Nonce)
+		question, pc, err = parseAsk(body)
 	}
 	if err != nil {
 		replyError(w, http.StatusBadRequest, "ask-malformed", err)
 		return
 	}
 	var a *portcullisv1.AskResponse
-	s, err := d.f.pick(b.PC)
+	s, err := d.f.pick(pc)
 	if err == nil {
-		a, err = s.ask(r.Context(), &portcullisv1.AskRequest{Nonce: nonce, Context: b.Context, Probes: b.Probes, Checkpoint: b.Checkpoint})
+		a, err = s.ask(r.Context(), question)
 	}
 	if err != nil {
 		reason := askReason(err)

@@ -110,12 +110,16 @@ func (c *core) question(a *asking) {
 }
 
 // next is when the PC is asked next: at our own moment, or before it because
-// somebody waits.
+// somebody waits, but not while it may still be at an answer that is late.
 func (c *core) next() time.Time {
-	if len(c.asks) > 0 && len(c.enrol) == 0 && c.askAgain.Before(c.due) {
-		return c.askAgain
+	at := c.due
+	if len(c.asks) > 0 && len(c.enrol) == 0 && c.askAgain.Before(at) {
+		at = c.askAgain
 	}
-	return c.due
+	if c.link != nil && c.link.busy.After(at) {
+		at = c.link.busy
+	}
+	return at
 }
 
 // takeAsks brings the questions that wait into the next challenge.

@@ -11,8 +11,15 @@ import (
 // agent together, without what the probes read: composing, TLS, signature,
 // keyed digests, judgement, verdict, events. The gaps are set to nothing.
 func BenchmarkChallengeRound(b *testing.B) {
+	challengeRound(b, "boot", "procs", "hw", "ktext", "net", "block", "pmem", "modules")
+}
+
+// BenchmarkOneOpRound is the same with a single op: what does not grow with them.
+func BenchmarkOneOpRound(b *testing.B) { challengeRound(b, "net") }
+
+func challengeRound(b *testing.B, ops ...string) {
 	l := newLab(b)
-	l.names = []string{"boot", "procs", "hw", "ktext", "net", "block", "pmem", "modules"}
+	l.names = ops
 	l.mean, l.min = 2, 1
 	l.pxed.open(sid)
 	l.start()

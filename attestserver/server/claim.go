@@ -74,14 +74,14 @@ func (s *Server) decide(ctx context.Context, conn *channel.Conn) (g *grant, reas
 	}
 	ctx, cancel := context.WithTimeout(ctx, decideTime)
 	defer cancel()
-	known, err := s.o.Boot.GetSession(ctx, connect.NewRequest(&portcullisv1.GetSessionRequest{Id: c.Session}))
+	b, err := s.known(ctx, c.Session)
 	switch {
 	case connect.CodeOf(err) == connect.CodeNotFound:
 		return nil, protocol.ClaimSession, "pxed does not know the session"
 	case err != nil:
 		return nil, protocol.ClaimUnavailable, err.Error()
 	}
-	if b := known.Msg.Session; b.GetId() == c.Session && b.GetState() == portcullisv1.SessionState_SESSION_STATE_CLAIMED &&
+	if b.GetId() == c.Session && b.GetState() == portcullisv1.SessionState_SESSION_STATE_CLAIMED &&
 		bytes.Equal(b.ClaimKey, c.PublicKey) && bytes.Equal(b.ManifestDigest, c.ManifestDigest) {
 		return &grant{image: image, session: b, resumed: true}, "", ""
 	}
@@ -95,5 +95,26 @@ func (s *Server) decide(ctx context.Context, conn *channel.Conn) (g *grant, reas
 	case answer.Msg.Session.GetId() != c.Session:
 		return nil, protocol.ClaimUnavailable, "pxed answered for another session"
 	}
+	s.told.Store(answer.Msg.Session) // the stream may be broken
 	return &grant{image: image, session: answer.Msg.Session}, "", ""
+}
+
+// known is what pxed knows of a session. Where that is the one that pxed told of last, it
+// is asked for its newest: such a question neither keeps a pxed from its rest nor ends that
+// (FailedPrecondition). At rest nothing has become of the session since.
+func (s *Server) known(ctx context.Context, id string) (*portcullisv1.Session, error) {
+	if told := s.told.Load(); told.GetId() == id {
+		newest, err := s.o.Boot.GetSession(ctx, connect.NewRequest(&portcullisv1.GetSessionRequest{}))
+		switch {
+		case connect.CodeOf(err) == connect.CodeFailedPrecondition:
+			return told, nil
+		case err == nil && newest.Msg.Session.GetId() == id:
+			return newest.Msg.Session, nil
+		}
+	}
+	r, err := s.o.Boot.GetSession(ctx, connect.NewRequest(&portcullisv1.GetSessionRequest{Id: id}))
+	if err != nil {
+		return nil, err
+	}
+	return r.Msg.Session, nil
 }

@@ -13,10 +13,11 @@ import (
 	"portcullis/attestserver/protocol"
 	"portcullis/attestserver/schedule"
 	"portcullis/attestserver/verdict"
+	"portcullis/internal/clock"
 	"portcullis/internal/event"
 )
 
-// core is the state that one goroutine owns: the verdict, the connection and
+// core is the state that one turn at a time owns: the verdict, the connection and
 // the open challenge.
 type core struct {
 	*Server
@@ -33,6 +34,7 @@ type core struct {
 	open    *challenge.Sent // asked, not answered
 	asked   time.Time
 	judging bool      // an Expectation is at work: nothing is asked meanwhile
+	beside  func()    // what follows this turn
 	due     time.Time // of the next challenge
 	pace    pace      // how long answers take
 
@@ -59,6 +61,8 @@ type core struct {
 	held    *openImage // as Images was told last
 	pruneAt time.Time
 
+	alarm clock.Timer // calls when something is due
+
 	failure error // ends the core
 }
 
@@ -78,23 +82,88 @@ func newCore(s *Server) *core {
 }
 
 func (c *core) run(ctx context.Context) error {
-	defer c.end()
+	c.turns.Lock()
 	c.rules = newRules(c.Server)
-	for c.failure == nil {
-		select {
-		case <-ctx.Done():
-			return nil
-		case f := <-c.events:
-			f(c)
-		case <-c.o.Clock.After(c.wait(c.o.Clock.Now())):
-		}
-		now := c.o.Clock.Now()
-		c.tick(now)
-		c.judgePolicy(now)
-		c.status.set(c.view())
+	c.alarm = c.o.Clock.AfterFunc(0, func() { c.work(nil) })
+	c.core = c
+	c.turns.Unlock()
+	close(c.ready)
+	select {
+	case <-ctx.Done():
+	case <-c.broken:
 	}
+	c.turns.Lock()
+	defer c.turns.Unlock()
+	c.core = nil
+	c.alarm.Stop()
+	c.end()
 	return c.failure
 }
+
+// turn takes news, nil where it is only time, and does what follows and what is due. It
+// returns what is to be done beside the core, nil where nothing is; false: the core has ended.
+func (s *Server) turn(news func(*core)) (beside func(), there bool) {
+	s.turns.Lock()
+	defer s.turns.Unlock()
+	c := s.core
+	if c == nil || c.failure != nil {
+		return nil, false
+	}
+	if news != nil {
+		news(c)
+	}
+	now := c.o.Clock.Now()
+	c.tick(now)
+	c.judgePolicy(now)
+	c.status.set(c.view())
+	if c.failure != nil {
+		close(s.broken)
+	} else {
+		c.alarm.Reset(c.wait(c.o.Clock.Now()))
+	}
+	beside, c.beside = c.beside, nil
+	return beside, true
+}
+
+// post has f run in a turn, and returns when that is over. It returns false when the core
+// has ended. No turn may call it.
+func (s *Server) post(f func(*core)) (there bool) {
+	select {
+	case <-s.ready:
+	case <-s.done:
+		return false
+	}
+	var beside func()
+	deep.do(func() { beside, there = s.turn(f) })
+	if beside != nil {
+		deep.begin(beside)
+	}
+	return there
+}
+
+// work is post by who has time for what follows the turn as well, which spares waking
+// somebody: judging takes long, and sending to a PC that reads nothing channel.WriteTime.
+func (s *Server) work(f func(*core)) (there bool) {
+	deep.do(func() {
+		var beside func()
+		if beside, there = s.turn(f); beside != nil {
+			beside()
+		}
+	})
+	return there
+}
+
+// later has f run beside the core, when this turn is over.
+func (c *core) later(f func()) {
+	if c.beside != nil {
+		deep.begin(f)
+		return
+	}
+	c.beside = f
+}
+
+// send has the agent of the link told; false: too much waits already.
+func (c *core) send(m *protocol.Message) bool { return c.link.out.send(m, c.later) }
 
 // wait is the time until something is due.
 func (c *core) wait(now time.Time) time.Duration {
@@ -135,7 +204,7 @@ func (c *core) tick(now time.Time) {
 		c.fail(now, finding("", protocol.EvidenceLate, protocol.Soft, "no answer within "+c.deadline().String()))
 	}
 	c.rekey(now)
-	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.next()) && !now.Before(c.link.busy) {
+	if c.link != nil && c.open == nil && !c.judging && !now.Before(c.next()) {
 		c.ask(now)
 	}
 }
@@ -156,14 +225,11 @@ func (c *core) prune(now time.Time) {
 // ask sends the next challenge.
 func (c *core) ask(now time.Time) {
 	moment := c.next()
-	if c.link.busy.After(moment) {
-		moment = c.link.busy
-	}
 	want := challenge.Want{
 		State: c.state, Expectations: c.image.expectations, Enrol: c.enrol, Deadline: c.o.Deadline,
 		Full: c.machine.Full() && len(c.enrol) == 0, Must: slices.Concat(c.machine.Failed(), c.must), Random: c.o.Random,
 	}
-	if c.state.CPUClass == "" && !pinned(c.o.Refs, c.state) {
+	if c.state.CPUClass == "" && c.image.classified() && !pinned(c.o.Refs, c.state) {
 		// Nothing of this image has been trusted yet: what takes references takes
 		// them with the first question, which spares the PC a second one.
 		want.Full, want.Enrol = true, enrollers(c.image)
@@ -191,7 +257,7 @@ func (c *core) ask(now time.Time) {
 	}
 	c.o.Events.Emit("challenge", event.Fields{"session": c.machine.Session(), "sequence": sent.Message.Sequence,
 		"probes": names, "enrol": sent.Enrol, "late_seconds": c.o.Clock.Now().Sub(moment).Seconds()})
-	c.link.send(&protocol.Message{Body: &protocol.Message_Challenge{Challenge: sent.Message}})
+	c.send(&protocol.Message{Body: &protocol.Message_Challenge{Challenge: sent.Message}})
 }
 
 // plan sets when the next challenge is due.

@@ -23,7 +23,7 @@ var named = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
 
 // Fleet is one attestd for several PCs. Each has a port (usually a VLAN of the one
 // interface) with an address, a pxed and a gatewayd of its own, and here a Server
-// of its own: one goroutine owns its verdict, and its references, epochs, actions,
+// of its own: one turn at a time owns its verdict, and its references, epochs, actions,
 // limits and questions are nobody else's. What they share is the signed image with
 // what it expects, the policy, the gateway's key, and the verdict log, where who
 // waits for the disk at the same time waits for one fsync.

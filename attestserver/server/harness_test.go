@@ -46,6 +46,7 @@ const patience = 20 * time.Second
 
 // lab is a Pi and a PC in one process.
 type lab struct {
+	fleet    *server.Fleet
 	t        testing.TB
 	listen   func() (net.Listener, error) // nil: on loopback
 	rekey    time.Duration                // 0: longer than any test
@@ -152,6 +153,9 @@ func startFleet(labs ...*lab) {
 	fleet, err := server.NewFleet(all)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, l := range labs {
+		l.fleet = fleet
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

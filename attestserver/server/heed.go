@@ -42,7 +42,11 @@ func (s *Server) heed(ctx context.Context) {
 }
 
 func (s *Server) heedOnce(ctx context.Context, ring func()) error {
-	stream, err := s.o.Gateway.WatchGateway(ctx, connect.NewRequest(&portcullisv1.WatchGatewayRequest{}))
+	var stream *connect.ServerStreamForClient[portcullisv1.WatchGatewayResponse]
+	var err error
+	deep.do(func() {
+		stream, err = s.o.Gateway.WatchGateway(ctx, connect.NewRequest(&portcullisv1.WatchGatewayRequest{}))
+	})
 	if err != nil {
 		return err
 	}

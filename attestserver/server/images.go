@@ -36,6 +36,14 @@ type openImage struct {
 	used         time.Time // when it was asked for last
 }
 
+// classified tells whether answers name a CPU class.
+func (i *openImage) classified() bool {
+	return slices.ContainsFunc(i.expectations, func(e protocol.Expectation) bool {
+		_, ok := e.(protocol.Classifier)
+		return ok
+	})
+}
+
 // NewImages reads images in dir signed by threshold of keys (base64 Ed25519),
 // of at least version floor; build makes the Expectations of an image.
 func NewImages(dir string, keys []string, threshold int, floor uint64, build func(*protocol.Image) ([]protocol.Expectation, error)) (*Images, error) {

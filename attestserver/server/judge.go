@@ -33,10 +33,10 @@ type opinion struct {
 func (c *core) judge(sent *challenge.Sent, a *challenge.Accepted, took time.Duration) {
 	c.judging = true
 	s, state := c.Server, c.state
-	go func() {
+	c.later(func() {
 		o := weigh(newSeen(s.o.Refs), state, sent, a)
-		s.post(func(c *core) { c.judged(state, sent, a, took, o) })
-	}()
+		s.work(func(c *core) { c.judged(state, sent, a, took, o) })
+	})
 }
 
 // judged takes the opinion, unless a new session has begun meanwhile.
@@ -129,7 +129,7 @@ func slowest(answers []challenge.Answer) (name string, d time.Duration) {
 	return name, d
 }
 
-// weigh asks the Expectations. It runs outside of the core's goroutine and
+// weigh asks the Expectations. It runs outside of the core's turns and
 // touches only what it is given.
 func weigh(refs References, st *protocol.ImageState, sent *challenge.Sent, a *challenge.Accepted) opinion {
 	o := opinion{}

@@ -35,8 +35,7 @@ type link struct {
 	order    [][16]byte
 	busy     time.Time // the agent may be at an answer that is late already until then
 	notices  *rate.Limiter
-	out      chan *protocol.Message
-	gone     chan struct{}
+	out      outbox
 }
 
 // newLink answers the claim and starts reading. head is that of the evidence
@@ -55,36 +54,11 @@ func newLink(s *Server, g *grant, head [32]byte) *link {
 		head:    head,
 		fates:   make(map[[16]byte]fate),
 		notices: rate.NewLimiter(noticeRate, noticeBurst),
-		out:     make(chan *protocol.Message, 2),
-		gone:    make(chan struct{}),
 	}
-	go l.write(g.resumed)
+	l.out.at = l.conn
+	l.out.begin(func() error { return l.conn.Grant(g.resumed) })
 	go l.read(s)
 	return l
-}
-
-// send queues a message. There is at most one challenge open and one Down on its
-// way, so the queue is never full; if it were, the challenge would be late and count as failed.
-func (l *link) send(m *protocol.Message) bool {
-	select {
-	case l.out <- m:
-		return true
-	default:
-		return false
-	}
-}
-
-func (l *link) write(resumed bool) {
-	err := l.conn.Grant(resumed)
-	for err == nil {
-		select {
-		case <-l.gone:
-			return
-		case m := <-l.out:
-			err = l.conn.Send(m)
-		}
-	}
-	l.conn.Close() // the reader reports it
 }
 
 // read hands every message to the core, one at a time: what the core has not
@@ -94,18 +68,17 @@ func (l *link) read(s *Server) {
 		m, err := l.conn.Receive(protocol.MaxFrame)
 		at := s.o.Clock.Now()
 		if err != nil {
-			s.post(func(c *core) { c.ended(l, err) })
+			s.work(func(c *core) { c.ended(l, err) })
 			return
 		}
-		if !s.post(func(c *core) { c.received(l, m, at) }) {
+		if !s.work(func(c *core) { c.received(l, m, at) }) {
 			return
 		}
 	}
 }
 
 func (l *link) close() {
-	close(l.gone)
-	l.conn.Close()
+	l.conn.Close() // what is not sent by then never is
 }
 
 func (l *link) remember(id [16]byte, f fate) {

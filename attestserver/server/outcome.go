@@ -171,7 +171,7 @@ func (c *core) enforcePhase(change *verdict.Change) {
 	case change.To == verdict.Trusted:
 		c.enforce.want(phaseWish{v.Session, portcullisv1.Phase_PHASE_RUN, c.o.Clock.Now(), v.NotAfter, change.Reason})
 	case change.To == verdict.Quarantined:
-		c.enforce.want(phaseWish{session: v.Session, phase: portcullisv1.Phase_PHASE_QUARANTINE, reason: change.Reason})
+		c.enforce.want(phaseWish{session: v.Session, phase: portcullisv1.Phase_PHASE_QUARANTINE, made: c.o.Clock.Now(), reason: change.Reason})
 	}
 }
 

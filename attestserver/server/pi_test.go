@@ -23,6 +23,8 @@ type pxed struct {
 	newest   string
 	watchers []chan *portcullisv1.Session
 	claims   int
+	rests    bool          // somebody answers for it who knows no session
+	woken    int           // questions about one session
 	skew     time.Duration // of its clock
 }
 
@@ -80,7 +82,16 @@ func (p *pxed) Claim(_ context.Context, r *connect.Request[portcullisv1.ClaimReq
 func (p *pxed) GetSession(_ context.Context, r *connect.Request[portcullisv1.GetSessionRequest]) (*connect.Response[portcullisv1.GetSessionResponse], error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := p.copy(r.Msg.Id)
+	id := r.Msg.Id
+	if id == "" {
+		id = p.newest
+		if p.rests {
+			return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("at rest"))
+		}
+	} else {
+		p.woken++
+	}
+	s := p.copy(id)
 	if s == nil {
 		return nil, connect.NewError(connect.CodeNotFound, errors.New("no such session"))
 	}
@@ -91,6 +102,9 @@ func (p *pxed) WatchSessions(ctx context.Context, _ *connect.Request[portcullisv
 	news := make(chan *portcullisv1.Session, 100)
 	p.mu.Lock()
 	first := p.copy(p.newest)
+	if p.rests {
+		first = nil
+	}
 	p.watchers = append(p.watchers, news)
 	p.mu.Unlock()
 	defer func() {

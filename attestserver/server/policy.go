@@ -63,6 +63,8 @@ type wire struct {
 	violations uint64
 	banned     bool
 	elsewhere  bool // its phase is not the run of session
+	open       bool // its phase is known, and not quarantine
+	shut       bool // its phase is quarantine
 	session    string
 }
 
@@ -158,7 +160,8 @@ func (s *Server) watchWire(ctx context.Context) {
 	group.Go(func() { s.heed(ctx) })
 	var was wire
 	for ctx.Err() == nil {
-		w := s.askWire(ctx)
+		var w wire
+		deep.do(func() { w = s.askWire(ctx) })
 		if !s.post(func(c *core) { c.wired(w) }) {
 			return
 		}
@@ -183,7 +186,9 @@ func (s *Server) askWire(ctx context.Context) (w wire) {
 		return w
 	}
 	w = wire{known: true, heard: true, session: r.Msg.Session,
-		elsewhere: r.Msg.Phase != portcullisv1.Phase_PHASE_RUN && r.Msg.Phase != portcullisv1.Phase_PHASE_UNSPECIFIED, carrier: r.Msg.Carrier, losses: r.Msg.CarrierLosses, grants: r.Msg.GrantChanges, violations: r.Msg.ViolationsTotal, banned: len(r.Msg.Bans) > 0}
+		elsewhere: r.Msg.Phase != portcullisv1.Phase_PHASE_RUN && r.Msg.Phase != portcullisv1.Phase_PHASE_UNSPECIFIED,
+		shut:      r.Msg.Phase == portcullisv1.Phase_PHASE_QUARANTINE,
+		open:      r.Msg.Phase != portcullisv1.Phase_PHASE_QUARANTINE && r.Msg.Phase != portcullisv1.Phase_PHASE_UNSPECIFIED, carrier: r.Msg.Carrier, losses: r.Msg.CarrierLosses, grants: r.Msg.GrantChanges, violations: r.Msg.ViolationsTotal, banned: len(r.Msg.Bans) > 0}
 	for _, g := range r.Msg.Grants {
 		if !slices.Contains(w.tasks, g.Task) && len(w.tasks) < policy.MaxTasks {
 			w.tasks = append(w.tasks, short(g.Task))
@@ -213,6 +218,13 @@ func (c *core) wired(w wire) {
 	if w.known && c.machine.State() == verdict.Trusted && (w.elsewhere || w.session != "" && w.session != c.machine.Session()) {
 		c.enforce.forget() // it was started anew, or the run has ended there: the next good answer is told
 	}
+	if w.known && w.shut && w.session == c.machine.Session() && c.machine.State() != verdict.Quarantined {
+		c.changed(c.o.Clock.Now(), 0, c.machine.Quarantine(verdict.ReasonGateway)) // what it keeps shut is not to be called trusted
+	}
+	if w.known && w.open && was.open && w.session == was.session && w.session == c.machine.Session() && c.machine.State() == verdict.Quarantined {
+		// Twice in a row: it was killed between its answer and its disk, and began anew without it.
+		c.enforcePhase(&verdict.Change{To: verdict.Quarantined, Reason: verdict.ReasonRestored})
+	}
 }
 
 // Session is the newest boot session that attestd knows, "" before the first.
@@ -231,7 +243,7 @@ func (s *Server) Down(ctx context.Context, id [16]byte, session string, off bool
 			sent <- errNoAgent
 			return
 		}
-		if !c.link.send(&protocol.Message{Body: &protocol.Message_Down{
+		if !c.send(&protocol.Message{Body: &protocol.Message_Down{
 			Down: protocol.NewDown(c.o.Key, c.link.peer.Binding, id, session, off)}}) {
 			sent <- errors.New("the agent takes no messages")
 			return

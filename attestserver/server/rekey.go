@@ -73,7 +73,7 @@ func (c *core) rekey(now time.Time) {
 		return
 	}
 	c.rekeyBy = now.Add(c.rekeyTime())
-	c.link.send(&protocol.Message{Body: &protocol.Message_Rekey{Rekey: new(protocol.Rekey)}})
+	c.send(&protocol.Message{Body: &protocol.Message_Rekey{Rekey: new(protocol.Rekey)}})
 }
 
 // takeOver replaces the link by the one that has come, as soon as nothing is

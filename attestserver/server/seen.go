@@ -1,5 +1,7 @@
 package server
 
+import "portcullis/attestserver/protocol"
+
 // seen is the references as one judgement sees them: several ops look at the same
 // one, and it is read once. One goroutine owns it.
 type seen struct {
@@ -28,6 +30,11 @@ func (s *seen) Get(kind, key string) ([]byte, error) {
 func (s *seen) Put(kind, key string, data []byte) error {
 	delete(s.got, [2]string{kind, key})
 	return s.References.Put(kind, key, data)
+}
+
+func (s *seen) Write(kind, key string, fill func(protocol.Draft) error) error {
+	delete(s.got, [2]string{kind, key})
+	return s.References.Write(kind, key, fill)
 }
 
 func (s *seen) PutNew(kind, key string, data []byte) error {

@@ -26,6 +26,10 @@ func (c *counted) Put(kind, key string, data []byte) error {
 	c.data[kind+"/"+key] = string(data)
 	return nil
 }
+func (c *counted) Write(kind, key string, fill func(protocol.Draft) error) error {
+	c.data[kind+"/"+key] = "written"
+	return fill(nil)
+}
 func (c *counted) PutNew(kind, key string, data []byte) error { return c.Put(kind, key, data) }
 
 // A judgement reads each reference once, sees what it writes itself, and the next
@@ -50,8 +54,12 @@ func TestOneJudgementReadsAReferenceOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	read(s, "a", "1", "y", 3)
-	read(s, "a", "2", "z", 4)
+	if err := s.Write("a", "1", func(protocol.Draft) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	read(s, "a", "1", "written", 4)
+	read(s, "a", "2", "z", 5)
 	refs.data["a/1"] = "w" // by another judgement
-	read(s, "a", "1", "y", 4)
-	read(newSeen(refs), "a", "1", "w", 5)
+	read(s, "a", "1", "written", 5)
+	read(newSeen(refs), "a", "1", "w", 6)
 }

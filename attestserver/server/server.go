@@ -1,6 +1,6 @@
 // Package server is attestd: it accepts the agent's claim, asks, has the
 // answers judged, keeps the verdict and tells gatewayd what follows from it.
-// One goroutine (core) owns the verdict; everything else sends it events.
+// One turn at a time owns the verdict (core); whoever has news for it takes a turn.
 // cmd/attestd is the only one that may call it.
 package server
 
@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/channel"
 	"portcullis/attestserver/continuity"
@@ -39,7 +40,7 @@ type Options struct {
 	Refs     References
 	Record   *Record
 	Events   *event.Writer
-	Clock    clock.Clock
+	Clock    clock.Alarm
 	Random   io.Reader // crypto/rand outside of tests
 	Plan     schedule.Plan
 	Epochs   *continuity.Keeper
@@ -83,17 +84,21 @@ const maxShaking = 4
 type Server struct {
 	o       Options
 	gateway *channel.Gateway
-	events  chan func(*core)
-	done    chan struct{} // closed when core has ended
+	turns   sync.Mutex    // held in a turn
+	core    *core         // nil before it begins and when it has ended
+	ready   chan struct{} // closed when it has begun
+	broken  chan struct{} // closed by the turn that has found its failure
+	done    chan struct{} // closed when it has ended
 	status  status
 	enforce *enforcer
 	actions Actions
 	policy  atomic.Pointer[policy.Policy]
-	bell    chan struct{} // rung where gatewayd is to be asked at once
-	heeding atomic.Bool   // gatewayd tells of changes
-	pace    *rate.Limiter // of accepting: bounds what a hostile PC can have logged
-	refused *rate.Limiter // of events about refused callers
-	askPace *rate.Limiter // of questions that others bring
+	bell    chan struct{}                        // rung where gatewayd is to be asked at once
+	heeding atomic.Bool                          // gatewayd tells of changes
+	told    atomic.Pointer[portcullisv1.Session] // the newest, as pxed told of it last; nil before
+	pace    *rate.Limiter                        // of accepting: bounds what a hostile PC can have logged
+	refused *rate.Limiter                        // of events about refused callers
+	askPace *rate.Limiter                        // of questions that others bring
 }
 
 // New checks the options.
@@ -107,7 +112,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attestd: %w", err)
 	}
-	s := &Server{o: o, gateway: g, events: make(chan func(*core)), done: make(chan struct{}), bell: make(chan struct{}, 1),
+	s := &Server{o: o, gateway: g, ready: make(chan struct{}), broken: make(chan struct{}), done: make(chan struct{}), bell: make(chan struct{}, 1),
 		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20),
 		askPace: rate.NewLimiter(2, 16)}
 	s.policy.Store(o.Policy)
@@ -145,20 +150,11 @@ func (s *Server) run(ctx context.Context, listen func(context.Context) (net.List
 	return errors.Join(err, broken, stuck, s.actions.Close())
 }
 
-// post hands f to the goroutine that owns the verdict. It returns false when
-// that has ended.
-func (s *Server) post(f func(*core)) bool {
-	select {
-	case s.events <- f:
-		return true
-	case <-s.done:
-		return false
-	}
-}
-
 // open opens the port and serves it.
 func (s *Server) open(ctx context.Context, listen func(context.Context) (net.Listener, error)) error {
-	l, err := listen(ctx)
+	var l net.Listener
+	var err error
+	deep.do(func() { l, err = listen(ctx) })
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil

@@ -235,6 +235,36 @@ func TestQuarantineReachesAGatewaydThatWasDown(t *testing.T) {
 	l.await(0, "gatewayd.back", nil)
 }
 
+// gatewayd was killed when it had answered and not yet written: it comes back at attest.
+func TestQuarantineReachesAGatewaydThatForgotIt(t *testing.T) {
+	l := newLab(t)
+	l.pxed.open(sid)
+	l.start()
+	l.agent(sid, newKey(t))
+	l.awaitState(0, "trusted")
+	l.machine.set("boot", "tampered")
+	l.awaitState(0, "quarantined")
+	at, _ := l.await(0, "quarantine.enforced", map[string]any{"session": sid})
+	l.gatewayd.set(&portcullisv1.GetGatewayStatusResponse{Session: sid, Phase: portcullisv1.Phase_PHASE_ATTEST, Carrier: true})
+	l.await(at+1, "quarantine.enforced", map[string]any{"session": sid, "reason": "quarantine-kept"})
+}
+
+// The Pi lost its power, and both disks what was answered last: gatewayd gives the session no
+// run any more, and attestd, which knows of nothing, believes it no more either.
+func TestAttack_SessionThatGatewaydKeepsShutIsNotTrusted(t *testing.T) {
+	l := newLab(t)
+	l.gatewayd.set(&portcullisv1.GetGatewayStatusResponse{Session: sid, Phase: portcullisv1.Phase_PHASE_QUARANTINE, Carrier: true})
+	l.pxed.open(sid)
+	l.start()
+	l.agent(sid, newKey(t))
+	l.await(0, "verdict", map[string]any{"session": sid, "state": "quarantined", "reason": "quarantine-gateway"})
+	at := l.events.count()
+	l.gatewayd.set(&portcullisv1.GetGatewayStatusResponse{Session: sid2, Phase: portcullisv1.Phase_PHASE_ATTEST, Carrier: true})
+	l.pxed.open(sid2)
+	l.agent(sid2, newKey(t))
+	l.awaitState(at, "trusted")
+}
+
 func TestAnotherCPUIsAFinding(t *testing.T) {
 	l := newLab(t)
 	l.pxed.open(sid)

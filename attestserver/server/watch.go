@@ -42,7 +42,11 @@ func (s *Server) watch(ctx context.Context) {
 }
 
 func (s *Server) watchOnce(ctx context.Context, alive func()) error {
-	stream, err := s.o.Boot.WatchSessions(ctx, connect.NewRequest(&portcullisv1.WatchSessionsRequest{}))
+	var stream *connect.ServerStreamForClient[portcullisv1.WatchSessionsResponse]
+	var err error
+	deep.do(func() {
+		stream, err = s.o.Boot.WatchSessions(ctx, connect.NewRequest(&portcullisv1.WatchSessionsRequest{}))
+	})
 	if err != nil {
 		return err
 	}
@@ -53,6 +57,7 @@ func (s *Server) watchOnce(ctx context.Context, alive func()) error {
 		if session.GetId() == "" {
 			continue // no session since pxed was installed
 		}
+		s.told.Store(session)
 		if !s.post(func(c *core) { c.watched(session) }) {
 			return context.Canceled
 		}

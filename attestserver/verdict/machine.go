@@ -60,8 +60,9 @@ const (
 	ReasonBurst    = "burst-clean"
 	ReasonExpired  = "verdict-expired"
 	ReasonRestored = "quarantine-kept"
-	ReasonPolicy   = "policy-rule"  // a rule of the operator's quarantines
-	ReasonTier     = "tier-changed" // trusted as before, on another root of trust
+	ReasonGateway  = "quarantine-gateway" // gatewayd gives the session no run any more: the Pi lost its power
+	ReasonPolicy   = "policy-rule"        // a rule of the operator's quarantines
+	ReasonTier     = "tier-changed"       // trusted as before, on another root of trust
 )
 
 // BurstSize good answers in a row make a suspect trusted again.
@@ -131,8 +132,10 @@ func (m *Machine) Verdict() Verdict {
 	v := m.v
 	v.Findings = append([]Finding(nil), m.v.Findings...)
 	v.Warnings = append([]string(nil), m.v.Warnings...)
-	for _, source := range slices.Sorted(maps.Keys(m.standing)) {
-		v.Warnings = append(v.Warnings, m.standing[source]...)
+	if len(m.standing) > 0 {
+		for _, source := range slices.Sorted(maps.Keys(m.standing)) {
+			v.Warnings = append(v.Warnings, m.standing[source]...)
+		}
 	}
 	return v
 }
@@ -210,6 +213,10 @@ func (m *Machine) tier() protocol.Tier {
 
 // Stand replaces the warnings of one source that hold for now.
 func (m *Machine) Stand(source string, warnings []string) {
+	if len(warnings) == 0 {
+		delete(m.standing, source)
+		return
+	}
 	if m.standing == nil {
 		m.standing = make(map[string][]string)
 	}

@@ -45,12 +45,60 @@ func some(build func(*protocol.Image) ([]protocol.Expectation, error), ops strin
 }
 `
 
+// profiled is built beside it where attestd is to be profiled, between two signals.
+const profiled = `package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/pprof"
+	"syscall"
+)
+
+func init() {
+	at := os.Getenv("` + profileEnv + `")
+	file := func(name string) *os.File {
+		f, err := os.Create(at + name)
+		if err != nil {
+			panic(err)
+		}
+		return f
+	}
+	told := make(chan os.Signal, 2)
+	signal.Notify(told, syscall.SIGUSR1)
+	go func() {
+		<-told
+		f := file(".cpu")
+		pprof.StartCPUProfile(f)
+		<-told
+		pprof.StopCPUProfile()
+		f.Close()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		for _, kind := range []string{"heap", "goroutine", "allocs"} {
+			f := file("." + kind)
+			pprof.Lookup(kind).WriteTo(f, 0)
+			f.Close()
+		}
+		b, _ := json.MarshalIndent(m, "", "\t")
+		os.WriteFile(at+"` + profileEnd + `", b, 0o600)
+	}()
+}
+`
+
+const (
+	profileEnv = "PORTCULLIS_ATTESTD_PROFILE"
+	profileEnd = ".memstats" // is written last
+)
+
 // build makes cmd/attestd, which asks all ops or some, and the PCs.
-func build(ctx context.Context, dir, ops string) (*programs, error) {
+func build(ctx context.Context, dir, ops string, profile bool) (*programs, error) {
 	p := &programs{filepath.Join(dir, "attestd"), filepath.Join(dir, "pcs")}
 	attestd := []string{"build", "-o", p.attestd}
-	if ops != "all" {
-		overlay, err := only(dir, ops)
+	if ops != "all" || profile {
+		overlay, err := only(dir, ops, profile)
 		if err != nil {
 			return nil, err
 		}
@@ -65,35 +113,43 @@ func build(ctx context.Context, dir, ops string) (*programs, error) {
 }
 
 // only leaves what the compiler takes instead of one file, in which the image's
-// expectations go through some. The rest of cmd/attestd is as it is.
-func only(dir, ops string) (overlay string, err error) {
+// expectations go through some, and beside it. The rest of cmd/attestd is as it is.
+func only(dir, ops string, profile bool) (overlay string, err error) {
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", err
 	}
 	at := filepath.Join(strings.TrimSpace(string(root)), askedFile)
-	b, err := os.ReadFile(at)
-	if err != nil {
-		return "", err
+	content := make(map[string]string) // by the place that the compiler believes in
+	if ops != "all" {
+		b, err := os.ReadFile(at)
+		if err != nil {
+			return "", err
+		}
+		text := string(b)
+		if strings.Count(text, askedAll) != 1 || strings.Count(text, askedFrom) != 1 {
+			return "", errors.New(askedFile + " names the expectations in another way")
+		}
+		text = strings.Replace(text, askedAll, fmt.Sprintf(askedSome, ops), 1)
+		content[at] = strings.Replace(text, askedFrom, askedFrom+" some(", 1)
+		content[filepath.Join(filepath.Dir(at), "some.go")] = some
 	}
-	text := string(b)
-	if strings.Count(text, askedAll) != 1 || strings.Count(text, askedFrom) != 1 {
-		return "", errors.New(askedFile + " names the expectations in another way")
+	if profile {
+		content[filepath.Join(filepath.Dir(at), "profiled.go")] = profiled
 	}
-	text = strings.Replace(text, askedAll, fmt.Sprintf(askedSome, ops), 1)
-	text = strings.Replace(text, askedFrom, askedFrom+" some(", 1)
-	files := map[string]string{at: filepath.Join(dir, "fleet.go"), filepath.Join(filepath.Dir(at), "some.go"): filepath.Join(dir, "some.go")}
+	files := make(map[string]string)
+	for place, text := range content {
+		files[place] = filepath.Join(dir, filepath.Base(place))
+		if err := os.WriteFile(files[place], []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
 	list, err := json.Marshal(map[string]any{"Replace": files})
 	if err != nil {
 		return "", err
 	}
 	overlay = filepath.Join(dir, "overlay.json")
-	for name, content := range map[string]string{files[at]: text, filepath.Join(dir, "some.go"): some, overlay: string(list)} {
-		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
-			return "", err
-		}
-	}
-	return overlay, nil
+	return overlay, os.WriteFile(overlay, list, 0o600)
 }
 
 // The peer is a module of its own, and no Go file to this one: nothing of the product

@@ -36,7 +36,8 @@ func run(ctx context.Context, args []string) error {
 	sizes := flags.String("pcs", "50,200,400,2000", "how many PCs, one run each; \"\" for none")
 	mean := flags.Duration("mean", 2*time.Second, "mean gap between the challenges of a PC")
 	last := flags.Duration("for", 20*time.Second, "measure for, after every PC is trusted")
-	ops := flags.String("ops", elevenOps, "ops that are asked, or all: cmd/attestd as it is")
+	ops := flags.String("ops", elevenOps, "ops that are asked; all: cmd/attestd as it is; "+quoteOps+": a quote each time, each PC with a chip in software")
+	profile := flags.String("profile", "", "write attestd's profiles to this path with .cpu, .heap, .allocs, .goroutine behind it, and the PCs' with -pcs.cpu")
 	state := flags.String("state", "/dev/shm", "directory for what attestd writes: what a PC's first boot writes is not measured")
 	quotes := flags.Int("quotes", 2000, "verify so many TPM quotes, by ours and by go-attestation; 0 for none")
 	flags.Parse(args)
@@ -46,7 +47,7 @@ func run(ctx context.Context, args []string) error {
 	}
 	defer os.RemoveAll(dir)
 	if *sizes != "" {
-		if err := rack(ctx, dir, *sizes, *ops, *state, setup{Mean: *mean, For: *last}); err != nil {
+		if err := rack(ctx, dir, *sizes, *ops, *state, setup{Mean: *mean, For: *last, Profile: *profile}); err != nil {
 			return cmp.Or(ctx.Err(), err)
 		}
 	}
@@ -56,12 +57,16 @@ func run(ctx context.Context, args []string) error {
 	return nil
 }
 
+// quoteOps asks for a quote and nothing else, as Keylime's verifier does.
+const quoteOps = "tpm"
+
 func rack(ctx context.Context, dir, sizes, ops, state string, s setup) error {
-	p, err := build(ctx, dir, ops)
+	p, err := build(ctx, dir, ops, s.Profile != "")
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%6s %10s %8s %8s %10s %10s %10s %10s %9s %9s %6s\n", "PCs", "asked for", "judged", "a second", "CPU ms", "of a core", "late p50", "late p99", "RSS MiB", "findings", "load")
+	s.Chips = ops == quoteOps
+	fmt.Printf("%6s %10s %8s %8s %10s %10s %10s %10s %9s %9s %6s %8s\n", "PCs", "asked for", "judged", "a second", "CPU ms", "of a core", "late p50", "late p99", "RSS MiB", "findings", "load", "PCs' CPU")
 	for _, text := range strings.Split(sizes, ",") {
 		if s.PCs, err = strconv.Atoi(strings.TrimSpace(text)); err != nil || s.PCs < 1 {
 			return fmt.Errorf("-pcs: %q is not a number of PCs", text)
@@ -77,7 +82,8 @@ func rack(ctx context.Context, dir, sizes, ops, state string, s setup) error {
 
 func (m *measured) print() {
 	seconds := m.took.Seconds()
-	fmt.Printf("%6d %8.0f/s %8d %8.1f %10.3f %8.1f %% %7.1f ms %7.1f ms %9.1f %9d %6s\n", m.PCs, float64(m.PCs)/m.Mean.Seconds(), m.judged,
-		float64(m.judged)/seconds, 1000*m.cpu.Seconds()/float64(m.judged), 100*m.cpu.Seconds()/seconds,
-		1000*m.late(0.5), 1000*m.late(0.99), float64(m.rss)/(1<<20), m.findings, m.load)
+	each := func(d time.Duration) float64 { return 1000 * d.Seconds() / float64(m.judged) }
+	fmt.Printf("%6d %8.0f/s %8d %8.1f %10.3f %8.1f %% %7.1f ms %7.1f ms %9.1f %9d %6s %5.2f ms\n", m.PCs, float64(m.PCs)/m.Mean.Seconds(), m.judged,
+		float64(m.judged)/seconds, each(m.cpu), 100*m.cpu.Seconds()/seconds,
+		1000*m.late(0.5), 1000*m.late(0.99), float64(m.rss)/(1<<20), m.findings, m.load, each(m.theirs))
 }

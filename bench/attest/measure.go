@@ -10,18 +10,23 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // setup is one run.
 type setup struct {
-	PCs  int
-	Mean time.Duration
-	For  time.Duration
+	PCs     int
+	Mean    time.Duration
+	For     time.Duration
+	Chips   bool   // each PC has one
+	Profile string // path before the names of profiles; "": none
 }
 
 // measured is what came of it.
@@ -31,9 +36,10 @@ type measured struct {
 	judged   int
 	findings int // that are not for information only: an honest PC has none
 	cpu      time.Duration
-	rss      int64     // bytes, at the end
-	lates    []float64 // seconds, sorted
-	load     string    // of the machine, at the end, over a minute
+	theirs   time.Duration // CPU of the PCs, with what pxed and gatewayd say of them
+	rss      int64         // bytes, at the end
+	lates    []float64     // seconds, sorted
+	load     string        // of the machine, at the end, over a minute
 }
 
 // late is the q-quantile of how late challenges were asked, in seconds.
@@ -43,6 +49,9 @@ func (m *measured) late(q float64) float64 {
 	}
 	return m.lates[min(int(q*float64(len(m.lates))), len(m.lates)-1)]
 }
+
+// timerSlack is TimerSlackNSec of attestd's unit.
+const timerSlack = time.Millisecond
 
 // trustTime bounds the time until every PC is trusted.
 const trustTime = 3 * time.Minute
@@ -56,8 +65,15 @@ func measure(ctx context.Context, p *programs, state string, s setup) (*measured
 	defer os.RemoveAll(dir)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	pcs := exec.CommandContext(ctx, p.pcs, "-test.run=^TestRack$", "-test.timeout=0")
+	pcs := exec.CommandContext(ctx, p.pcs, "-test.run=^TestRackForBench$", "-test.timeout=0")
 	pcs.Env = append(os.Environ(), "PORTCULLIS_RACK_DIR="+dir, "PORTCULLIS_RACK_PCS="+strconv.Itoa(s.PCs), "PORTCULLIS_RACK_MEAN="+s.Mean.String())
+	if s.Chips {
+		pcs.Env = append(pcs.Env, "PORTCULLIS_RACK_CHIPS=1")
+	}
+	if s.Profile != "" {
+		os.Remove(s.Profile + profileEnd)
+		pcs.Args = append(pcs.Args, "-test.cpuprofile="+s.Profile+"-pcs.cpu")
+	}
 	pcs.Stdout, pcs.Stderr = io.Discard, os.Stderr
 	hold, err := pcs.StdinPipe()
 	if err != nil {
@@ -75,7 +91,8 @@ func measure(ctx context.Context, p *programs, state string, s setup) (*measured
 	reader, writer := io.Pipe()
 	attestd := exec.CommandContext(ctx, p.attestd, "--config", config)
 	attestd.Stdout, attestd.Stderr = writer, os.Stderr
-	ended, err := start(attestd)
+	attestd.Env = append(os.Environ(), profileEnv+"="+s.Profile)
+	ended, err := startSlack(attestd)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +102,7 @@ func measure(ctx context.Context, p *programs, state string, s setup) (*measured
 		<-ended
 	}()
 	go func() { <-ended; writer.CloseWithError(errors.New("attestd has ended")) }()
-	return count(reader, attestd.Process.Pid, s)
+	return count(reader, attestd.Process.Pid, pcs.Process.Pid, s)
 }
 
 // start starts c; the channel is closed when it has ended.
@@ -96,6 +113,27 @@ func start(c *exec.Cmd) (chan struct{}, error) {
 	ended := make(chan struct{})
 	go func() { c.Wait(); close(ended) }()
 	return ended, nil
+}
+
+// startSlack starts c as attestd's unit does: the kernel may let its threads sleep
+// timerSlack longer than they want, which spares waking them one by one.
+func startSlack(c *exec.Cmd) (chan struct{}, error) {
+	type started struct {
+		ended chan struct{}
+		err   error
+	}
+	done := make(chan started)
+	go func() {
+		runtime.LockOSThread() // a program inherits from the thread that starts it; this one ends with it
+		if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack), 0, 0, 0); err != nil {
+			done <- started{nil, err}
+			return
+		}
+		ended, err := start(c)
+		done <- started{ended, err}
+	}()
+	s := <-done
+	return s.ended, s.err
 }
 
 // await waits for a file.
@@ -115,18 +153,18 @@ func await(ctx context.Context, path string, gone <-chan struct{}) error {
 }
 
 // count reads attestd's events. The clock starts when the last PC is trusted.
-func count(events io.Reader, pid int, s setup) (*measured, error) {
+func count(events io.Reader, pid, pcs int, s setup) (*measured, error) {
 	m := &measured{setup: s}
 	trusted := make(map[string]bool)
 	var began, end time.Time
-	var before time.Duration
+	var before, theirs time.Duration
 	limit := time.Now().Add(trustTime)
 	lines := bufio.NewScanner(events)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		var e struct {
-			Event, PC, State, Class, Reason, Detail string
-			Late                                    float64 `json:"late_seconds"`
+			Event, PC, State, Tier, Class, Reason, Detail string
+			Late                                          float64 `json:"late_seconds"`
 		}
 		if json.Unmarshal(lines.Bytes(), &e) != nil {
 			return nil, fmt.Errorf("attestd says %.100q", lines.Text())
@@ -134,7 +172,7 @@ func count(events io.Reader, pid int, s setup) (*measured, error) {
 		counting := !began.IsZero()
 		switch e.Event {
 		case "verdict":
-			trusted[e.PC] = e.State == "trusted"
+			trusted[e.PC] = e.State == "trusted" && (!s.Chips || e.Tier == "T1") // whose chip is enrolled
 		case "finding":
 			if e.Class != "info" {
 				if m.findings++; m.findings <= 3 {
@@ -157,20 +195,31 @@ func count(events io.Reader, pid int, s setup) (*measured, error) {
 		case !counting && e.Event == "verdict" && all(trusted, s.PCs):
 			began, end = now, now.Add(s.For)
 			var err error
-			if before, err = cpuTime(pid); err != nil {
+			if before, theirs, err = cpuTimes(pid, pcs); err != nil {
+				return nil, err
+			}
+			if err := s.profile(pid); err != nil {
 				return nil, err
 			}
 		case counting && now.After(end):
-			after, err := cpuTime(pid)
+			after, ended, err := cpuTimes(pid, pcs)
 			if err != nil {
 				return nil, err
 			}
-			m.cpu, m.took = after-before, now.Sub(began)
+			m.cpu, m.theirs, m.took = after-before, ended-theirs, now.Sub(began)
 			slices.Sort(m.lates)
 			if m.load, err = load(); err != nil {
 				return nil, err
 			}
-			m.rss, err = resident(pid)
+			if m.rss, err = resident(pid); err != nil {
+				return nil, err
+			}
+			err = s.profile(pid)
+			for limit := time.Now().Add(30 * time.Second); s.Profile != "" && time.Now().Before(limit); time.Sleep(100 * time.Millisecond) {
+				if _, err := os.Stat(s.Profile + profileEnd); err == nil {
+					break
+				}
+			}
 			return m, err
 		}
 	}
@@ -184,6 +233,22 @@ func all(trusted map[string]bool, n int) bool {
 		}
 	}
 	return len(trusted) == n
+}
+
+// profile tells attestd to begin or to end its profile.
+func (s *setup) profile(pid int) error {
+	if s.Profile == "" {
+		return nil
+	}
+	return syscall.Kill(pid, syscall.SIGUSR1)
+}
+
+func cpuTimes(a, b int) (x, y time.Duration, err error) {
+	x, err = cpuTime(a)
+	if err == nil {
+		y, err = cpuTime(b)
+	}
+	return x, y, err
 }
 
 // cpuTime is what a process has used so far, user and system (proc(5): fields 14 and

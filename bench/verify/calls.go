@@ -3,18 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"portcullis/bench/internal/bench"
 	"portcullis/lab/dockerd"
 )
 
@@ -23,16 +19,10 @@ type calls struct {
 	GuardP50, GuardP99, DockerP50, DockerP99 float64
 }
 
-// starts are medians of creating and starting a container, ms.
-type starts struct{ Guard, Docker float64 }
-
 var callNames = []string{"ping", "list", "inspect", "refused"}
 
-// How often.
-const (
-	manyCalls  = 1000
-	manyStarts = 15
-)
+// manyCalls is how often each is made.
+const manyCalls = 1000
 
 // caller speaks to one socket.
 type caller struct{ http *http.Client }
@@ -94,38 +84,17 @@ func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 
 
 // latencies measures calls and starts, with an image of one small program.
 func (r *report) latencies(ctx context.Context, g *guarded, bare *dockerd.Engine) error {
-	program, err := dockerd.Probe(ctx)
-	if err != nil {
-		return err
-	}
-	i, err := dockerd.Make("bench/probe:1", program, "bench")
-	if err != nil {
-		return err
-	}
-	file := filepath.Join(g.dir, "probe.tar")
-	if err := errors.Join(os.WriteFile(file, i.Tar, 0o600), g.approve(ctx, file)); err != nil {
-		return err
-	}
-	for _, socket := range []string{g.socket, bare.Socket} {
-		if err := command(ctx, "docker", "-H", "unix://"+socket, "load", "-q", "-i", file); err != nil {
-			return err
-		}
-	}
 	with, without := newCaller(g.socket), newCaller(bare.Socket)
-	images := []string{fmt.Sprintf("portcullis/approved:bench-%d-1", g.number), i.Name}
-	var took [2][]float64
-	for range manyStarts {
-		for n, c := range []caller{with, without} {
-			t, err := c.startOne(ctx, images[n])
-			if err != nil {
-				return err
-			}
-			took[n] = append(took[n], t)
-		}
+	images, err := both(ctx, g, bare, 0)
+	if err != nil {
+		return err
 	}
-	r.Start = starts{bench.Median(took[0]), bench.Median(took[1])}
+	if r.Start, err = alternate(ctx, with, without, images, manyStarts, nil); err != nil {
+		return err
+	}
 	var ids [2]string
 	for n, c := range []caller{with, without} {
+		var err error
 		if ids[n], err = c.create(ctx, images[n]); err != nil {
 			return err
 		}

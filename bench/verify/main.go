@@ -33,6 +33,7 @@ type report struct {
 
 	Calls map[string]calls `json:"calls"`
 	Start starts           `json:"start"`
+	Cold  map[int]starts   `json:"cold_start"` // by MiB of the image, with nothing in memory
 	// RSSMiB of verifierd: after its start, and the most that it ever had.
 	RSSMiB, PeakMiB float64
 	Load            string `json:"load"` // of the machine, at the end
@@ -46,7 +47,11 @@ func (r report) Print(w io.Writer) {
 		c := r.Calls[name]
 		fmt.Fprintf(w, "%-18s p50 %6.2f ms, p99 %6.2f ms; without the guard %6.2f ms, %6.2f ms\n", name, c.GuardP50, c.GuardP99, c.DockerP50, c.DockerP99)
 	}
-	fmt.Fprintf(w, "create and start   p50 %6.0f ms; without the guard %6.0f ms: %+.0f %%\n", r.Start.Guard, r.Start.Docker, 100*(r.Start.Guard/r.Start.Docker-1))
+	fmt.Fprintf(w, "create and start   p50 %6.0f ms; without the guard %6.0f ms: %+.0f %%\n", r.Start.Guard, r.Start.Docker, r.Start.more())
+	for _, mib := range coldMiB {
+		c := r.Cold[mib]
+		fmt.Fprintf(w, "  %3d MiB, cold    p50 %6.0f ms; without the guard %6.0f ms: %+.0f %%\n", mib, c.Guard, c.Docker, c.more())
+	}
 	fmt.Fprintf(w, "verifierd          %.1f MiB, at most %.1f MiB\nload of the machine %s\n", r.RSSMiB, r.PeakMiB, r.Load)
 }
 
@@ -69,7 +74,7 @@ func run(ctx context.Context, n int) (_ bench.Report, err error) {
 	if err := bare.Start(ctx); err != nil {
 		return nil, err
 	}
-	r := report{MiB: mib, Calls: map[string]calls{}}
+	r := report{MiB: mib, Calls: map[string]calls{}, Cold: map[int]starts{}}
 	if r.RSSMiB, _, err = guarded.memory(); err != nil {
 		return nil, err
 	}
@@ -78,7 +83,7 @@ func run(ctx context.Context, n int) (_ bench.Report, err error) {
 			return nil, err
 		}
 	}
-	if err := r.latencies(ctx, guarded, bare); err != nil {
+	if err := errors.Join(r.latencies(ctx, guarded, bare), r.cold(ctx, guarded, bare)); err != nil {
 		return nil, err
 	}
 	if _, r.PeakMiB, err = guarded.memory(); err != nil {

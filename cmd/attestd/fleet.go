@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/attestserver/continuity"
 	"portcullis/attestserver/expect"
 	"portcullis/attestserver/reference"
@@ -75,8 +74,8 @@ func serverOf(pc config.PC, o server.Options, actions *actor, events *event.Writ
 		return nil, err
 	}
 	o.Name, o.Machine, o.Refs, o.Epochs, o.Events = pc.Name, pc.MAC, refs, epochs, events
-	o.Boot = portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(pc.RunDir, rpc.BootSocket)), rpc.BaseURL)
-	o.Gateway = portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(pc.RunDir, rpc.GatewaySocket)), rpc.BaseURL)
+	o.Boot = bootAt{actions.clients, filepath.Join(pc.RunDir, rpc.BootSocket)}
+	o.Gateway = gatewayAt{actions.clients, filepath.Join(pc.RunDir, rpc.GatewaySocket)}
 	o.Actions = func(s *server.Server) (server.Actions, error) { return actions.open(pc, s, o.Gateway, events) }
 	return server.New(o)
 }

@@ -15,6 +15,7 @@ import (
 
 // actor opens what carries out the policy, for each PC with the same webhooks and rungs.
 type actor struct {
+	clients *clients
 	targets []*action.Target
 	ladder  action.Ladder
 }
@@ -22,7 +23,7 @@ type actor struct {
 // newActor reads the webhooks' secrets. A webhook that cannot be used costs an event:
 // the other actions must go on.
 func newActor(c *config.Config, events *event.Writer) *actor {
-	a := &actor{ladder: action.Ladder{Within: c.Attest.Ladder.Within, OffTime: c.Attest.Ladder.OffTime}}
+	a := &actor{clients: newClients(), ladder: action.Ladder{Within: c.Attest.Ladder.Within, OffTime: c.Attest.Ladder.OffTime}}
 	for _, w := range c.Attest.Webhooks {
 		t, err := action.NewTarget(w.Name, w.URL, w.SecretFile, w.CAFile)
 		if err != nil {
@@ -38,9 +39,7 @@ func newActor(c *config.Config, events *event.Writer) *actor {
 }
 
 func (a *actor) open(pc config.PC, s *server.Server, gateway portcullisv1connect.GatewayClient, events *event.Writer) (server.Actions, error) {
-	power := func(socket string) portcullisv1connect.PowerClient {
-		return portcullisv1connect.NewPowerClient(rpc.Client(filepath.Join(pc.RunDir, socket)), rpc.BaseURL)
-	}
+	power := func(socket string) powerAt { return powerAt{a.clients, filepath.Join(pc.RunDir, socket)} }
 	return action.Open(action.Options{
 		Journal: filepath.Join(pc.StateDir, "actions.journal"), PC: s, Gateway: gateway,
 		Relay: power(rpc.RelaySocket), Hook: power(rpc.HookSocket),

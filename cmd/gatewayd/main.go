@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -28,9 +29,10 @@ import (
 
 func main() {
 	file := flag.String("config", config.DefaultPath, "configuration file")
+	pc := flag.String("pc", "", "the PC of this port among several of the Pi: the name in attest.pcs; empty = the Pi has one")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *file)
+	err := run(ctx, *file, *pc)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gatewayd:", err)
@@ -38,8 +40,8 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, file string) error {
-	c, err := config.Load(file)
+func run(ctx context.Context, file, pc string) error {
+	c, err := config.LoadFor(file, pc)
 	if err != nil {
 		return err
 	}
@@ -48,7 +50,7 @@ func run(ctx context.Context, file string) error {
 		return err
 	}
 	events := event.NewJSON(os.Stdout, "gatewayd", time.Now)
-	kernel, err := nft.Open(nft.Options{})
+	kernel, err := nft.Open(nft.Options{PC: port.Name, Interface: port.Interface})
 	if err != nil {
 		return err
 	}
@@ -58,14 +60,18 @@ func run(ctx context.Context, file string) error {
 		return err
 	}
 	// Invariant 1: New returns with default deny in force; only then is anything listened on.
-	g, err := server.New(server.Options{Port: port, StateDir: filepath.Join(c.StateDir, "gatewayd"), Kernel: kernel,
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	g, err := server.New(server.Options{Port: port, Boot: strings.TrimSpace(string(boot)), StateDir: filepath.Join(c.StateDir, "gatewayd"), Kernel: kernel,
 		Wire: wire, Clock: clock.Real{}, Events: events})
 	if err != nil {
 		return err
 	}
 	l, err := rpc.Listen(filepath.Join(c.RunDir, rpc.GatewaySocket), c.Gateway.AllowedUIDs)
 	if err != nil {
-		return err
+		return errors.Join(err, g.Abandon()) // from here on Run ends it
 	}
 	defer l.Close()
 	mux := http.NewServeMux()
@@ -73,7 +79,7 @@ func run(ctx context.Context, file string) error {
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	evidence := violation.NewReader(violation.Options{Group: port.LogGroup, Now: time.Now,
+	evidence := violation.NewReader(violation.Options{Group: port.LogGroup, PC: port.Name, Now: time.Now,
 		Lost: func() { events.Emit("evidence.lost", event.Fields{"reason": "queue-full"}) }})
 	bound, seen := make(chan struct{}), make(chan struct{})
 	var first sync.Once

@@ -47,8 +47,15 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// programEnv names the real program where it was built before, in a machine without Go.
+const programEnv = "PORTCULLIS_TEST_PROGRAM"
+
 // build makes the real program; the tests run it as a child inside a host.
 func build(m *testing.M) int {
+	if built := os.Getenv(programEnv); built != "" {
+		program, programDir = built, filepath.Dir(built)
+		return m.Run()
+	}
 	dir, err := os.MkdirTemp("", "gatewayd")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -77,6 +84,10 @@ type rig struct {
 	banFor     string
 	banWindow  string
 	attr       *syscall.SysProcAttr // of the child; nil = as the test
+
+	name           string // of the PC among several; "" = the Pi has one
+	port, mac, ip  string // of the PC
+	config, socket string // files
 }
 
 func newRig(t testing.TB) *rig {
@@ -92,11 +103,13 @@ func newRig(t testing.TB) *rig {
 			}
 		}
 	}
-	r := &rig{t: t, pc: hosts[0], gw: hosts[1], up: hosts[2], banAfter: 1000, banFor: "10m", banWindow: "1m"}
+	r := &rig{t: t, pc: hosts[0], gw: hosts[1], up: hosts[2], banAfter: 1000, banFor: "10m", banWindow: "1m",
+		port: "pc0", mac: pcMAC, ip: pcIP}
 	var err error
 	r.dir, err = os.MkdirTemp("", "gw") // short: the path of a unix socket has 107 bytes
 	r.must(err)
 	t.Cleanup(func() { os.RemoveAll(r.dir) })
+	r.config, r.socket = filepath.Join(r.dir, "portcullis.yaml"), filepath.Join(r.dir, "run", rpc.GatewaySocket)
 	r.must(netns.Veth(r.pc, "eth0", r.gw, "pc0"))
 	r.must(netns.Veth(r.gw, "up0", r.up, "eth0"))
 	r.must(r.pc.SetMAC("eth0", pcMAC))
@@ -146,9 +159,10 @@ func (r *rig) start() {
 
 func (r *rig) spawn() {
 	r.t.Helper()
-	file := filepath.Join(r.dir, "portcullis.yaml")
-	r.must(os.WriteFile(file, fmt.Appendf(nil, configText, r.dir, r.banAfter, r.banFor, r.banWindow), 0o644))
-	r.child = exec.Command(program, "--config", file)
+	if r.name == "" {
+		r.must(os.WriteFile(r.config, fmt.Appendf(nil, configText, r.dir, r.banAfter, r.banFor, r.banWindow), 0o644))
+	}
+	r.child = exec.Command(program, "--pc", r.name, "--config", r.config)
 	r.child.SysProcAttr = r.attr
 	r.child.Stderr = os.Stderr
 	out, err := r.child.StdoutPipe()
@@ -156,13 +170,23 @@ func (r *rig) spawn() {
 	r.must(r.gw.Start(r.child))
 	r.events = make(chan map[string]any, 4096)
 	go readEvents(out, r.events)
-	r.client = portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(r.dir, "run", rpc.GatewaySocket)), rpc.BaseURL)
+	r.client = portcullisv1connect.NewGatewayClient(rpc.Client(r.socket), rpc.BaseURL)
 	r.wait("ready", nil)
 }
 
+// routing opens what gatewayd closes beside its tables, when it has done so.
 func (r *rig) routing() {
-	r.must(r.gw.Sysctl("net.ipv4.conf.pc0.forwarding", "1"))
-	r.must(r.gw.Sysctl("net.ipv4.conf.up0.forwarding", "1"))
+	if r.child != nil {
+		r.status() // who shuts a run answers before it closes the routing, and the next call after
+	}
+	r.forward(r.port)
+	r.forward("up0")
+}
+
+// forward opens the routing of an interface, whose name may have dots.
+func (r *rig) forward(name string) {
+	r.t.Helper()
+	r.must(r.gw.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/conf/"+name+"/forwarding", []byte("1"), 0) }))
 }
 
 func readEvents(out io.Reader, events chan<- map[string]any) {
@@ -227,7 +251,7 @@ func (r *rig) ctx() context.Context {
 
 func (r *rig) openBoot(session string) {
 	r.t.Helper()
-	_, err := r.client.OpenBoot(r.ctx(), connect.NewRequest(&v1.OpenBootRequest{Session: session, Mac: pcMAC, Address: pcIP}))
+	_, err := r.client.OpenBoot(r.ctx(), connect.NewRequest(&v1.OpenBootRequest{Session: session, Mac: r.mac, Address: r.ip}))
 	r.must(err)
 }
 

@@ -70,7 +70,7 @@ func fingerprintShowCommand() *cli.Command {
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
-		runDir, asJSON := grantFlags(fs.String, fs.Bool)
+		runDir, asJSON := sharedFlags(fs)
 		machine := fs.String("machine", "", "MAC of the PC; the configured one")
 		parts := fs.Bool("parts", false, "list every part")
 		words, err := cli.Parse(c, stdio, fs, args)

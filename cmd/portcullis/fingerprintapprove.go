@@ -27,7 +27,7 @@ func fingerprintApproveCommand() *cli.Command {
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
-		runDir, asJSON := grantFlags(fs.String, fs.Bool)
+		runDir, asJSON := sharedFlags(fs)
 		machine := fs.String("machine", "", "MAC of the PC; the configured one")
 		key := fs.String("key", "", "the operator's key file")
 		note := fs.String("note", "", "why, for the record; at most 512 bytes")
@@ -108,7 +108,7 @@ func fingerprintOpenCommand() *cli.Command {
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
-		runDir, _ := grantFlags(fs.String, fs.Bool)
+		runDir, _ := sharedFlags(fs)
 		machine := fs.String("machine", "", "MAC of the PC; the configured one")
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {

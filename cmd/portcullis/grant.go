@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/gateway/policy"
 	"portcullis/internal/cli"
+	"portcullis/internal/config"
 	"portcullis/internal/rpc"
 )
 
@@ -38,14 +40,15 @@ func grantAddCommand() *cli.Command {
 		Name: "grant add", Args: "--to HOST:PORT/PROTO --for TIME --task ID",
 		Summary: "Let the PC reach one address, port and protocol. HOST is an IPv4 address: names and IPv6 are not supported yet.\n" +
 			"It passes only while the PC is trusted, ends by itself, and its connections end with it.",
-		Example: "portcullis grant add --to 203.0.113.10:443/tcp --for 10m --task nightly-report",
+		Example: "portcullis grant add --to 203.0.113.10:443/tcp --for 10m --task nightly-report\n" +
+			"portcullis grant add --pc rack-1 --to 203.0.113.10:443/tcp --for 10m --task nightly-report",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
 		to := fs.String("to", "", "where: IPv4 address, port, tcp or udp, for instance 203.0.113.10:443/tcp")
 		life := fs.Duration("for", 0, "how long: 1s to 168h")
 		task := fs.String("task", "", "the task that needs it, for the record")
-		runDir, asJSON := grantFlags(fs.String, fs.Bool)
+		of := newGrantFlags(fs)
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
 			return err
@@ -57,14 +60,18 @@ func grantAddCommand() *cli.Command {
 		if err != nil {
 			return cli.Usagef("--to: %v", err)
 		}
+		gateway, err := of.gateway()
+		if err != nil {
+			return err
+		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		r, err := gatewayClient(*runDir).AddGrant(ctx, connect.NewRequest(&v1.AddGrantRequest{
+		r, err := gateway.AddGrant(ctx, connect.NewRequest(&v1.AddGrantRequest{
 			Task: *task, Protocol: t.Protocol, Address: t.Address.String(), Port: uint32(t.Port), DurationMs: life.Milliseconds()}))
 		if err != nil {
 			return fmt.Errorf("grant add: %w", err)
 		}
-		return printGrants(stdio, *asJSON, []*v1.Grant{r.Msg.Grant}, true)
+		return printGrants(stdio, *of.asJSON, []*v1.Grant{r.Msg.Grant}, true)
 	}
 	return c
 }
@@ -76,7 +83,7 @@ func grantListCommand() *cli.Command {
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
-		runDir, asJSON := grantFlags(fs.String, fs.Bool)
+		of := newGrantFlags(fs)
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
 			return err
@@ -84,13 +91,17 @@ func grantListCommand() *cli.Command {
 		if len(words) != 0 {
 			return cli.Usagef("grant list takes no words")
 		}
+		gateway, err := of.gateway()
+		if err != nil {
+			return err
+		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		r, err := gatewayClient(*runDir).ListGrants(ctx, connect.NewRequest(&v1.ListGrantsRequest{}))
+		r, err := gateway.ListGrants(ctx, connect.NewRequest(&v1.ListGrantsRequest{}))
 		if err != nil {
 			return fmt.Errorf("grant list: %w", err)
 		}
-		return printGrants(stdio, *asJSON, r.Msg.Grants, false)
+		return printGrants(stdio, *of.asJSON, r.Msg.Grants, false)
 	}
 	return c
 }
@@ -102,7 +113,7 @@ func grantRevokeCommand() *cli.Command {
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
-		runDir, asJSON := grantFlags(fs.String, fs.Bool)
+		of := newGrantFlags(fs)
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
 			return err
@@ -110,12 +121,16 @@ func grantRevokeCommand() *cli.Command {
 		if len(words) != 1 {
 			return cli.Usagef("grant revoke needs one grant id; see 'portcullis grant list'")
 		}
+		gateway, err := of.gateway()
+		if err != nil {
+			return err
+		}
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		if _, err := gatewayClient(*runDir).RevokeGrant(ctx, connect.NewRequest(&v1.RevokeGrantRequest{Id: words[0]})); err != nil {
+		if _, err := gateway.RevokeGrant(ctx, connect.NewRequest(&v1.RevokeGrantRequest{Id: words[0]})); err != nil {
 			return fmt.Errorf("grant revoke: %w", err)
 		}
-		if *asJSON {
+		if *of.asJSON {
 			return json.NewEncoder(stdio.Out).Encode(map[string]string{"revoked": words[0]})
 		}
 		fmt.Fprintf(stdio.Out, "%s has ended\n", words[0])
@@ -124,12 +139,31 @@ func grantRevokeCommand() *cli.Command {
 	return c
 }
 
-func grantFlags(str func(name, value, usage string) *string, boolean func(name string, value bool, usage string) *bool) (runDir *string, asJSON *bool) {
-	return str("run-dir", "/run/portcullis", "where the services' sockets are"), boolean("json", false, "JSON output")
+// sharedFlags are those of commands that ask one service.
+func sharedFlags(fs *flag.FlagSet) (runDir *string, asJSON *bool) {
+	return fs.String("run-dir", "/run/portcullis", "where the services' sockets are"), fs.Bool("json", false, "JSON output")
 }
 
-func gatewayClient(runDir string) portcullisv1connect.GatewayClient {
-	return portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(runDir, rpc.GatewaySocket)), rpc.BaseURL)
+// grantFlags are those of all commands about grants.
+type grantFlags struct {
+	runDir, pc *string
+	asJSON     *bool
+}
+
+func newGrantFlags(fs *flag.FlagSet) grantFlags {
+	runDir, asJSON := sharedFlags(fs)
+	return grantFlags{runDir, pcFlag(fs), asJSON}
+}
+
+// gateway is the gatewayd of the PC that is meant.
+func (f grantFlags) gateway() (portcullisv1connect.GatewayClient, error) {
+	c := config.Config{RunDir: *f.runDir}
+	if *f.pc != "" {
+		if err := c.ForPC(*f.pc); err != nil {
+			return nil, cli.Usagef("--pc: %v", err)
+		}
+	}
+	return portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(c.RunDir, rpc.GatewaySocket)), rpc.BaseURL), nil
 }
 
 // printGrants writes a list, or with one the object alone.

@@ -15,6 +15,7 @@ import (
 	v1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/internal/cli"
+	"portcullis/internal/config"
 	"portcullis/internal/rpc"
 )
 
@@ -43,8 +44,20 @@ func (g *grants) RevokeGrant(_ context.Context, r *connect.Request[v1.RevokeGran
 // grantCLI runs the program's command tree against a gateway and returns what it says.
 func grantCLI(t *testing.T) func(args ...string) (code int, out, errOut string) {
 	t.Helper()
+	return grantCLIOf(t, "")
+}
+
+// grantCLIOf is grantCLI with the gateway of one PC of several.
+func grantCLIOf(t *testing.T, pc string) func(args ...string) (code int, out, errOut string) {
+	t.Helper()
 	dir := t.TempDir()
-	l, err := rpc.Listen(filepath.Join(dir, rpc.GatewaySocket), nil)
+	c := config.Config{RunDir: dir}
+	if pc != "" {
+		if err := c.ForPC(pc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l, err := rpc.Listen(filepath.Join(c.RunDir, rpc.GatewaySocket), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,6 +99,29 @@ func TestGrantCommands(t *testing.T) {
 	}
 	if code, _, errOut := run("revoke", "g-other"); code != 1 || !strings.Contains(errOut, "not_found") {
 		t.Errorf("revoke of nothing: %d %q", code, errOut)
+	}
+}
+
+// Of several PCs each has a gatewayd of its own, and --pc names it.
+func TestGrantOfOnePCOfSeveral(t *testing.T) {
+	run := grantCLIOf(t, "rack-1")
+	add := []string{"add", "--to", "203.0.113.10:443/tcp", "--for", "10m", "--task", "report"}
+	if code, out, errOut := run(append(add, "--pc", "rack-1")...); code != 0 {
+		t.Errorf("add: %d %q %q", code, out, errOut)
+	}
+	if code, out, _ := run("list", "--pc", "rack-1"); code != 0 || !strings.Contains(out, "report") {
+		t.Errorf("list: %d %q", code, out)
+	}
+	for _, pc := range []string{"", "rack-2"} {
+		if code, out, _ := run(append(add, "--pc", pc)...); code != 1 {
+			t.Errorf("add for %q: %d %q", pc, code, out)
+		}
+	}
+	if code, _, errOut := run("list", "--pc", "../rack-1"); code != 2 || !strings.Contains(errOut, "--pc") {
+		t.Errorf("a path: %d %q", code, errOut)
+	}
+	if code, out, _ := run("revoke", "g-one", "--pc", "rack-1"); code != 0 {
+		t.Errorf("revoke: %d %q", code, out)
 	}
 }
 

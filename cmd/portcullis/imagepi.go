@@ -12,6 +12,7 @@ import (
 	"portcullis/images/manifest"
 	"portcullis/images/pi"
 	"portcullis/internal/cli"
+	"portcullis/verifier/declared"
 )
 
 func imagePiCommand() *cli.Command {
@@ -33,6 +34,7 @@ func imagePiCommand() *cli.Command {
 		fs.StringVar(&o.Bin, "bin", "", "directory with static linux/arm64 programs (default: built from source)")
 		fs.StringVar(&o.Root, "root", card.RootAuto, "chip that first boot enrols: tpm2, zymbit, combined (both needed) or auto (all that answer)")
 		fs.StringVar(&o.ZymbitDebs, "zymbit-debs", "", "directory with the vendor's packages for a Zymkey")
+		serviceDir := fs.String("services", "", "directory with the Pi's services as container images and their approvals, of 'image services'; they go into the system")
 		key := fs.String("key", "", "prefix of the release keys that 'image keygen --pi' made (required)")
 		var trusted stringList
 		fs.Var(&trusted, "trust-key", "public half of a release key that signs elsewhere (may be given again)")
@@ -54,6 +56,11 @@ func imagePiCommand() *cli.Command {
 				return err
 			}
 			o.TrustKeys = append(o.TrustKeys, public)
+		}
+		if *serviceDir != "" {
+			if o.Services, err = declared.Archives(ctx, *serviceDir); err != nil {
+				return err
+			}
 		}
 		o.Progress = debroot.NewReporter(stdio.Err, stdio.Colour)
 		r, err := pi.Build(ctx, o)

@@ -6,17 +6,23 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"os"
+	"strings"
+	"time"
 
 	"portcullis/images/debroot"
 	"portcullis/images/service"
 	"portcullis/internal/cli"
+	"portcullis/verifier/approval"
+	"portcullis/verifier/declared"
 )
 
 func imageServicesCommand() *cli.Command {
 	c := &cli.Command{
-		Name:    "image services",
-		Summary: "Build the Pi's services as container images, each one program on nothing: archives for 'approve' and 'load'.",
-		Example: "portcullis image services --out services/\nportcullis approve services/pxed.tar --name pxed --version 1 --purpose service/pxed --profile pxed.json --key one.key",
+		Name: "image services",
+		Summary: "Build the Pi's services as container images, each one program on nothing: archives, and the profiles that\n" +
+			"verifierd starts them with. With --approve-key their approvals as well; other approvers add theirs with 'approve --add'.",
+		Example: "portcullis image services --out services/ --approve-key one.key --version 3\nportcullis image pi --services services/ …",
 	}
 	c.Run = func(ctx context.Context, stdio *cli.IO, args []string) error {
 		fs := cli.NewFlags(c, stdio)
@@ -27,6 +33,10 @@ func imageServicesCommand() *cli.Command {
 		fs.StringVar(&o.OutDir, "out", "", "directory for the archives (required)")
 		fs.StringVar(&o.CacheDir, "cache", "", "cache directory (default $"+debroot.CacheEnv+" or build/cache)")
 		fs.StringVar(&o.Bin, "bin", "", "directory with static programs for --arch (default: built from source)")
+		var sign serviceApproval
+		fs.Var(&sign.keys, "approve-key", "approver's key file; may be given again")
+		fs.Uint64Var(&sign.version, "version", 0, "of the approvals, from 1; a higher one replaces lower ones")
+		fs.IntVar(&sign.days, "days", 365, "how long the approvals are valid, from 1 to 3650")
 		asJSON := fs.Bool("json", false, "one JSON object for each image")
 		words, err := cli.Parse(c, stdio, fs, args)
 		if err != nil {
@@ -34,6 +44,9 @@ func imageServicesCommand() *cli.Command {
 		}
 		if len(words) != 0 || o.OutDir == "" || o.Arch != "arm64" && o.Arch != "amd64" {
 			return cli.Usagef("image services: --out is needed, --arch is arm64 or amd64")
+		}
+		if len(sign.keys) > 0 && (sign.version == 0 || sign.days < 1 || sign.days > 3650) {
+			return cli.Usagef("image services: --approve-key needs --version, and --days is from 1 to 3650")
 		}
 		if o.CacheDir == "" {
 			if o.CacheDir, err = debroot.DefaultCache(); err != nil {
@@ -46,6 +59,9 @@ func imageServicesCommand() *cli.Command {
 			return err
 		}
 		for _, b := range built {
+			if err := sign.write(b); err != nil {
+				return err
+			}
 			if *asJSON {
 				err = json.NewEncoder(stdio.Out).Encode(b)
 			} else {
@@ -58,4 +74,43 @@ func imageServicesCommand() *cli.Command {
 		return nil
 	}
 	return c
+}
+
+// serviceApproval is what 'image services' signs.
+type serviceApproval struct {
+	keys    stringList
+	version uint64
+	days    int
+}
+
+// write puts NAME.json, what verifierd starts the service with, beside its archive, and
+// NAME.approval where there are keys.
+func (s serviceApproval) write(b service.Built) error {
+	profile, err := declared.Profile(b.Name, declared.Standard)
+	if err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(profile.Listed(), "", "  ")
+	if err != nil {
+		return err
+	}
+	base := strings.TrimSuffix(b.File, ".tar")
+	if err := os.WriteFile(base+".json", append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	if len(s.keys) == 0 {
+		return nil
+	}
+	signers, err := (&signFlags{keys: s.keys}).signers()
+	if err != nil {
+		return err
+	}
+	begin := time.Now().UTC().Truncate(time.Second)
+	envelope, err := approval.Approval{Schema: approval.Schema, Name: b.Name, Version: s.version, Purpose: declared.Purpose(b.Name),
+		Image: approval.Image{Manifest: b.Manifest, Config: b.Config, Layers: b.Layers}, Profile: profile,
+		NotBefore: begin, NotAfter: begin.AddDate(0, 0, s.days)}.Sign(signers...)
+	if err != nil {
+		return err
+	}
+	return writeEnvelope(base+".approval", envelope)
 }

@@ -24,11 +24,13 @@ import (
 	"portcullis/internal/event"
 	"portcullis/internal/rpc"
 	"portcullis/verifier/approval"
+	"portcullis/verifier/declared"
 	"portcullis/verifier/engine"
 	"portcullis/verifier/guard"
 	"portcullis/verifier/image"
 	"portcullis/verifier/lock"
 	"portcullis/verifier/record"
+	"portcullis/verifier/services"
 	"portcullis/verifier/stamp"
 )
 
@@ -40,6 +42,8 @@ type settings struct {
 	plugins    string
 	approvers  string
 	keep       bool
+	services   string
+	units      bool
 }
 
 func main() {
@@ -50,6 +54,8 @@ func main() {
 	flag.StringVar(&s.plugins, "plugins", "/run/docker/plugins", "where dockerd looks for its authorization plugin")
 	flag.StringVar(&s.approvers, "approvers", "/etc/portcullis/approvers.json", "whose signatures make an approval; nobody's where it is not there")
 	flag.BoolVar(&s.keep, "keep", false, "keep what is loaded, and load it again into an engine that begins with an empty disk")
+	flag.StringVar(&s.services, "services", "/usr/share/portcullis/services", "images of the Pi's own services and their approvals, NAME.tar and NAME.approval, as they came with the system")
+	flag.BoolVar(&s.units, "units", false, "the Pi's services are in the slices system-contained-NAME.slice of systemd, and their output is in its journal")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, s)
@@ -88,18 +94,24 @@ func run(ctx context.Context, s settings) error {
 	if s.keep {
 		kept = filepath.Join(dir, "images")
 	}
+	own, err := contained(c, s, log)
+	if err != nil {
+		return err
+	}
+	purposes, names := reserved()
 	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Kept: kept, Socket: socket, Door: s.engine, Binaries: programs, Containerd: s.containerd,
+		Reserved: purposes, ReservedNames: names,
 		Read: func(ctx context.Context, from io.Reader) (*image.Archive, error) {
 			return image.Read(ctx, from, quarantine, image.Options{})
 		}, Clock: clock.Real{}, Events: events})
 	if err != nil {
 		return err
 	}
-	return serve(ctx, c, s, parts{log, press, g, events, socket})
+	return serve(ctx, c, s, parts{log, press, g, events, socket, services.New(own, g, log, clock.Real{}, events)})
 }
 
 // programs of Debian's engine, whose bytes are watched.
-var programs = []string{"/usr/sbin/dockerd", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc"}
+var programs = []string{"/usr/sbin/dockerd", "/usr/bin/dockerd", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc", "/usr/bin/runc"}
 
 type parts struct {
 	log    *record.Record
@@ -107,6 +119,7 @@ type parts struct {
 	guard  *guard.Guard
 	events *event.Writer
 	socket string
+	keeper *services.Keeper
 }
 
 // serve opens the sockets, the plugin's first: the engine does not start without it,
@@ -137,6 +150,8 @@ func serve(ctx context.Context, c *config.Config, s settings, p parts) error {
 	mux.Handle("/approvals", p.log.API())
 	mux.Handle("/approvals/", p.log.API())
 
+	mux.Handle("GET "+declared.StatusPath, tellServices(p.keeper))
+
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	work := []func() error{
@@ -145,6 +160,7 @@ func serve(ctx context.Context, c *config.Config, s settings, p parts) error {
 		func() error { return p.guard.Serve(ctx, users) },
 		func() error { return p.guard.Run(ctx) },
 		func() error { return p.log.Run(ctx) },
+		func() error { return p.keeper.Run(ctx) },
 	}
 	if c.Verifier.Listen != "" {
 		others, h, err := listenPublic(c, p)

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,6 +21,7 @@ import (
 	v1 "portcullis/api/portcullis/v1"
 	"portcullis/api/portcullis/v1/portcullisv1connect"
 	"portcullis/internal/config"
+	"portcullis/internal/event/eventtest"
 	"portcullis/internal/rpc"
 	"portcullis/lab/dockerd"
 	"portcullis/verifier/approval"
@@ -36,6 +36,10 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	if name := filepath.Base(os.Args[0]); name == "pxed" || name == "attestd" {
+		serviceOfATest(name)
+		return
+	}
 	os.Exit(m.Run())
 }
 
@@ -44,25 +48,9 @@ type pi struct {
 	daemon *dockerd.Engine
 	config string
 	key    ed25519.PrivateKey // of the one approver
+	more   []string           // flags
 	cmd    *exec.Cmd
-	events *lines
-}
-
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	events *eventtest.Buffer
 }
 
 func newPi(t *testing.T) *pi {
@@ -112,8 +100,9 @@ func (p *pi) approvers() string      { return filepath.Join(p.daemon.Dir, "appro
 // start starts verifierd and waits until it says that it is ready.
 func (p *pi) start(t *testing.T) {
 	t.Helper()
-	p.events = &lines{}
-	p.cmd = exec.Command(os.Args[0], "-config", p.config, "-engine", p.daemon.Socket, "-containerd", p.daemon.Containerd(), "-plugins", p.daemon.Plugins, "-approvers", p.approvers())
+	p.events = &eventtest.Buffer{}
+	p.cmd = exec.Command(os.Args[0], append([]string{"-config", p.config, "-engine", p.daemon.Socket, "-containerd", p.daemon.Containerd(), "-plugins", p.daemon.Plugins,
+		"-approvers", p.approvers()}, p.more...)...)
 	p.cmd.Env = append(os.Environ(), beDaemon+"=1")
 	p.cmd.Stdout, p.cmd.Stderr = p.events, p.events
 	if err := p.cmd.Start(); err != nil {

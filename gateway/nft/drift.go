@@ -23,13 +23,20 @@ type Editor struct {
 }
 
 // Restore compares what the kernel shows of our tables with what it showed after
-// our own last transaction. When somebody changed it, the ruleset is applied again.
+// our own last transaction. When somebody changed it, the ruleset is applied again; then
+// the static deny of a rack is put back where it is gone.
 func (k *Kernel) Restore() (drifted bool, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.want == nil {
 		return false, nil
 	}
+	own, err := k.restoreOwn()
+	deny, failed := k.restoreDeny()
+	return own || deny, errors.Join(err, failed)
+}
+
+func (k *Kernel) restoreOwn() (drifted bool, err error) {
 	now, err := k.snapshot()
 	if err != nil {
 		return false, err
@@ -59,7 +66,7 @@ func (k *Kernel) snapshot() ([32]byte, error) {
 	for _, t := range []struct {
 		family nftables.TableFamily
 		name   string
-	}{{nftables.TableFamilyINet, ruleset.IPTable}, {nftables.TableFamilyNetdev, ruleset.LinkTable}} {
+	}{{nftables.TableFamilyINet, ruleset.IPTableOf(k.opt.PC)}, {nftables.TableFamilyNetdev, ruleset.LinkTableOf(k.opt.PC)}} {
 		name := append([]byte(t.name), 0)
 		for _, list := range []struct {
 			get   uint16

@@ -11,7 +11,8 @@ import (
 
 var nativeOrder = binary.NativeEndian
 
-// inventory is what of our tables the kernel has.
+// inventory is what the kernel has of our tables and of the static deny; those of
+// another port are not looked at.
 type inventory struct {
 	tables map[string]*liveTable
 }
@@ -25,8 +26,6 @@ type liveTable struct {
 
 func key(family, name string) string { return family + " " + name }
 
-func (i *inventory) has(family, name string) bool { return i.tables[key(family, name)] != nil }
-
 func (k *Kernel) inventory() (*inventory, error) {
 	inv := &inventory{tables: map[string]*liveTable{}}
 	tables, err := k.reader.ListTables()
@@ -36,9 +35,9 @@ func (k *Kernel) inventory() (*inventory, error) {
 	for _, t := range tables {
 		fam := ""
 		switch {
-		case t.Family == nftables.TableFamilyINet && (t.Name == ruleset.IPTable || t.Name == ruleset.DenyTable):
+		case t.Family == nftables.TableFamilyINet && (t.Name == ruleset.IPTableOf(k.opt.PC) || t.Name == ruleset.DenyTable):
 			fam = "inet"
-		case t.Family == nftables.TableFamilyNetdev && t.Name == ruleset.LinkTable:
+		case t.Family == nftables.TableFamilyNetdev && t.Name == ruleset.LinkTableOf(k.opt.PC):
 			fam = "netdev"
 		default:
 			continue
@@ -85,13 +84,13 @@ func (k *Kernel) fill(live *liveTable) error {
 }
 
 // anyOwned tells whether one of our tables is owned already, by whomever.
-func (k *Kernel) anyOwned(rs *ruleset.Ruleset) bool {
+func (k *Kernel) anyOwned() bool {
 	tables, err := k.reader.ListTables()
 	if err != nil {
 		return false
 	}
 	for _, t := range tables {
-		if (t.Name == ruleset.IPTable || t.Name == ruleset.LinkTable) && t.Flags&nftables.TableFlagOwner != 0 && t.Owner != 0 {
+		if (t.Name == ruleset.IPTableOf(k.opt.PC) || t.Name == ruleset.LinkTableOf(k.opt.PC)) && t.Flags&nftables.TableFlagOwner != 0 && t.Owner != 0 {
 			return true
 		}
 	}

@@ -23,8 +23,10 @@ import (
 
 // Options of Open.
 type Options struct {
-	NetNS   int  // file descriptor of a network namespace; 0 = the caller's
-	Unowned bool // leave the owner flag out even where the kernel has it
+	NetNS     int    // file descriptor of a network namespace; 0 = the caller's
+	Unowned   bool   // leave the owner flag out even where the kernel has it
+	PC        string // the name that our tables have behind theirs; "" where the Pi has one port
+	Interface string // the port, for the static deny of a rack
 }
 
 // Kernel is the connection that owns the tables.
@@ -36,8 +38,9 @@ type Kernel struct {
 	dump   *netlink.Conn // raw read-back; kept open, since closing one waits for the kernel's clean-up
 	flags  nftables.TableFlags
 	want   *ruleset.Ruleset
-	digest [32]byte // of what the kernel showed after our last transaction
-	missed error    // why the link table is absent, nil when it is there
+	digest [32]byte  // of what the kernel showed after our last transaction
+	missed error     // why the link table is absent, nil when it is there
+	deny   *backstop // of a rack, once Apply has seen it
 }
 
 // Open connects. Nothing is changed before Apply.
@@ -75,7 +78,9 @@ func (k *Kernel) Owned() bool {
 
 // Apply makes the kernel enforce rs, in one transaction, and returns when it
 // does. Elements of kept sets (bans) and the counters stay. A port
-// that does not exist yet gets its link table at the next Apply; LinkBound tells.
+// that does not exist yet gets its link table at the next Apply; LinkBound tells. One port of
+// several needs the static deny of a rack, without which nobody denies what belongs to no port: where
+// the first Apply does not find it, its own port is shut by its own tables, and ErrNoBackstop is returned.
 func (k *Kernel) Apply(rs *ruleset.Ruleset) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -88,6 +93,11 @@ func (k *Kernel) Apply(rs *ruleset.Ruleset) error {
 	}
 	if err != nil {
 		return err
+	}
+	if k.opt.PC != "" && k.deny == nil {
+		if err := k.keepDeny(); err != nil {
+			return err
+		}
 	}
 	k.want = rs
 	return k.remember()
@@ -102,7 +112,7 @@ func (k *Kernel) LinkBound() error {
 
 func (k *Kernel) apply(rs *ruleset.Ruleset, link bool) error {
 	err := k.transact(rs, link)
-	if k.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) && !k.anyOwned(rs) {
+	if k.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) && !k.anyOwned() {
 		// The kernel is older than the persist flag; without it an owned table would die with us and open the door.
 		k.flags = 0
 		err = k.transact(rs, link)
@@ -111,8 +121,14 @@ func (k *Kernel) apply(rs *ruleset.Ruleset, link bool) error {
 }
 
 func (k *Kernel) transact(rs *ruleset.Ruleset, link bool) error {
+	if err := k.checkNames(rs); err != nil {
+		return err
+	}
 	live, err := k.inventory()
 	if err != nil {
+		return err
+	}
+	if err := k.queueDeny(live); err != nil {
 		return err
 	}
 	for _, t := range rs.Tables {
@@ -123,10 +139,6 @@ func (k *Kernel) transact(rs *ruleset.Ruleset, link bool) error {
 			k.owner.Flush() // an incomplete queue is thrown away by its own error
 			return err
 		}
-	}
-	// The static deny of the boot ends in the same transaction that replaces it.
-	if live.has("inet", ruleset.DenyTable) {
-		k.owner.DelTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: ruleset.DenyTable})
 	}
 	if err := k.owner.Flush(); err != nil {
 		return fmt.Errorf("nft: transaction: %w", err)

@@ -61,7 +61,7 @@ func (k *Kernel) Grants() (left map[policy.Target]time.Duration, found bool, err
 	defer k.mu.Unlock()
 	left = map[policy.Target]time.Duration{}
 	for _, t := range k.ours() {
-		if t.Name != ruleset.IPTable {
+		if t.Family != nftables.TableFamilyINet {
 			continue
 		}
 		elems, err := k.reader.GetSetElements(&nftables.Set{Table: t, Name: ruleset.GrantSet})
@@ -93,8 +93,8 @@ func targetOf(key []byte) (policy.Target, bool) {
 func (k *Kernel) ours() []*nftables.Table {
 	var out []*nftables.Table
 	for _, t := range []*nftables.Table{
-		{Family: nftables.TableFamilyINet, Name: ruleset.IPTable},
-		{Family: nftables.TableFamilyNetdev, Name: ruleset.LinkTable},
+		{Family: nftables.TableFamilyINet, Name: ruleset.IPTableOf(k.opt.PC)},
+		{Family: nftables.TableFamilyNetdev, Name: ruleset.LinkTableOf(k.opt.PC)},
 	} {
 		if got, err := k.reader.ListTableOfFamily(t.Name, t.Family); err == nil {
 			out = append(out, got)
@@ -104,7 +104,7 @@ func (k *Kernel) ours() []*nftables.Table {
 }
 
 // SetRun begins the time of the run anew without touching any rule: the kernel
-// ends it when nobody renews.
+// ends it when nobody renews. Where rs has no run it ends at once, and is read back.
 func (k *Kernel) SetRun(rs *ruleset.Ruleset) error { return k.refill(rs, ruleset.RunSet) }
 
 // SetGrants replaces the granted targets in one transaction.
@@ -113,14 +113,22 @@ func (k *Kernel) SetGrants(rs *ruleset.Ruleset) error { return k.refill(rs, rule
 func (k *Kernel) refill(rs *ruleset.Ruleset, name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: ruleset.IPTable}
-	for _, s := range rs.Table("inet", ruleset.IPTable).Sets {
+	own := rs.Table("inet", ruleset.IPTableOf(k.opt.PC))
+	if own == nil {
+		return fmt.Errorf("nft: set %s: %w", name, errOther)
+	}
+	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: own.Name}
+	var emptied *nftables.Set
+	for _, s := range own.Sets {
 		if s.Name != name {
 			continue
 		}
 		set, err := setOf(t, s)
 		if err != nil {
 			return err
+		}
+		if len(s.Elements) == 0 {
+			emptied = set
 		}
 		// Delete and add: kernels before 6.12 keep the old time of a key that is added again.
 		k.owner.FlushSet(set)
@@ -132,5 +140,15 @@ func (k *Kernel) refill(rs *ruleset.Ruleset, name string) error {
 		return fmt.Errorf("nft: set %s: %w", name, err)
 	}
 	k.want = rs
+	if emptied == nil {
+		return nil
+	}
+	left, err := k.reader.GetSetElements(emptied)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("%d elements are left", len(left))
+	}
+	if err != nil {
+		return fmt.Errorf("nft: set %s: read back: %w", name, err)
+	}
 	return nil
 }

@@ -27,6 +27,7 @@ const (
 
 // Port is what never changes while gatewayd runs: the cable and its limits.
 type Port struct {
+	Name      string // of its PC among several of one Pi, as config.ForPC takes it; "" where there is one
 	Interface string // the PC's port
 	Uplink    string // where grants leave; "" = nowhere
 	Address   netip.Prefix
@@ -48,7 +49,7 @@ func NewPort(c *config.Config) (Port, error) {
 		return Port{}, fmt.Errorf("policy: PC's MAC %q is not six bytes", c.Link.PCMAC)
 	}
 	p := Port{
-		Interface: c.Link.Interface, Uplink: c.Gateway.Uplink, Address: c.Link.Address, PC: c.Link.PCAddress, MAC: mac,
+		Name: c.PC, Interface: c.Link.Interface, Uplink: c.Gateway.Uplink, Address: c.Link.Address, PC: c.Link.PCAddress, MAC: mac,
 		HTTPPort: c.PXE.HTTPPort, Agent: c.Attest.Port,
 		BanAfter: c.Gateway.BanAfter, BanWindow: c.Gateway.BanWindow, BanFor: c.Gateway.BanFor, LogGroup: c.Gateway.NFLogGroup,
 	}

@@ -54,7 +54,7 @@ func ipTable(p policy.Policy) *Table {
 		{Name: "nat", Hook: &Hook{Type: "nat", Point: "postrouting", Priority: natSource}, Rules: masquerade(p)},
 		fromPC(p), toPi(p), agent(p), inputPC(p), forwardFromPC(p), forwardToPC(p), outputToPC(p),
 	}
-	return &Table{Family: "inet", Name: IPTable, Counters: counters(ipReasons), Sets: sets, Chains: append(chains, endings(port, ipReasons)...)}
+	return &Table{Family: "inet", Name: IPTableOf(port.Name), Counters: counters(ipReasons), Sets: sets, Chains: append(chains, endings(port, ipReasons)...)}
 }
 
 func (k flows) of(class uint32) uint32 { return uint32(k)<<8 | class }

@@ -6,12 +6,8 @@ import (
 	"portcullis/gateway/policy"
 )
 
-// Names of the tables and sets.
+// Names of the sets.
 const (
-	LinkTable = "portcullis-link" // netdev: who may speak on the cable at all
-	IPTable   = "portcullis"      // inet: what may be said
-	DenyTable = "portcullis-deny" // inet: the static file loaded before the network; replaced by the two above
-
 	banSet    = "ban"
 	strikeSet = "strikes"
 	runSet    = "run"
@@ -98,7 +94,7 @@ func linkTable(pol policy.Policy) *Table {
 		},
 	}
 	return &Table{
-		Family: "netdev", Name: LinkTable,
+		Family: "netdev", Name: LinkTableOf(p.Name),
 		Counters: counters(linkReasons),
 		Sets:     banSets(p),
 		Chains:   append([]*Chain{ingress, egress, arp, ip}, endings(p, linkReasons)...),

@@ -50,6 +50,9 @@ func oif(name string) Match {
 	return Match{Field: OIfName, Op: Equal, Value: ifName(name), Shown: fmt.Sprintf("%q", name)}
 }
 
+// InterfaceKey is an interface's name as an element of a set.
+func InterfaceKey(name string) []byte { return ifName(name) }
+
 // ifName is the kernel's form: 16 bytes, the rest zero.
 func ifName(name string) []byte {
 	b := make([]byte, 16)

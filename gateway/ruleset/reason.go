@@ -11,7 +11,7 @@ type Reason struct {
 	Silent    bool   // counted, but no evidence is kept: the tail of a closed flow, or our own packet
 }
 
-// Prefix is what NFLOG carries: PREFIX:direction:reason.
+// Prefix is what NFLOG carries: PREFIX:direction:reason. PrefixOf has that of a rack's port.
 const Prefix = "portcullis"
 
 // BanReason stands in the evidence of the packet that brought the ban.
@@ -90,7 +90,9 @@ func (r Reason) chain() string { return "no-" + r.Name }
 // reject is the way to the reason's chain.
 func reject(r Reason) Verdict { return gotoChain(r.chain()) }
 
-func (r Reason) prefix() string { return Prefix + ":" + r.Direction + ":" + r.Name }
+func (r Reason) prefix(p policy.Port) string {
+	return PrefixOf(p.Name) + ":" + r.Direction + ":" + r.Name
+}
 
 // endings makes the chains in which packets end: counted, shown, dropped.
 func endings(p policy.Port, reasons []Reason) []*Chain {
@@ -98,7 +100,7 @@ func endings(p policy.Port, reasons []Reason) []*Chain {
 	for _, r := range reasons {
 		c := &Chain{Name: r.chain(), Rules: []Rule{{Count(r.Name)}}}
 		if !r.Silent {
-			c.Rules = append(c.Rules, Rule{Log{Prefix: r.prefix(), Group: p.LogGroup, Rate: evidenceRate, Burst: evidenceBurst}})
+			c.Rules = append(c.Rules, Rule{Log{Prefix: r.prefix(p), Group: p.LogGroup, Rate: evidenceRate, Burst: evidenceBurst}})
 		}
 		if r.Strike {
 			c.Rules = append(c.Rules, Rule{gotoChain("strike")})
@@ -120,7 +122,7 @@ func strike(p policy.Port) *Chain {
 	}
 	c.Rules = append(c.Rules,
 		Rule{Update{Set: banSet, Field: IIfName, Timeout: p.BanFor}, Count(BanReason),
-			Log{Prefix: Prefix + ":link:" + BanReason, Group: p.LogGroup}, drop},
+			Log{Prefix: PrefixOf(p.Name) + ":link:" + BanReason, Group: p.LogGroup}, drop},
 		Rule{drop})
 	return c
 }

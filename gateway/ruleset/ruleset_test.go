@@ -68,6 +68,61 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// One port of several has the same rules in tables, with log prefixes, of its own.
+func TestGoldenOfARack(t *testing.T) {
+	p := at(t, policy.Run)
+	single := Build(p).Dump()
+	p.Port.Name = "rack-1"
+	got := Build(p).Dump()
+	for from, to := range map[string]string{"table inet portcullis {": "table inet portcullis.rack-1 {",
+		"table netdev portcullis-link {": "table netdev portcullis-link.rack-1 {", `log prefix "portcullis:`: `log prefix "portcullis.rack-1:`} {
+		if !strings.Contains(single, from) {
+			t.Fatalf("no %s", from)
+		}
+		single = strings.ReplaceAll(single, from, to)
+	}
+	if got != single {
+		t.Error("the ruleset of a named port differs in more than its names")
+	}
+}
+
+// TestInvariant01_TablesJudgeTheirOwnPortOnly: two ports' tables hook at the same places, where a drop of
+// one is final for the packets of both. So each rule of a base chain begins with its own port, and
+// what it does not match is left to the others; an address translation takes its own flows only.
+func TestInvariant01_TablesJudgeTheirOwnPortOnly(t *testing.T) {
+	for _, ph := range phases {
+		p := at(t, ph)
+		p.Port.Name, p.Port.Interface = "rack-1", "lan.10"
+		for _, table := range Build(p).Tables {
+			for _, c := range table.Chains {
+				if c.Hook == nil {
+					continue
+				}
+				if table.Family == "netdev" {
+					if c.Hook.Device != "lan.10" {
+						t.Errorf("%s: %s sits on %q", ph, c.Name, c.Hook.Device)
+					}
+					continue
+				}
+				for _, rule := range c.Rules {
+					m, ok := rule[0].(Match)
+					own := ok && (m.Field == IIfName || m.Field == OIfName) && m.Op == Equal && string(m.Value) == string(InterfaceKey("lan.10"))
+					if c.Hook.Type == "nat" {
+						marked, isMatch := rule[1].(Match)
+						own = isMatch && marked.Field == CTMark && marked.Op == Equal
+					}
+					if !own {
+						t.Errorf("%s: %s judges the packets of others: %s", ph, c.Name, rule)
+					}
+				}
+			}
+		}
+		if !strings.Contains(Build(p).Dump(), "policy accept;") || strings.Contains(Build(p).Dump(), "policy drop;") {
+			t.Errorf("%s: a base chain drops what it does not know", ph)
+		}
+	}
+}
+
 // TestInvariant01_EveryChainEndsInADrop: whatever comes from or goes to the PC's port
 // meets an explicit end; no chain of ours relies on a policy or falls off its end.
 func TestInvariant01_EveryChainEndsInADrop(t *testing.T) {

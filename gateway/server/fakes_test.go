@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bytes"
 	"net/netip"
 	"sync"
 	"time"
@@ -106,17 +105,17 @@ type fakeWire struct {
 	cuts    int
 	wakes   int
 	routing bool
+	broken  error // what Route says
 }
 
 func (w *fakeWire) Cut(netip.Addr) error { w.mu.Lock(); defer w.mu.Unlock(); w.cuts++; return nil }
-func (w *fakeWire) Route(on bool) error  { w.mu.Lock(); defer w.mu.Unlock(); w.routing = on; return nil }
-
-func (w *fakeWire) Wake() error { w.mu.Lock(); defer w.mu.Unlock(); w.wakes++; return nil }
-
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+func (w *fakeWire) Route(on bool) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.broken == nil {
+		w.routing = on
+	}
+	return w.broken
 }
 
-func (l *lines) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(p) }
-func (l *lines) String() string              { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
+func (w *fakeWire) Wake() error { w.mu.Lock(); defer w.mu.Unlock(); w.wakes++; return nil }

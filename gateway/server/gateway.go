@@ -24,7 +24,8 @@ import (
 type Kernel interface {
 	// Apply returns when rs is in force, whole and at once, bans and counters kept.
 	Apply(rs *ruleset.Ruleset) error
-	// SetRun renews the time of the run only; SetGrants replaces the granted targets only.
+	// SetRun renews the time of the run only, or ends it where rs has none: it returns when
+	// the kernel shows that it is over. SetGrants replaces the granted targets only.
 	SetRun(rs *ruleset.Ruleset) error
 	SetGrants(rs *ruleset.Ruleset) error
 	Counters() (map[string]uint64, error)
@@ -51,6 +52,7 @@ type Wire interface {
 type Options struct {
 	Port     policy.Port
 	StateDir string // gatewayd's own, made when missing
+	Boot     string // the kernel's id of this boot
 	Kernel   Kernel
 	Wire     Wire
 	Clock    clock.Clock
@@ -59,41 +61,54 @@ type Options struct {
 
 // Gateway owns the policy. One goroutine, Run, moves it; everybody else asks.
 type Gateway struct {
-	opt    Options
-	path   string
-	do     chan func()
-	done   chan struct{}
-	policy policy.Policy
-	runEnd time.Time
-	index  int  // of the port's interface when last seen; 0 = none
-	link   bool // it carries
-	losses uint64
-	grants uint64    // given and ended since New
-	bell   bell      // rung by each change of grants and carrier, and by violations
-	told   time.Time // of violations
-	dirty  bool      // the state file is older than the policy
-	ring   violation.Ring
+	opt      Options
+	path     string
+	do       chan func()
+	done     chan struct{}
+	policy   policy.Policy
+	runEnd   time.Time
+	index    int  // of the port's interface when last seen; 0 = none
+	link     bool // it carries
+	losses   uint64
+	grants   uint64    // given and ended since New
+	bell     bell      // rung by each change of grants and carrier, and by violations
+	told     time.Time // of violations
+	dirty    bool      // the state file is older than the policy
+	past     string    // session that the state file says is past its boot: a run is answered for no other
+	closed   bool      // the end is in order: what is written now are the last words
+	reopened bool      // New found the file closed
+	ring     violation.Ring
+
+	unsettled time.Time // a run was shut: when its tables and the state file are written; zero = nothing is left
 }
 
 // New reads the state that a former life left, and puts the kernel under it:
-// default deny is in force when it returns. A run comes back as attest; a state file that
-// cannot be read costs an event and begins at idle.
+// default deny is in force when it returns. A run comes back as attest, or as quarantine where
+// the Pi lost its power (lost); a state file that cannot be read costs an event and begins at idle.
 func New(opt Options) (*Gateway, error) {
 	if err := os.MkdirAll(opt.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("server: state directory: %w", err)
 	}
 	g := &Gateway{opt: opt, path: filepath.Join(opt.StateDir, "state.json"), do: make(chan func()), done: make(chan struct{}),
 		bell: newBell()}
-	p, found, err := loadState(g.path, opt.Port)
+	p, was, found, err := loadState(g.path, opt.Port)
 	if err != nil {
 		opt.Events.Emit("state.refused", event.Fields{"reason": "state-unreadable", "detail": err.Error()})
 	}
-	g.policy = p
+	g.policy, g.past = p, pastBoot(p)
 	if !found {
 		g.policy.Generation = newGeneration()
 	} else {
-		if err := g.adoptGrants(); err != nil {
+		tables, err := g.adoptGrants()
+		if err != nil {
 			return nil, err
+		}
+		switch {
+		case was.Closed || was.Boot == opt.Boot:
+		case was.Boot != "":
+			g.lost(reasonPowerLost)
+		case !tables:
+			g.lost(reasonBootUnknown)
 		}
 	}
 	if err := g.enforce(g.policy); err != nil {
@@ -102,15 +117,58 @@ func New(opt Options) (*Gateway, error) {
 	if err := opt.Wire.Route(false); err != nil {
 		return nil, err
 	}
+	if found {
+		// Before anybody is answered the file has to say that it is not closed any more, and in which boot.
+		// One that is not closed and names a boot says no more than is true: as it is, the session
+		// ends no later than it does with what would be written now. So a failed disk keeps nobody out.
+		if err := g.save(); err != nil {
+			if was.Closed || was.Boot == "" {
+				return nil, err
+			}
+			g.failed(err)
+		}
+	}
+	g.reopened = was.Closed
 	return g, nil
+}
+
+// Abandon is for a start that fails between New and Run, so that nobody has been answered: a
+// file that was closed is closed again. One that was not stays so, as after any end out of order.
+func (g *Gateway) Abandon() error {
+	if !g.reopened {
+		return nil
+	}
+	g.closed = true
+	return g.save()
+}
+
+// Why a session of before is quarantined where gatewayd begins.
+const (
+	reasonPowerLost = "power-lost" // the file is of another boot of the Pi, and nobody closed it
+	// The file is of a gatewayd that wrote neither boot nor closed, and the kernel has none of its
+	// tables: the Pi was booted since, in order or not. Where it has them it is the same boot: they outlive
+	// gatewayd and nothing else, so that going on opens nothing that the former gatewayd had shut.
+	reasonBootUnknown = "boot-unknown"
+)
+
+// lost is for a file of another boot of the Pi that is not closed: it lost its power. A
+// quarantine may have been answered before that and be on no disk, not even on attestd's, and
+// nobody watched the cable. So the session that was booted gets no other run.
+func (g *Gateway) lost(reason string) {
+	if g.policy.Session == "" || g.policy.Phase != policy.Attest {
+		return // nobody was trusted
+	}
+	g.policy.Phase = policy.Quarantine
+	g.opt.Events.Emit("phase", event.Fields{"phase": string(g.policy.Phase), "session": g.policy.Session, "reason": reason})
 }
 
 // adoptGrants gives each stored grant the time it really has left. Where the
 // kernel still counts one down, its count is right even if the clock was set meanwhile.
-func (g *Gateway) adoptGrants() error {
+// It tells whether the kernel has tables of a former life.
+func (g *Gateway) adoptGrants() (tables bool, err error) {
 	left, tables, err := g.opt.Kernel.Grants()
 	if err != nil {
-		return err
+		return false, err
 	}
 	now := g.opt.Clock.Now()
 	var kept []policy.Grant
@@ -130,7 +188,7 @@ func (g *Gateway) adoptGrants() error {
 		kept = append(kept, x)
 	}
 	g.policy.Grants = kept
-	return nil
+	return tables, nil
 }
 
 // Run moves the policy until ctx ends: calls, the end of a run, the ends of grants.
@@ -138,18 +196,32 @@ func (g *Gateway) adoptGrants() error {
 func (g *Gateway) Run(ctx context.Context) error {
 	defer close(g.done)
 	for {
+		g.settle()
 		select {
 		case <-ctx.Done():
-			if g.policy.Phase == policy.Run {
-				return g.move(g.policy.Fallback(), "shutdown")
-			}
-			return nil
+			return g.end()
 		case f := <-g.do:
 			f()
 		case <-g.nextEnd():
 			g.endOfTime()
 		}
 	}
+}
+
+// end closes a run, stores what was answered before the disk had it, and closes the file.
+func (g *Gateway) end() (err error) {
+	if g.policy.Phase == policy.Run {
+		err = g.move(g.policy.Fallback(), "shutdown")
+	}
+	if !g.unsettled.IsZero() {
+		g.unsettled = g.opt.Clock.Now() // after a failure, too: there is no later
+	}
+	g.settle()
+	g.closed = true
+	if failed := g.save(); failed != nil {
+		g.failed(failed)
+	}
+	return err
 }
 
 // ask runs f in the owner's goroutine.
@@ -176,6 +248,9 @@ func (g *Gateway) nextEnd() <-chan time.Time {
 		if end.IsZero() || x.NotAfter.Before(end) {
 			end = x.NotAfter
 		}
+	}
+	if !g.unsettled.IsZero() && (end.IsZero() || g.unsettled.Before(end)) {
+		end = g.unsettled
 	}
 	if end.IsZero() {
 		return nil
@@ -213,9 +288,16 @@ func (g *Gateway) endOfTime() {
 }
 
 // move makes next the policy: first the kernel, then the file, then the event.
-// Routing is opened last and closed first.
+// Routing is opened last and closed first. What only ends a run waits for neither: shut.
 func (g *Gateway) move(next policy.Policy, reason string) error {
 	before := g.policy
+	if shuts(before, next) {
+		err := g.shut(next, reason)
+		if err == nil {
+			return g.leftBehind()
+		}
+		g.failed(err) // the whole tables may do where the one set did not
+	}
 	if next.Phase != policy.Run && before.Phase == policy.Run {
 		if err := g.opt.Wire.Route(false); err != nil {
 			g.failed(err) // the tables drop what routing would still carry
@@ -225,7 +307,7 @@ func (g *Gateway) move(next policy.Policy, reason string) error {
 	if err := g.enforce(next); err != nil {
 		return err
 	}
-	g.policy, g.runEnd = next, end
+	g.policy, g.runEnd, g.unsettled = next, end, time.Time{}
 	if next.Session != before.Session {
 		for _, x := range before.Grants {
 			g.grantEnded(x, reason)
@@ -272,13 +354,6 @@ func (g *Gateway) setGrants(next policy.Policy) error {
 	}
 	g.policy = next
 	return g.save()
-}
-
-// save writes the state file; until that works each call that changes nothing tries again.
-func (g *Gateway) save() error {
-	err := saveState(g.path, g.policy)
-	g.dirty = err != nil
-	return err
 }
 
 // newGeneration begins somewhere, so that no flow of a life that was forgotten has the same mark.

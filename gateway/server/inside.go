@@ -36,6 +36,13 @@ func (g *Gateway) setPhase(session string, to policy.Phase, ttl time.Duration, r
 		if to != policy.Run {
 			return g.saveAgain()
 		}
+		if g.past != session {
+			// The run was begun and never answered, since the disk failed. Without a file that knows it, a
+			// quarantine that follows would be forgotten with the power: a session that boots is trusted by nobody.
+			if err := g.save(); err != nil {
+				return err
+			}
+		}
 		end := g.opt.Clock.Now().Add(ttl)
 		if err := g.opt.Kernel.SetRun(ruleset.Build(g.timed(next))); err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"portcullis/gateway/nft"
 	"portcullis/gateway/policy"
 	"portcullis/internal/event"
+	"portcullis/internal/event/eventtest"
 )
 
 const (
@@ -29,10 +30,11 @@ const (
 type fixture struct {
 	t      *testing.T
 	dir    string
+	pi     string // its boot id
 	kernel *fakeKernel
 	clock  *fakeClock
 	wire   *fakeWire
-	log    *lines
+	log    *eventtest.Buffer
 	g      *Gateway
 	s      *Service
 	stop   func()
@@ -40,7 +42,7 @@ type fixture struct {
 
 func newFixture(t *testing.T) *fixture {
 	c := &fakeClock{now: time.Unix(1_800_000_000, 0)}
-	f := &fixture{t: t, dir: t.TempDir(), kernel: &fakeKernel{clock: c}, clock: c, wire: &fakeWire{}, log: &lines{}}
+	f := &fixture{t: t, dir: t.TempDir(), pi: "first", kernel: &fakeKernel{clock: c}, clock: c, wire: &fakeWire{}, log: &eventtest.Buffer{}}
 	f.start()
 	t.Cleanup(func() { f.stop() })
 	return f
@@ -52,10 +54,14 @@ func testPort() policy.Port {
 		HTTPPort: 80, Agent: 7443, BanAfter: 5, BanWindow: time.Minute, BanFor: time.Minute}
 }
 
+func (f *fixture) options() Options {
+	return Options{Port: testPort(), StateDir: f.dir, Boot: f.pi, Kernel: f.kernel, Wire: f.wire, Clock: f.clock, Events: event.NewJSON(f.log, "gatewayd", f.clock.Now)}
+}
+
 func (f *fixture) start() {
 	f.t.Helper()
 	var err error
-	f.g, err = New(Options{Port: testPort(), StateDir: f.dir, Kernel: f.kernel, Wire: f.wire, Clock: f.clock, Events: event.NewJSON(f.log, "gatewayd", f.clock.Now)})
+	f.g, err = New(f.options())
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -68,7 +74,9 @@ func (f *fixture) start() {
 
 // crash is a kill -9: the owner's last words are not written.
 func (f *fixture) crash() {
-	f.g.ask(context.Background(), func() { f.g.policy.Phase = policy.Idle }) // so that the way out does nothing
+	f.g.ask(context.Background(), func() { // so that the way out does nothing
+		f.g.policy.Phase, f.g.unsettled, f.g.path = policy.Idle, time.Time{}, filepath.Join(f.dir, "nowhere", "state.json")
+	})
 	f.stop()
 }
 
@@ -167,6 +175,7 @@ func TestRoutingIsOpenInARunOnly(t *testing.T) {
 	f.must(f.boot(one))
 	for _, p := range []v1.Phase{v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_RUN, v1.Phase_PHASE_IDLE, v1.Phase_PHASE_RUN, v1.Phase_PHASE_QUARANTINE} {
 		f.must(f.phase(one, p, 1000*bit(p == v1.Phase_PHASE_RUN)))
+		f.status() // what follows the answer has been done when the next call is
 		f.wire.mu.Lock()
 		if f.wire.routing != (p == v1.Phase_PHASE_RUN) {
 			t.Errorf("%s: routing %v", p, f.wire.routing)
@@ -287,7 +296,7 @@ func TestRebootKeepsGrantsByTheirEnd(t *testing.T) {
 }
 
 func TestBadStateFileBeginsAtIdle(t *testing.T) {
-	good, err := encodeState(policy.Initial(testPort()))
+	good, err := encodeState(policy.Initial(testPort()), life{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +309,7 @@ func TestBadStateFileBeginsAtIdle(t *testing.T) {
 		"foreign address":       `{"version":1,"phase":"attest","session":"` + one + `","generation":1,"address":"192.0.2.1","grants":[]}`,
 		"bad grant":             `{"version":1,"phase":"idle","generation":1,"grants":[{"id":"g","target":"x"}]}`,
 	} {
-		f := &fixture{t: t, dir: t.TempDir(), clock: &fakeClock{now: time.Unix(1_800_000_000, 0)}, wire: &fakeWire{}, log: &lines{}}
+		f := &fixture{t: t, dir: t.TempDir(), clock: &fakeClock{now: time.Unix(1_800_000_000, 0)}, wire: &fakeWire{}, log: &eventtest.Buffer{}}
 		f.kernel = &fakeKernel{clock: f.clock}
 		f.must(os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(text), 0o600))
 		f.start()
@@ -372,14 +381,14 @@ func FuzzDecodeState(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	b, err := encodeState(p)
+	b, err := encodeState(p, life{"boot", true})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(b)
 	f.Add([]byte(`{"version":1,"phase":"idle","generation":1,"grants":[{"id":"g","task":"t","target":"203.0.113.10:1/tcp","not_after_ms":1}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, err := decodeState(testPort(), b)
+		p, _, err := decodeState(testPort(), b)
 		if err == nil && (p.Phase == policy.Run || p.Generation == 0 || p.Generation >= 1<<24) {
 			t.Fatalf("%q gave %+v", b, p)
 		}

@@ -117,10 +117,10 @@ func ipProtocol(n byte) string {
 	return fmt.Sprintf("ip-%d", n)
 }
 
-// ParsePrefix takes the direction and the reason out of a log prefix of ours.
-func ParsePrefix(prefix string) (direction, reason string, ok bool) {
+// ParsePrefix takes the direction and the reason out of a log prefix of the port of pc.
+func ParsePrefix(prefix, pc string) (direction, reason string, ok bool) {
 	parts := strings.Split(strings.TrimRight(prefix, "\x00 "), ":")
-	if len(parts) != 3 || parts[0] != ruleset.Prefix {
+	if len(parts) != 3 || parts[0] != ruleset.PrefixOf(pc) {
 		return "", "", false
 	}
 	return parts[1], parts[2], true

@@ -16,10 +16,10 @@ const (
 	attrHWHeader     = 16
 )
 
-// DecodeMessage reads one NFLOG message (without its netlink header). ok is false when it is none
-// of ours or its attributes are broken. The family in front is that of the table:
+// DecodeMessage reads one NFLOG message (without its netlink header) of the port of pc (""
+// where there is one). ok is false when it is none of that port's or its attributes are broken. The family in front is that of the table:
 // inet packets come as IPv4 or IPv6, those of the link table as netdev.
-func DecodeMessage(b []byte, now time.Time) (v Violation, ok bool) {
+func DecodeMessage(b []byte, pc string, now time.Time) (v Violation, ok bool) {
 	const genericHeader = 4 // struct nfgenmsg
 	if len(b) < genericHeader {
 		return Violation{}, false
@@ -39,7 +39,7 @@ func DecodeMessage(b []byte, now time.Time) (v Violation, ok bool) {
 		case attrPayload:
 			payload = a.Data
 		case attrPrefix:
-			v.Direction, v.Reason, ok = ParsePrefix(string(a.Data))
+			v.Direction, v.Reason, ok = ParsePrefix(string(a.Data), pc)
 		case attrHWHeader:
 			header = a.Data
 		}

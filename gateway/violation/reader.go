@@ -15,6 +15,7 @@ import (
 type Options struct {
 	NetNS int // file descriptor of a network namespace; 0 = the caller's
 	Group uint16
+	PC    string // whose evidence is taken; "" where there is one port
 	Now   func() time.Time
 	Lost  func() // called when the kernel had to throw evidence away; may be nil
 }
@@ -69,7 +70,7 @@ func (r *Reader) Run(ctx context.Context, bound func(), got func(Violation)) err
 			}
 			continue
 		case err != nil:
-			return fmt.Errorf("violation: read NFLOG: %w", err)
+			return fmt.Errorf("violation: read NFLOG group %d: %w", r.opt.Group, err)
 		}
 		for _, m := range msgs {
 			switch m.Header.Type {
@@ -78,7 +79,7 @@ func (r *Reader) Run(ctx context.Context, bound func(), got func(Violation)) err
 					bound()
 				}
 			case msgPacket:
-				if v, ok := DecodeMessage(m.Data, r.opt.Now()); ok {
+				if v, ok := DecodeMessage(m.Data, r.opt.PC, r.opt.Now()); ok {
 					got(v)
 				}
 			}

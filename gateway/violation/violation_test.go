@@ -52,7 +52,7 @@ func TestDecodeMessage(t *testing.T) {
 		"cut off": {message(t, 2, 0x0800, "portcullis:forward:forward-tcp", tcp4[:10]),
 			Violation{now, "forward", "forward-tcp", "ip", "52:54:00:99:99:99", "", 0}},
 	} {
-		got, ok := DecodeMessage(c.b, now)
+		got, ok := DecodeMessage(c.b, "", now)
 		if !ok || got != c.want {
 			t.Errorf("%s: %+v %v, want %+v", name, got, ok, c.want)
 		}
@@ -61,7 +61,7 @@ func TestDecodeMessage(t *testing.T) {
 		"another's prefix": message(t, 2, 0x0800, "ufw: block", tcp4), "empty": nil, "header only": {2, 0, 0, 77},
 		"broken attribute": {2, 0, 0, 77, 255, 0, 10, 0},
 	} {
-		if v, ok := DecodeMessage(b, now); ok {
+		if v, ok := DecodeMessage(b, "", now); ok {
 			t.Errorf("%s: read as %+v", name, v)
 		}
 	}
@@ -90,7 +90,7 @@ func FuzzDecodePacket(f *testing.F) {
 	f.Add(message(f, 5, 0x8100, "portcullis:link:vlan", nil))
 	f.Add([]byte{2, 0, 0, 77, 255, 0, 10, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		v, ok := DecodeMessage(b, time.Time{})
+		v, ok := DecodeMessage(b, "", time.Time{})
 		if ok && v.Protocol == "" {
 			t.Fatalf("%x: no protocol in %+v", b, v)
 		}
@@ -98,4 +98,25 @@ func FuzzDecodePacket(f *testing.F) {
 			t.Fatalf("%x: refused, but %+v", b, v)
 		}
 	})
+}
+
+// The evidence of one port is not that of another, even in the same NFLOG group.
+func TestPrefixOfAnotherPort(t *testing.T) {
+	for _, c := range []struct {
+		prefix, pc string
+		ok         bool
+	}{
+		{"portcullis:link:mac-spoof\x00", "", true},
+		{"portcullis.rack-1:link:mac-spoof\x00", "rack-1", true},
+		{"portcullis.rack-1:link:mac-spoof", "", false},
+		{"portcullis:link:mac-spoof", "rack-1", false},
+		{"portcullis.rack-11:link:mac-spoof", "rack-1", false},
+		{"portcullis.rack-1:link:mac-spoof", "rack-11", false},
+		{"portcullis.:link:mac-spoof", "", false},
+	} {
+		direction, reason, ok := ParsePrefix(c.prefix, c.pc)
+		if ok != c.ok || ok && (direction != "link" || reason != "mac-spoof") {
+			t.Errorf("%q for %q: %q %q %t", c.prefix, c.pc, direction, reason, ok)
+		}
+	}
 }

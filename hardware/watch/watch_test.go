@@ -1,7 +1,6 @@
 package watch
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -26,6 +25,7 @@ import (
 	"portcullis/images/luks2"
 	"portcullis/internal/clock"
 	"portcullis/internal/event"
+	"portcullis/internal/event/eventtest"
 	"portcullis/internal/rpc"
 )
 
@@ -103,18 +103,6 @@ func (c *counter) Cap(context.Context) error    { return c.do("cap") }
 func (c *counter) Forget(context.Context) error { return c.do("forget") }
 func (c *counter) Erase(context.Context) error  { return c.do("erase") }
 
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-func (s *syncBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return s.b.String() }
-
 func TestOpenedCaseLocksAndBreachedPerimeterDestroys(t *testing.T) {
 	c, err := Parse([]byte(good))
 	if err != nil {
@@ -128,7 +116,7 @@ func TestOpenedCaseLocksAndBreachedPerimeterDestroys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hands, log := &counter{done: make(chan string, 16)}, &syncBuffer{}
+	hands, log := &counter{done: make(chan string, 16)}, &eventtest.Buffer{}
 	connected := make(chan struct{}, 4)
 	tries := 0
 	ctx, cancel := context.WithCancel(t.Context())

@@ -131,6 +131,9 @@ func (r *seedReader) together() {
 	if len(s.Approvers) > 0 && s.Config == nil {
 		r.fail(r.approversLine, "approvers", "without a configuration no verifier runs", "add 'config: |'")
 	}
+	if s.Config != nil && len(s.Config.Verifier.Services) > 0 && len(s.Approvers) == 0 {
+		r.fail(0, "config.verifier.services", "nobody can approve their images on this Pi, and they would not run", "add 'approvers: |', or leave it out")
+	}
 	if s.Config != nil {
 		a := s.Config.Attest
 		switch {

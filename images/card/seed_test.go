@@ -135,6 +135,7 @@ func TestSeedRefusals(t *testing.T) {
 		"a policy that is not there":    {full("policy: |\n  rules: []\n", ""), "config.attest.policy_file", 0},
 		"no configuration":              {head + "policy: |\n  rules: []\n", "policy", 2},
 		"approvers of no verifier":      {head + "approvers: '{}'\n", "approvers", 2},
+		"services without approvers":    {head + "config: |\n" + indent(exampleConfig+"verifier:\n  services: [pxed]\n"), "config.verifier.services", 0},
 		"approvers that are no text":    {head + "approvers: {threshold: 1}\n", "approvers", 2},
 		"a secret for no webhook":       {full("  secrets: {", "  secrets: {other: "+hookSecret+", "), "webhooks.secrets.other", webhooksLine},
 		"a webhook without secret":      {full("  secrets: {ops: "+hookSecret+"}\n", ""), "webhooks.secrets.ops", webhooksLine},

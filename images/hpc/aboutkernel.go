@@ -13,6 +13,7 @@ import (
 	"portcullis/images/ktextmask"
 	"portcullis/images/manifest"
 	"portcullis/images/modlist"
+	"portcullis/images/modtext"
 )
 
 // aboutKernel is what the agent and attestd know of a kernel beforehand.
@@ -20,10 +21,11 @@ type aboutKernel struct {
 	Mask  manifest.KernelTextMask `json:"mask"`
 	mask  []byte                  // the mask file
 	allow []byte                  // which modules may be loaded
+	syms  []byte                  // what the kernel exports to them
 }
 
-// aboutKernel computes the mask of the kernel's text and the list of modules:
-// everything that initrd and root carry but the unlisted ones. Both follow from
+// aboutKernel computes the mask of the kernel's text, what it exports, and the list of
+// modules: everything that initrd and root carry but the unlisted ones. All follow from
 // the kernel package and the recipe's module lists alone, and are kept.
 func (b *builder) aboutKernel(ctx context.Context, k *debroot.Kernel) (*aboutKernel, error) {
 	initrd, err := k.Modules.Order(b.recipe.Kernel.Initrd)
@@ -40,7 +42,7 @@ func (b *builder) aboutKernel(ctx context.Context, k *debroot.Kernel) (*aboutKer
 	paths = slices.DeleteFunc(paths, func(p string) bool {
 		return slices.ContainsFunc(b.recipe.Kernel.Unlisted, func(u string) bool { return modlist.Name(u) == debroot.ModuleName(p) })
 	})
-	key := debroot.NewKey("about kernel", "ktextmask", "manifest", "modlist").Add("kernel", filepath.Base(k.Dir)).Add("modules", strings.Join(paths, "\n"))
+	key := debroot.NewKey("about kernel", "ktextmask", "manifest", "modlist", "modtext").Add("kernel", filepath.Base(k.Dir)).Add("modules", strings.Join(paths, "\n"))
 	done := b.Begin("kernel", "mask of its text, list of modules")
 	dir, cached, err := b.Stage(ctx, "about", key, func(dir string) error { return describeKernel(k, paths, dir, b.Maker.Progress.Step) })
 	if err != nil {
@@ -51,6 +53,9 @@ func (b *builder) aboutKernel(ctx context.Context, k *debroot.Kernel) (*aboutKer
 		return nil, err
 	}
 	if out.allow, err = os.ReadFile(filepath.Join(dir, "allow")); err != nil {
+		return nil, err
+	}
+	if out.syms, err = os.ReadFile(filepath.Join(dir, "exports")); err != nil {
 		return nil, err
 	}
 	text, err := os.ReadFile(filepath.Join(dir, "about.json"))
@@ -77,6 +82,10 @@ func describeKernel(k *debroot.Kernel, paths []string, dir string, step func(don
 	if err != nil {
 		return fmt.Errorf("mask of kernel text: %w", err)
 	}
+	syms, err := kernelExports(image)
+	if err != nil {
+		return err
+	}
 	sources := make([]modlist.Source, 0, len(paths))
 	var done, total int64
 	for _, p := range paths {
@@ -88,6 +97,9 @@ func describeKernel(k *debroot.Kernel, paths []string, dir string, step func(don
 		ko, err := k.Modules.Load(p)
 		if err != nil {
 			return err
+		}
+		if _, err := modtext.Open(ko); err != nil { // attestd could not judge its text
+			return fmt.Errorf("text of module %s: %w", p, err)
 		}
 		sources = append(sources, modlist.Source{Name: debroot.ModuleName(p), KO: ko})
 		if st, err := os.Stat(filepath.Join(k.ModuleTree(), p)); err == nil {
@@ -103,10 +115,18 @@ func describeKernel(k *debroot.Kernel, paths []string, dir string, step func(don
 	if err != nil {
 		return err
 	}
-	for name, data := range map[string][]byte{"mask": mask, "allow": allow, "about.json": text} {
+	for name, data := range map[string][]byte{"mask": mask, "allow": allow, "exports": syms, "about.json": text} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func kernelExports(image []byte) ([]byte, error) {
+	vmlinux, err := ktextmask.Vmlinux(image)
+	if err != nil {
+		return nil, fmt.Errorf("exports of the kernel: %w", err)
+	}
+	return modtext.BuildExports(vmlinux)
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"portcullis/images/debroot"
 	"portcullis/images/manifest"
 	"portcullis/images/modlist"
+	"portcullis/images/modtext"
 	"portcullis/images/recipe"
 	"portcullis/images/squash"
 )
@@ -39,7 +41,7 @@ func (b *builder) root(ctx context.Context, k *debroot.Kernel) (*rootInfo, error
 	if err != nil {
 		return nil, err
 	}
-	rk := debroot.NewKey("root", "deb", "debroot", "hpc", "ktextmask", "manifest", "modlist", "recipe", "squash", "verity").Add("recipe", recipeKey(b.recipe)).Add("squashfs", version).
+	rk := debroot.NewKey("root", "deb", "debroot", "hpc", "ktextmask", "manifest", "modlist", "modtext", "recipe", "squash", "verity").Add("recipe", recipeKey(b.recipe)).Add("squashfs", version).
 		Add("profile", b.Profile).Add("agent", b.digests.Agent).Add("lab", b.digests.Lab).Add("kernel", filepath.Base(k.Dir))
 	for _, p := range b.packages.Root {
 		rk.Add("package", p.SHA256)
@@ -119,7 +121,10 @@ func describeRoot(img string, info *rootInfo) error {
 
 // fill turns the unpacked packages into the PC's root.
 func (b *builder) fill(ctx context.Context, k *debroot.Kernel, t *squash.Tree, info *rootInfo, scratch string) error {
-	if err := debroot.Populate(ctx, t, b.recipe, k, scratch); err != nil {
+	// attestd reads every module that may be loaded out of the root.
+	r := *b.recipe
+	r.Kernel.Root = slices.Concat(r.Kernel.Root, r.Kernel.Initrd)
+	if err := debroot.Populate(ctx, t, &r, k, scratch); err != nil {
 		return err
 	}
 	if err := b.ownFiles(ctx, k, t, info); err != nil {
@@ -156,6 +161,9 @@ func (b *builder) ownFiles(ctx context.Context, k *debroot.Kernel, t *squash.Tre
 	}
 	info.Mask = about.Mask
 	if err := t.WriteFile(modlist.Path, 0o644, about.allow); err != nil {
+		return err
+	}
+	if err := t.WriteFile(modtext.Path, 0o644, about.syms); err != nil {
 		return err
 	}
 	return t.WriteFile(MaskPath, 0o644, about.mask)

@@ -170,7 +170,7 @@ func (in *inputs) fetch(ctx context.Context, m *debroot.Maker) error {
 }
 
 // objects is about how many lines a build writes; the progress is a guess.
-const objects = 2700
+const objects = 3300
 
 func (in *inputs) compile(ctx context.Context, m *debroot.Maker, r *room, o Options, dir string) error {
 	base, stamp, err := in.read(ctx, m, r)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"portcullis/images/deb"
@@ -113,6 +114,30 @@ func TestRoom_KeepsPackagesInside(t *testing.T) {
 	}
 }
 
+// The build runs as nobody and needs a place for temporary files: without it the
+// kernel's own initramfs is not made.
+func TestRoom_HasATemporaryDirectory(t *testing.T) {
+	r, err := newRoom(filepath.Join(t.TempDir(), "room"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"usr/bin", "dev"} {
+		if err := r.root.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.furnish(); err != nil {
+		t.Fatal(err)
+	}
+	st, err := os.Stat(filepath.Join(r.dir, "tmp"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owner := st.Sys().(*syscall.Stat_t).Uid; owner != nobody || st.Mode().Perm() != 0o755 {
+		t.Errorf("owner %d, mode %v", owner, st.Mode())
+	}
+}
+
 func TestLines(t *testing.T) {
 	var got []string
 	l := &lines{each: func(s string) { got = append(got, s) }}
@@ -122,6 +147,24 @@ func TestLines(t *testing.T) {
 		}
 	}
 	if !slices.Equal(got, []string{"a", "bc", ""}) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestLines_Why(t *testing.T) {
+	l := &lines{}
+	write := func(text string) {
+		if _, err := l.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("  CC      a.o\n  CC      b.o\n")
+	if got := l.why(); got != "  CC      a.o;   CC      b.o" {
+		t.Errorf("%q", got)
+	}
+	// What goes wrong first is told, not what other compilers write after it.
+	write("a.c:1:1: error: no such thing\nmake[2]: *** [a.o] Error 1\n" + strings.Repeat("  CC      c.o\n", 20))
+	if got := l.why(); got != "a.c:1:1: error: no such thing; make[2]: *** [a.o] Error 1" {
 		t.Errorf("%q", got)
 	}
 }

@@ -131,6 +131,10 @@ func (r *room) furnish() error {
 	}
 	old := unix.Umask(0)
 	defer unix.Umask(old)
+	// The script that packs the kernel's own initramfs, and the compiler, write there.
+	if err := r.mkdir("/tmp"); err != nil {
+		return err
+	}
 	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "urandom": 9} {
 		if err := unix.Mknod(filepath.Join(r.dir, "dev", name), unix.S_IFCHR|0o666, int(unix.Mkdev(1, minor))); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("device %s of the build: %w", name, err)
@@ -162,22 +166,45 @@ func (r *room) run(ctx context.Context, dir string, env []string, line func(stri
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.WaitDelay = 5 * time.Second
 	if err := cmd.Run(); err != nil {
-		return &debroot.Error{Reason: ReasonFailed, Msg: fmt.Sprintf("%s: %s", path.Base(name), strings.Join(out.last, "; ")), Err: err}
+		return &debroot.Error{Reason: ReasonFailed, Msg: fmt.Sprintf("%s: %s", path.Base(name), out.why()), Err: err}
 	}
 	return nil
 }
 
-// lines hands on whole lines and remembers the last ones.
+// lines hands on whole lines and remembers the last ones, and the first that tell of
+// an error: with many compilers at a time the others write on for a while.
 type lines struct {
-	each func(string)
-	rest []byte
-	last []string
+	each   func(string)
+	rest   []byte
+	errors []string
+	last   []string
 }
 
 const (
-	maxLine   = 4096
-	lastLines = 8
+	maxLine    = 4096
+	lastLines  = 8
+	errorLines = 4
 )
+
+// errorWords are in the lines with which compilers, linkers and make say what is wrong.
+var errorWords = []string{"error:", "fatal:", "Killed", "No space left", "cannot ", "undefined reference", "No such file", "not found", "*** ["}
+
+func (l *lines) keep(text string) {
+	text = strings.ToValidUTF8(text[:min(len(text), 300)], "?")
+	l.last = append(l.last, text)
+	l.last = l.last[max(0, len(l.last)-lastLines):]
+	if len(l.errors) < errorLines && slices.ContainsFunc(errorWords, func(w string) bool { return strings.Contains(text, w) }) {
+		l.errors = append(l.errors, text)
+	}
+}
+
+// why is what is known of a failure: the first lines that tell of an error, else the last lines.
+func (l *lines) why() string {
+	if len(l.errors) > 0 {
+		return strings.Join(l.errors, "; ")
+	}
+	return strings.Join(l.last, "; ")
+}
 
 func (l *lines) Write(b []byte) (int, error) {
 	l.rest = append(l.rest, b...)
@@ -187,8 +214,7 @@ func (l *lines) Write(b []byte) (int, error) {
 			break
 		}
 		l.rest = rest
-		l.last = append(l.last, strings.ToValidUTF8(string(text[:min(len(text), 300)]), "?"))
-		l.last = l.last[max(0, len(l.last)-lastLines):]
+		l.keep(string(text))
 		if l.each != nil {
 			l.each(string(text))
 		}

@@ -3,6 +3,8 @@ package ktextmask
 import (
 	"encoding/binary"
 	"fmt"
+
+	"portcullis/images/textpatch"
 )
 
 // altEntry is the size of struct alt_instr since Linux 6.1: s32 instruction,
@@ -55,7 +57,7 @@ func (k *kernel) callPadding() []Range {
 		if b == nil {
 			continue
 		}
-		if to, _, ok := branch(a, b); ok && !seen[to] {
+		if to, _, ok := textpatch.Branch(a, b); ok && !seen[to] {
 			seen[to] = true
 			out = k.add(out, to-16, 16)
 		}
@@ -76,7 +78,7 @@ func fixed(n uint32) func([]byte) uint32 { return func([]byte) uint32 { return n
 // branchSize is the length of the branch at a site; what follows a JMP may be
 // overwritten with one more INT3 against straight-line speculation.
 func branchSize(b []byte) uint32 {
-	if _, n, ok := branch(0, b); ok {
+	if _, n, ok := textpatch.Branch(0, b); ok {
 		if b[0] == 0xe9 || b[0] == 0x2e && b[1] == 0xe9 {
 			n++
 		}

@@ -53,7 +53,7 @@ func Vmlinux(bzImage []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := decompressor(payload)
+	r, err := decompressor(payload, uint64(size))
 	if err != nil {
 		return nil, fmt.Errorf("bzImage: %w", err)
 	}
@@ -97,7 +97,8 @@ func findPayload(bzImage io.ReaderAt, size int64) (payload *io.SectionReader, un
 	return io.NewSectionReader(bzImage, start, length), unpacked, nil
 }
 
-func decompressor(p *io.SectionReader) (io.ReadCloser, error) {
+// decompressor unpacks a payload of which no more than the first n bytes are read.
+func decompressor(p *io.SectionReader, n uint64) (io.ReadCloser, error) {
 	var magic [6]byte
 	if _, err := p.ReadAt(magic[:], 0); err != nil {
 		return nil, err
@@ -105,7 +106,7 @@ func decompressor(p *io.SectionReader) (io.ReadCloser, error) {
 	body := io.NewSectionReader(p, 0, p.Size()-4)
 	switch {
 	case bytes.HasPrefix(magic[:], []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		d, err := zstd.NewReader(body, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		d, err := zstd.NewReader(narrow(body, n), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 			zstd.WithDecoderMaxWindow(maxKernel), zstd.WithDecoderMaxMemory(2*maxKernel))
 		if err != nil {
 			return nil, err

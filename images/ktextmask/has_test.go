@@ -5,6 +5,8 @@ import (
 	"compress/gzip"
 	"slices"
 	"testing"
+
+	"portcullis/images/textpatch"
 )
 
 // hardened is the sample's kernel without jump labels and tracer, and with its
@@ -97,16 +99,19 @@ func TestOdd_FindsACallThatLeadsOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, r := range s.tramps { // the sample's go nowhere
-		copy(s.text[r.Off:], ret5)
+		copy(s.text[r.Off:], textpatch.Return5)
 	}
-	if odd := m.Settled().Odd(s.text); len(odd) > 0 {
-		t.Errorf("of an untouched text: %v", odd)
+	if odd, err := m.Settled().Odd(bytes.NewReader(s.text)); err != nil || len(odd) > 0 {
+		t.Errorf("of an untouched text: %v, %v", odd, err)
 	}
 	at := s.calls[3].Off
 	copy(s.text[at:], []byte{0xe8, 0, 0, 0, 0x7f}) // far behind the text
-	copy(s.text[s.calls[4].Off:], nop5)
-	if odd := m.Settled().Odd(s.text); len(odd) != 1 || odd[0].Off != at {
-		t.Errorf("%v, want the one at %#x", odd, at)
+	copy(s.text[s.calls[4].Off:], textpatch.Nop5)
+	if odd, err := m.Settled().Odd(bytes.NewReader(s.text)); err != nil || len(odd) != 1 || odd[0].Off != at {
+		t.Errorf("%v, %v, want the one at %#x", odd, err, at)
+	}
+	if _, err := m.Settled().Odd(bytes.NewReader(s.text[:at])); err == nil {
+		t.Error("a text that ends before a site was judged")
 	}
 }
 

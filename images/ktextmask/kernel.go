@@ -80,24 +80,3 @@ func (k *kernel) notes() ([32]byte, error) {
 func (s section) relative(at int) uint64 {
 	return s.addr + uint64(at) + uint64(int64(int32(binary.LittleEndian.Uint32(s.data[at:]))))
 }
-
-// branch decodes the near branches that the kernel patches and returns where
-// they go: call, jmp, jcc, each with or without a CS prefix.
-func branch(a uint64, b []byte) (target uint64, length int, ok bool) {
-	i := 0
-	if b[0] == 0x2e {
-		i = 1
-	}
-	switch {
-	case b[i] == 0xe8 || b[i] == 0xe9:
-		length = i + 5
-	case b[i] == 0x0f && b[i+1]&0xf0 == 0x80:
-		length = i + 6
-	case b[i] == 0xeb:
-		return a + uint64(i) + 2 + uint64(int64(int8(b[i+1]))), i + 2, true
-	default:
-		return 0, 0, false
-	}
-	disp := int32(binary.LittleEndian.Uint32(b[length-4:]))
-	return a + uint64(length) + uint64(int64(disp)), length, true
-}

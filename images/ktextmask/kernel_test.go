@@ -8,6 +8,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/ulikunitz/xz"
+
+	"portcullis/images/textpatch"
 )
 
 // Addresses of the kernel that the tests make: laid out as Debian's is.
@@ -49,16 +51,16 @@ func newSample() *sample {
 	// Static call trampolines, 8 bytes aligned.
 	for range 20 {
 		s.tramps = append(s.tramps, Range{uint32(at), 5})
-		copy(s.text[at:], append([]byte{0xe9, 1, 2, 3, 0}, ud1...))
+		copy(s.text[at:], append([]byte{0xe9, 1, 2, 3, 0}, textpatch.TrampolineEnd...))
 		at += 8
 	}
 	s.rodata = make([]byte, 64)
 	base := uint64(rodataAddr)
 	for i := range sampleJumps {
-		code, length := nop5, uint32(5)
+		code, length := textpatch.Nop5, uint32(5)
 		switch i % 4 {
 		case 1:
-			code, length = nop2, 2
+			code, length = textpatch.Nop2, 2
 		case 2:
 			code, length = []byte{0xeb, 0x10}, 2
 		case 3:

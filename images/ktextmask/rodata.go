@@ -16,46 +16,50 @@ const maxRodata = 128 << 20
 // read-only data, so that each has huge pages of its own.
 const rodataAlign = 2 << 20
 
-// StockRodata reads the kernel's read-only data out of a bzImage as it was
+// OpenRodata reads the kernel's read-only data out of a bzImage as it was
 // built: from the virtual address base to the end of the segment that holds the
-// text. base must be the first page behind the text, or the next huge page with
-// nothing but padding before it.
-func (m *Mask) StockRodata(bzImage io.ReaderAt, size int64, base uint64) ([]byte, error) {
-	payload, _, err := findPayload(bzImage, size)
+// text, size bytes. base must be the first page behind the text, or the next huge page
+// with nothing but padding before it. The reader holds as much as all before the end in
+// memory, and must be closed.
+func (m *Mask) OpenRodata(bzImage io.ReaderAt, fileSize int64, base uint64) (r io.ReadCloser, size uint64, err error) {
+	s, err := openStock(bzImage, fileSize)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	r, err := decompressor(payload)
+	at, err := m.textOffset(s.head)
 	if err != nil {
-		return nil, fmt.Errorf("bzImage: %w", err)
+		return nil, 0, err
 	}
-	defer r.Close()
-	head := make([]byte, elfStart)
-	if _, err := io.ReadFull(r, head); err != nil {
-		return nil, fmt.Errorf("bzImage: decompress: %w", err)
-	}
-	at, err := m.textOffset(head)
-	if err != nil {
-		return nil, err
-	}
-	end := m.segmentEnd(head)
+	end := m.segmentEnd(s.head)
 	textEnd := m.TextBase + m.TextSize
 	if base < textEnd || base-textEnd >= rodataAlign || base%4096 != 0 || end <= base || end-base > maxRodata {
-		return nil, fmt.Errorf("vmlinux: no read-only data from %#x to %#x behind text that ends at %#x", base, end, textEnd)
+		return nil, 0, fmt.Errorf("vmlinux: no read-only data from %#x to %#x behind text that ends at %#x", base, end, textEnd)
 	}
-	if _, err := io.CopyN(io.Discard, r, at-elfStart+int64(m.TextSize)); err != nil {
-		return nil, fmt.Errorf("bzImage: decompress: %w", err)
+	at += m.TextSize
+	if r, err = s.from(at, end-textEnd); err != nil {
+		return nil, 0, err
 	}
-	gap, out := make([]byte, base-textEnd), make([]byte, end-base)
-	for _, b := range [][]byte{gap, out} {
+	if err := padding(r, base-textEnd); err != nil {
+		r.Close()
+		return nil, 0, err
+	}
+	return r, end - base, nil
+}
+
+// padding checks that r holds n bytes that the linker fills gaps with.
+func padding(r io.Reader, n uint64) error {
+	buf := make([]byte, 4096)
+	for n > 0 {
+		b := buf[:min(n, uint64(len(buf)))]
 		if _, err := io.ReadFull(r, b); err != nil {
-			return nil, fmt.Errorf("bzImage: decompress: %w", err)
+			return fmt.Errorf("bzImage: decompress: %w", err)
 		}
+		if len(bytes.Trim(b, "\x00\xcc")) > 0 {
+			return errors.New("vmlinux: something lies between text and read-only data")
+		}
+		n -= uint64(len(b))
 	}
-	if len(bytes.Trim(gap, "\x00\xcc")) > 0 {
-		return nil, errors.New("vmlinux: something lies between text and read-only data")
-	}
-	return out, nil
+	return nil
 }
 
 // segmentEnd is the address behind the last byte of the text's segment.

@@ -5,11 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-)
 
-var (
-	nop2 = []byte{0x66, 0x90}
-	nop5 = []byte{0x0f, 0x1f, 0x44, 0x00, 0x00}
+	"portcullis/images/textpatch"
 )
 
 // Fewest entries that are believed to be the table and not chance: a kernel of
@@ -64,30 +61,26 @@ func (k *kernel) jumpSite(code, target uint64) int {
 	switch {
 	case b == nil:
 		return 0
-	case bytes.HasPrefix(b, nop5):
+	case bytes.HasPrefix(b, textpatch.Nop5):
 		return 5
-	case bytes.HasPrefix(b, nop2):
+	case bytes.HasPrefix(b, textpatch.Nop2):
 		return 2
 	case b[0] != 0xe9 && b[0] != 0xeb:
 		return 0
 	}
-	if to, n, ok := branch(code, b); ok && to == target {
+	if to, n, ok := textpatch.Branch(code, b); ok && to == target {
 		return n
 	}
 	return 0
 }
 
-// ud1 follows the jump of every static call trampoline, so that the kernel can
-// recognise them (tramp_ud in arch/x86/kernel/static_call.c).
-var ud1 = []byte{0x0f, 0xb9, 0xcc}
-
 // trampolines finds the static call trampolines: 8-byte aligned, jmp rel32 (or
-// ret and padding) followed by ud1.
+// ret and padding) followed by UD1.
 func (k *kernel) trampolines() []Range {
 	var out []Range
 	for at := 0; at+8 <= len(k.text.data); at += 4 {
 		b := k.text.data[at : at+8]
-		if bytes.Equal(b[5:], ud1) && (b[0] == 0xe9 || b[0] == 0xc3) {
+		if bytes.Equal(b[5:], textpatch.TrampolineEnd) && (b[0] == 0xe9 || b[0] == 0xc3) {
 			out = append(out, Range{uint32(at), 5})
 		}
 	}
@@ -111,7 +104,7 @@ func (k *kernel) staticCalls(at int, tramps []Range) ([]Range, error) {
 		if b == nil {
 			break
 		}
-		to, length, ok := branch(site, b)
+		to, length, ok := textpatch.Branch(site, b)
 		if !ok || length < 5 {
 			break
 		}
@@ -144,7 +137,7 @@ func (k *kernel) findStaticCalls(tramps []Range) (int, error) {
 		if b == nil {
 			return 0, false
 		}
-		to, n, ok := branch(site, b)
+		to, n, ok := textpatch.Branch(site, b)
 		return to, ok && n >= 5
 	}
 	best, bestN := 0, 0
@@ -219,7 +212,7 @@ func (k *kernel) ftraceEntries() ([]Range, error) {
 		a := binary.LittleEndian.Uint64(init.data[at:])
 		to := uint64(0)
 		if b := k.code(a, 8); b != nil && b[0] == 0xe8 {
-			to, _, _ = branch(a, b)
+			to, _, _ = textpatch.Branch(a, b)
 		}
 		if to == 0 || (len(run) > 0 && to != fentry) {
 			if len(run) > len(best) {

@@ -1,10 +1,11 @@
 package ktextmask
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/binary"
+	"io"
 	"slices"
+
+	"portcullis/images/textpatch"
 )
 
 // Margin is how many bytes of text must be known before and after a piece for
@@ -53,13 +54,19 @@ func sitesIn(classes []Class, text uint64) *Sites {
 }
 
 // Odd returns the sites in the whole text that hold no legal form.
-func (s *Sites) Odd(text []byte) (odd []Range) {
+func (s *Sites) Odd(text io.ReaderAt) (odd []Range, err error) {
+	var buf []byte
 	for _, x := range s.list {
-		if !x.form(x, text[x.Off:][:x.Len], s.text) {
+		code := slices.Grow(buf[:0], int(x.Len))[:x.Len]
+		if n, err := text.ReadAt(code, int64(x.Off)); n < len(code) {
+			return nil, err
+		}
+		if !x.form(x, code, s.text) {
 			odd = append(odd, x.Range)
 		}
+		buf = code
 	}
-	return odd
+	return odd, nil
 }
 
 // Clear overwrites with zeros every site in buf, which begins at byte off of
@@ -98,30 +105,12 @@ func anything(site, []byte, uint64) bool { return true }
 
 // jumpForm: a NOP, or the JMP to the label's target and nowhere else.
 func jumpForm(s site, code []byte, _ uint64) bool {
-	switch len(code) {
-	case 2:
-		return bytes.Equal(code, nop2) || code[0] == 0xeb && int64(s.Off)+2+int64(int8(code[1])) == int64(s.target)
-	case 5:
-		return bytes.Equal(code, nop5) || code[0] == 0xe9 && int64(s.Off)+5+int64(int32(binary.LittleEndian.Uint32(code[1:]))) == int64(s.target)
-	}
-	return false
+	return textpatch.JumpLabel(uint64(s.Off), code, uint64(s.target))
 }
-
-// What a static call that does nothing becomes: a NOP, "return 0" in place, or
-// a return (arch/x86/kernel/static_call.c).
-var (
-	xor5 = []byte{0x2e, 0x2e, 0x2e, 0x31, 0xc0}
-	ret5 = []byte{0xc3, 0xcc, 0xcc, 0xcc, 0xcc}
-)
 
 // callForm: a call or jump into kernel text, or one of the forms that do nothing.
 // A call into a module or into other memory is none.
 func callForm(s site, code []byte, text uint64) bool {
-	if len(code) == 5 && (bytes.Equal(code, nop5) || bytes.Equal(code, xor5) || bytes.Equal(code, ret5)) {
-		return true
-	}
-	var whole [Margin]byte
-	copy(whole[:], code)
-	to, n, ok := branch(uint64(s.Off), whole[:])
-	return ok && n == len(code) && n >= 5 && to < text
+	to, nothing, ok := textpatch.StaticCall(uint64(s.Off), code)
+	return ok && (nothing || to < text)
 }

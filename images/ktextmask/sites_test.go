@@ -3,6 +3,8 @@ package ktextmask
 import (
 	"bytes"
 	"testing"
+
+	"portcullis/images/textpatch"
 )
 
 // Only what the kernel itself can have written may pass unseen.
@@ -44,9 +46,9 @@ func TestSites_OnlyLegalFormsAreLeftOut(t *testing.T) {
 		{"boot-time site", 0x80, []byte{1, 2, 3, 4}, false},
 	} {
 		buf := make([]byte, 0x90)
-		copy(buf[0x10:], nop2)
+		copy(buf[0x10:], textpatch.Nop2)
 		for _, at := range []int{0x20, 0x40, 0x60} {
-			copy(buf[at:], nop5)
+			copy(buf[at:], textpatch.Nop5)
 		}
 		copy(buf[0x60:], []byte{0xe9, 0, 1, 0, 0})
 		copy(buf[0x50:], []byte{0x0f, 0x84, 0, 1, 0, 0})
@@ -68,8 +70,8 @@ func TestSites_OnlyLegalFormsAreLeftOut(t *testing.T) {
 func TestSites_Edges(t *testing.T) {
 	m := &Mask{TextSize: 0x1000, Classes: []Class{{Name: StaticCall, Ranges: []Range{{0x0e, 5}, {0x20, 5}}}}}
 	text := bytes.Repeat([]byte{0x55}, 0x40)
-	copy(text[0x0e:], nop5)
-	copy(text[0x20:], nop5)
+	copy(text[0x0e:], textpatch.Nop5)
+	copy(text[0x20:], textpatch.Nop5)
 	buf := bytes.Clone(text[0x10:0x20])
 	if m.Sites().Clear(buf, 0x10); !bytes.Equal(buf, text[0x10:0x20]) {
 		t.Error("half a site was judged")

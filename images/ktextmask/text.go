@@ -11,45 +11,61 @@ import (
 	"slices"
 )
 
-// elfStart is how much of the kernel's start holds its program headers.
-const elfStart = 4096
-
-// StockText reads the kernel text out of a bzImage as it was built, and checks
-// it against the mask's digests. It unpacks no more than it needs: the text is
-// at the start of the kernel. It holds the text and as much again in memory.
-func (m *Mask) StockText(bzImage io.ReaderAt, size int64) ([]byte, error) {
-	payload, _, err := findPayload(bzImage, size)
-	if err != nil {
-		return nil, err
-	}
-	r, err := decompressor(payload)
-	if err != nil {
-		return nil, fmt.Errorf("bzImage: %w", err)
-	}
-	defer r.Close()
-	head := make([]byte, elfStart)
-	if _, err := io.ReadFull(r, head); err != nil {
-		return nil, fmt.Errorf("bzImage: decompress: %w", err)
-	}
-	at, err := m.textOffset(head)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := io.CopyN(io.Discard, r, at-elfStart); err != nil {
-		return nil, fmt.Errorf("bzImage: decompress: %w", err)
-	}
-	text := make([]byte, m.TextSize)
-	if _, err := io.ReadFull(r, text); err != nil {
-		return nil, fmt.Errorf("bzImage: decompress: %w", err)
-	}
-	if bad := m.NotStock(text); len(bad) > 0 {
-		return nil, fmt.Errorf("bzImage: text at +%#x is not that of the mask", bad[0]*Granule)
-	}
-	return text, nil
+// Text is the kernel text of a bzImage as it was built. It holds as much as the text and
+// what lies before it in memory, and must be closed.
+type Text struct {
+	r         io.ReadCloser
+	m         *Mask
+	run       []Range
+	i         int
+	buf, zero []byte
 }
 
+// OpenText finds the text in a bzImage. It unpacks no more than it needs: the text is
+// at the start of the kernel.
+func (m *Mask) OpenText(bzImage io.ReaderAt, size int64) (*Text, error) {
+	s, err := openStock(bzImage, size)
+	if err != nil {
+		return nil, err
+	}
+	at, err := m.textOffset(s.head)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.from(at, m.TextSize)
+	if err != nil {
+		return nil, err
+	}
+	return &Text{r: r, m: m, run: m.RunTime(), buf: make([]byte, Granule), zero: make([]byte, Granule)}, nil
+}
+
+// Next returns the next granule, which is the caller's until Next is called again, and io.EOF
+// behind the last. It must be the signed kernel's where the kernel patches nothing: its digest
+// is that of the mask.
+func (t *Text) Next() (piece []byte, err error) {
+	off := uint64(t.i) * Granule
+	if off >= t.m.TextSize {
+		return nil, io.EOF
+	}
+	b := t.buf[:min(Granule, t.m.TextSize-off)]
+	if _, err := io.ReadFull(t.r, b); err != nil {
+		return nil, fmt.Errorf("bzImage: decompress: %w", err)
+	}
+	z := t.zero[:copy(t.zero, b)]
+	Zero(z, off, t.run)
+	Zero(z, off, t.m.Boot)
+	if sha256.Sum256(z) != t.m.Stock[t.i] {
+		return nil, fmt.Errorf("bzImage: text at +%#x is not that of the mask", off)
+	}
+	t.i++
+	return b, nil
+}
+
+// Close gives the memory back.
+func (t *Text) Close() error { return t.r.Close() }
+
 // textOffset finds where the text lies in the kernel's ELF file.
-func (m *Mask) textOffset(head []byte) (int64, error) {
+func (m *Mask) textOffset(head []byte) (uint64, error) {
 	le := binary.LittleEndian
 	if !bytes.HasPrefix(head, []byte("\x7fELF\x02\x01")) {
 		return 0, errors.New("vmlinux: not a 64-bit ELF file")
@@ -65,26 +81,10 @@ func (m *Mask) textOffset(head []byte) (int64, error) {
 		}
 		offset, address := le.Uint64(p[8:]), le.Uint64(p[16:])
 		if address == m.TextBase && offset >= elfStart && offset < maxKernel {
-			return int64(offset), nil
+			return offset, nil
 		}
 	}
 	return 0, fmt.Errorf("vmlinux: no segment begins at %#x", m.TextBase)
-}
-
-// NotStock lists the granules of text that differ from the signed kernel where
-// the kernel patches nothing. text must have the size of the mask's.
-func (m *Mask) NotStock(text []byte) (bad []int) {
-	run := m.RunTime()
-	buf := make([]byte, Granule)
-	for i, want := range m.Stock {
-		n := copy(buf, text[i*Granule:])
-		Zero(buf[:n], uint64(i)*Granule, run)
-		Zero(buf[:n], uint64(i)*Granule, m.Boot)
-		if sha256.Sum256(buf[:n]) != want {
-			bad = append(bad, i)
-		}
-	}
-	return bad
 }
 
 // subtract takes b away from a; both are sorted and without overlap.
@@ -117,15 +117,15 @@ func Gather(out, buf []byte, off uint64, ranges []Range) []byte {
 	return out
 }
 
-// Scatter is the way back of Gather over the whole text: it returns what is
-// left of from, which must hold as much as the ranges cover.
-func Scatter(text, from []byte, ranges []Range) (rest []byte, err error) {
-	for _, r := range ranges {
-		if len(from) < int(r.Len) {
-			return nil, errors.New("fewer bytes than the ranges cover")
+// Scatter is the way back of Gather: it fills what ranges cover of buf from the start of
+// from, and returns what is left of that.
+func Scatter(buf []byte, off uint64, from []byte, ranges []Range) (rest []byte, err error) {
+	each(buf, off, ranges, func(b []byte) {
+		if len(from) < len(b) {
+			err, from = errors.New("fewer bytes than the ranges cover"), nil
+			return
 		}
-		copy(text[r.Off:r.Off+r.Len], from)
-		from = from[r.Len:]
-	}
-	return from, nil
+		from = from[copy(b, from):]
+	})
+	return from, err
 }

@@ -3,6 +3,8 @@ package ktextmask
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"io"
 	"slices"
 	"testing"
 )
@@ -21,10 +23,30 @@ func packedKernel(t testing.TB, text []byte, how string, address uint64) []byte 
 	le.PutUint32(p, 1)
 	le.PutUint64(p[8:], at)
 	le.PutUint64(p[16:], address)
+	le.PutUint64(p[32:], uint64(len(text)))
 	return bzImage(t, append(append(elf, text...), make([]byte, 50_000)...), how)
 }
 
-func TestStockText(t *testing.T) {
+// readText is all of the text.
+func readText(m *Mask, b []byte) (text []byte, err error) {
+	r, err := m.OpenText(bytes.NewReader(b), int64(len(b)))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	for {
+		piece, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return text, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		text = append(text, piece...)
+	}
+}
+
+func TestOpenText(t *testing.T) {
 	s := newSample()
 	m, err := Build(bzImage(t, s.elf(), "gzip"))
 	if err != nil {
@@ -32,7 +54,7 @@ func TestStockText(t *testing.T) {
 	}
 	for _, how := range []string{"zstd", "xz", "gzip"} {
 		b := packedKernel(t, s.text, how, textAddr)
-		text, err := m.StockText(bytes.NewReader(b), int64(len(b)))
+		text, err := readText(m, b)
 		if err != nil || !bytes.Equal(text, s.text) {
 			t.Errorf("%s: %d bytes, %v", how, len(text), err)
 		}
@@ -46,7 +68,7 @@ func TestStockText(t *testing.T) {
 		"not a kernel":   make([]byte, 10_000),
 		"no ELF":         bzImage(t, make([]byte, 100_000), "zstd"),
 	} {
-		if _, err := m.StockText(bytes.NewReader(b), int64(len(b))); err == nil {
+		if _, err := readText(m, b); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
@@ -80,10 +102,14 @@ func TestGatherScatter(t *testing.T) {
 	}
 	text := slices.Clone(s.text)
 	Zero(text, 0, sites)
-	if rest, err := Scatter(text, got, sites); err != nil || len(rest) > 0 || !bytes.Equal(text, s.text) {
+	rest := got
+	for at := 0; at < len(text) && err == nil; at += 700 {
+		rest, err = Scatter(text[at:min(at+700, len(text))], uint64(at), rest, sites)
+	}
+	if err != nil || len(rest) > 0 || !bytes.Equal(text, s.text) {
 		t.Errorf("%d bytes left, %v", len(rest), err)
 	}
-	if _, err := Scatter(text, got[1:], sites); err == nil {
+	if _, err := Scatter(text, 0, got[1:], sites); err == nil {
 		t.Error("a byte too few was accepted")
 	}
 	if len(got) == 0 || len(m.Boot) == 0 {

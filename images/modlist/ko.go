@@ -17,7 +17,7 @@ const maxModule = 64 << 20
 
 // BuildID reads the build id of a module file, compressed or not.
 func BuildID(ko []byte) (string, error) {
-	plain, err := decompress(ko)
+	plain, err := Unpack(ko)
 	if err != nil {
 		return "", err
 	}
@@ -36,7 +36,9 @@ func BuildID(ko []byte) (string, error) {
 	return NoteBuildID(note)
 }
 
-func decompress(b []byte) ([]byte, error) {
+// Unpack returns a module file as it is loaded: an ELF file, out of xz, zstd or gzip. At most
+// maxModule bytes.
+func Unpack(b []byte) ([]byte, error) {
 	var r io.Reader
 	var err error
 	switch {

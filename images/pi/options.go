@@ -26,6 +26,10 @@ type Options struct {
 	// passed on: their unlocking tool goes into the initramfs. "" = none.
 	ZymbitDebs string
 
+	// Services are files that go into ServicesDir of the system: the Pi's services as
+	// container images, and their approvals.
+	Services []string
+
 	OutDir   string
 	CacheDir string // "" = debroot.DefaultCache()
 
@@ -35,6 +39,9 @@ type Options struct {
 	Refresh  bool // ask the archive for newer packages instead of using the last answer
 	Progress debroot.Progress
 }
+
+// ServicesDir is where verifierd finds the services that came with the system.
+const ServicesDir = "/usr/share/portcullis/services"
 
 // DefaultNVIndex is the chip's rollback counter: in the range that the TCG leaves
 // to owners (Registry of Reserved TPM 2.0 Handles, 0x01800000 to 0x01BFFFFF).

@@ -56,6 +56,13 @@ func (b *builder) root(ctx context.Context, k *debroot.Kernel) (*rootInfo, error
 	if err := b.eachUnit(func(name string, content []byte) error { rk.Add("unit "+name, string(content)); return nil }); err != nil {
 		return nil, err
 	}
+	for _, f := range b.o.Services {
+		sum, err := debroot.DigestFile(f)
+		if err != nil {
+			return nil, err
+		}
+		rk.Add("service "+filepath.Base(f), sum)
+	}
 	done := b.m.Begin("root", rootImage)
 	dir, cached, err := b.m.Stage(ctx, "pi-root", rk, func(dir string) error { return b.makeRoot(ctx, k, dir) })
 	if err != nil {
@@ -135,7 +142,8 @@ func (b *builder) fill(ctx context.Context, k *debroot.Kernel, t *squash.Tree, s
 	}
 	err := b.eachUnit(func(name string, content []byte) error {
 		to, isUnit := unitPlace(name)
-		if isUnit && debroot.Installable(content) {
+		// A template is enabled by the name of what it is for, which no image knows.
+		if isUnit && !strings.Contains(name, "@.") && debroot.Installable(content) {
 			units = append(units, name)
 		}
 		return t.WriteFile(to, 0o644, content)
@@ -155,6 +163,15 @@ func (b *builder) fill(ctx context.Context, k *debroot.Kernel, t *squash.Tree, s
 			return err
 		}
 		if err := t.WriteFile(p.place, 0o755, data); err != nil {
+			return err
+		}
+	}
+	for _, f := range b.o.Services {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			return err
+		}
+		if err := t.WriteFile(path.Join(ServicesDir, filepath.Base(f)), 0o644, data); err != nil {
 			return err
 		}
 	}

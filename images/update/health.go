@@ -29,30 +29,43 @@ func HealthChecks(c *config.Config) []Check {
 	if c == nil {
 		return checks
 	}
-	socket := func(name string) string { return filepath.Join(c.RunDir, name) }
-	gateway := portcullisv1connect.NewGatewayClient(rpc.Client(socket(rpc.GatewaySocket)), rpc.BaseURL)
-	boot := portcullisv1connect.NewBootClient(rpc.Client(socket(rpc.BootSocket)), rpc.BaseURL)
-	attest := portcullisv1connect.NewAttestClient(rpc.Client(socket(rpc.AttestSocket)), rpc.BaseURL)
-	own := c.Link.Address.Addr()
-	return append(checks,
-		Check{"firewall", func(context.Context) error { return tablesLoaded() }},
-		Check{"gatewayd", func(ctx context.Context) error {
+	for _, pc := range c.PCs() {
+		checks = append(checks, portChecks(c, pc)...)
+	}
+	return checks
+}
+
+// portChecks are those of one PC's port. Their names end in the PC's where there are several.
+func portChecks(c *config.Config, pc config.PC) []Check {
+	gateway := portcullisv1connect.NewGatewayClient(rpc.Client(filepath.Join(pc.RunDir, rpc.GatewaySocket)), rpc.BaseURL)
+	boot := portcullisv1connect.NewBootClient(rpc.Client(filepath.Join(pc.RunDir, rpc.BootSocket)), rpc.BaseURL)
+	attest := portcullisv1connect.NewAttestClient(rpc.Client(filepath.Join(c.RunDir, rpc.AttestSocket)), rpc.BaseURL)
+	checks := []Check{
+		{"firewall", func(context.Context) error { return tableLoaded(ruleset.IPTableOf(pc.Name)) }},
+		{"gatewayd", func(ctx context.Context) error {
 			_, err := gateway.GetGatewayStatus(ctx, connect.NewRequest(&v1.GetGatewayStatusRequest{}))
 			return err
 		}},
-		Check{"pxed", func(ctx context.Context) error {
+		{"pxed", func(ctx context.Context) error {
 			_, err := boot.GetSession(ctx, connect.NewRequest(&v1.GetSessionRequest{}))
 			if connect.CodeOf(err) == connect.CodeNotFound {
 				return nil // no PC has booted yet
 			}
 			return err
 		}},
-		Check{"attestd", func(ctx context.Context) error {
-			_, err := attest.GetVerdict(ctx, connect.NewRequest(&v1.GetVerdictRequest{}))
+		{"attestd", func(ctx context.Context) error {
+			_, err := attest.GetVerdict(ctx, connect.NewRequest(&v1.GetVerdictRequest{Pc: pc.Name}))
 			return err
 		}},
-		listens("DHCP", "udp", own, 67), listens("TFTP", "udp", own, 69),
-		listens("boot files", "tcp", own, c.PXE.HTTPPort), listens("attestation", "tcp", own, c.Attest.Port))
+		listens("DHCP", "udp", pc.Address, 67), listens("TFTP", "udp", pc.Address, 69),
+		listens("boot files", "tcp", pc.Address, c.PXE.HTTPPort), listens("attestation", "tcp", pc.Address, c.Attest.Port),
+	}
+	if pc.Name != "" {
+		for i := range checks {
+			checks[i].Name += " " + pc.Name
+		}
+	}
+	return checks
 }
 
 func listens(name, protocol string, own netip.Addr, port uint16) Check {
@@ -98,8 +111,8 @@ func listener(line, protocol string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(netip.AddrFrom4(b), uint16(p)), true
 }
 
-// tablesLoaded says whether the kernel has gatewayd's table.
-func tablesLoaded() error {
+// tableLoaded says whether the kernel has this inet table of a gatewayd.
+func tableLoaded(name string) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
@@ -109,11 +122,11 @@ func tablesLoaded() error {
 		return err
 	}
 	for _, t := range tables {
-		if t.Name == ruleset.IPTable {
+		if t.Name == name {
 			return nil
 		}
 	}
-	return fmt.Errorf("no table inet %s", ruleset.IPTable)
+	return fmt.Errorf("no table inet %s", name)
 }
 
 // watchdogFed says whether the first process, whose open files are listed in dir,

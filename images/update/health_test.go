@@ -71,6 +71,13 @@ func TestGateWithoutServices(t *testing.T) {
 			t.Errorf("%s passes:\n%s", name, missing)
 		}
 	}
+	c.Attest.Fleet = []config.Member{{Name: "rack-1", Address: netip.MustParseAddr("10.77.78.1")}, {Name: "rack-2", Address: netip.MustParseAddr("10.77.79.1")}}
+	missing = strings.Join(look(t.Context(), HealthChecks(c)[1:]), "\n")
+	for _, want := range []string{"firewall rack-1: ", "portcullis.rack-2", "pxed rack-1: ", "udp 10.77.78.1:67", "attestation rack-2: "} {
+		if !strings.Contains(missing, want) {
+			t.Errorf("no %q in:\n%s", want, missing)
+		}
+	}
 	if n := len(HealthChecks(nil)); n != 1 {
 		t.Errorf("%d checks without a configuration", n)
 	}

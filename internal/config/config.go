@@ -13,6 +13,7 @@ const DefaultPath = "/etc/portcullis/portcullis.yaml"
 
 // Config is the whole file.
 type Config struct {
+	PC       string // the one of several PCs that this service serves: ForPC; "" where there is one, and in attestd
 	RunDir   string // unix sockets; /run/portcullis
 	StateDir string // journals, keys, references; /var/lib/portcullis
 	Link     Link
@@ -67,6 +68,7 @@ type Attest struct {
 	Ladder      Ladder
 	NoiseMiB    int      // noise kept in the PC's memory; 16 MiB (0 .. 65536)
 	Containers  []string // approved container images: sha256 of their configurations, hex
+	AskListen   string   // address and port of the home side where anybody may POST /attest; "" = nowhere
 	AllowedUIDs []int
 	// OperatorKeys may approve a changed fingerprint: base64 Ed25519 public keys,
 	// at most 16; none = no approval is accepted.
@@ -104,6 +106,7 @@ type Verifier struct {
 	Quorum      int       // of them must have signed before an approval takes effect; 0 = the Pi alone
 	WitnessName string    // of this Pi as a witness; "" = it is none
 	WitnessLogs []string  // base64 public keys of the logs that it signs for
+	Services    []string  // of the Pi, which verifierd runs as containers: pxed, attestd; none = systemd runs them
 }
 
 // Power configures the services that have attestd's hands: relay and hook.

@@ -82,6 +82,8 @@ func TestMistakesAreNamedWithLineAndAdvice(t *testing.T) {
 		{"webhook twice", minimal() + "attest:\n  webhooks:\n    - {name: a, url: \"https://x/\", secret_file: /s}\n    - {name: a, url: \"https://x/\", secret_file: /s}\n", "p.yaml:11", "attest.webhooks", "second one"},
 		{"same port twice", minimal() + "attest:\n  port: 80\n", "p.yaml:10", "attest.port", "boot server"},
 		{"uplink is the PC port", minimal() + "gateway:\n  uplink: eth1\n", "p.yaml:10", "gateway.uplink", "other interface"},
+		{"unknown service", minimal() + "verifier:\n  services: [gatewayd]\n", "p.yaml:10", "verifier.services", "pxed and attestd"},
+		{"service twice", minimal() + "verifier:\n  services: [pxed, pxed]\n", "p.yaml:10", "verifier.services", "twice"},
 		{"anchor", edit("interface: eth1", "interface: &x eth1"), "p.yaml:2", "link.interface", "anchors"},
 		{"section is a list", "link: []\n", "p.yaml:1", "link", "not a section"},
 	} {
@@ -131,6 +133,7 @@ func TestOddFilesAreRefused(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(minimal()))
 	f.Add([]byte(Example(testKey(1))))
+	f.Add([]byte(minimal() + "verifier:\n  services: [attestd, pxed]\n"))
 	f.Add([]byte("a: &a [*a]"))
 	f.Add([]byte("link: {interface: [1, {}]}"))
 	f.Fuzz(func(t *testing.T, b []byte) {

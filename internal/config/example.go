@@ -50,6 +50,7 @@ attest:
     off_time: 10s                   # before relay-power switches on again
   noise_mib: 16                     # memory of the PC that is kept filled with noise
   containers: []                    # approved images, as "sha256:…" that docker prints as their ID
+  ask_listen: ""                    # 192.168.1.5:7445: where peers and tools may POST /attest; "" = nowhere
   pcs: []                           # several PCs: {name: rack-1, address: 10.77.1.1, mac: …}, our address on the port of each
   allowed_uids: []
   operator_keys: []                 # who may approve a changed fingerprint, like release_keys
@@ -67,5 +68,6 @@ verifier:
   quorum: 0                         # of them must have signed before an approval takes effect
   witness_name: ""                  # of this Pi as a witness of others; needs listen
   witness_logs: []                  # public keys of their logs: portcullis approvals status
+  services: []                      # run as containers of approved images: [pxed, attestd]; the others are units
 `, releaseKey)
 }

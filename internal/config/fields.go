@@ -74,6 +74,7 @@ func root(c *Config) []field {
 			}},
 			{key: "noise_mib", set: number(&c.Attest.NoiseMiB, 0, 65536)},
 			{key: "containers", set: digests(&c.Attest.Containers)},
+			{key: "ask_listen", set: listenAddress(&c.Attest.AskListen)},
 			{key: "pcs", set: members(&c.Attest.Fleet)},
 			{key: "allowed_uids", set: uids(&c.Attest.AllowedUIDs)},
 			{key: "operator_keys", set: keys(&c.Attest.OperatorKeys, true)},
@@ -93,6 +94,7 @@ func root(c *Config) []field {
 			{key: "quorum", set: number(&c.Verifier.Quorum, 0, maxWitnesses)},
 			{key: "witness_name", set: witnessNamed(&c.Verifier.WitnessName)},
 			{key: "witness_logs", set: keys(&c.Verifier.WitnessLogs, true)},
+			{key: "services", set: contained(&c.Verifier.Services)},
 		}},
 	}
 }
@@ -123,6 +125,7 @@ func (r *reader) check(c *Config) {
 	if c.PXE.HTTPPort == c.Attest.Port {
 		r.fail(r.line["attest.port"], "attest.port", "is the boot server's port too", "write another")
 	}
+	r.checkAskListen(c)
 	if c.Attest.MinGap > c.Attest.MeanGap {
 		r.fail(r.line["attest.min_gap"], "attest.min_gap", "is longer than mean_gap", fmt.Sprintf("write at most %s", c.Attest.MeanGap))
 	}

@@ -26,6 +26,25 @@ type PC struct {
 // PCRunDir is where the sockets are of what serves one of several PCs.
 func PCRunDir(runDir, pc string) string { return filepath.Join(runDir, "pcs", pc) }
 
+// ForPC makes c, the file of one port, that of the PC pc among several of this Pi: the services
+// of that port have directories of its own, so that no two ports share a socket or a state.
+func (c *Config) ForPC(pc string) error {
+	if !memberName.MatchString(pc) {
+		return fmt.Errorf("configuration: %.50q is not a name of a PC: 1 to 40 of a-z, 0-9 and dashes", pc)
+	}
+	c.PC, c.RunDir, c.StateDir = pc, PCRunDir(c.RunDir, pc), filepath.Join(c.StateDir, "pcs", pc)
+	return nil
+}
+
+// LoadFor is Load, and ForPC where pc is not empty.
+func LoadFor(path, pc string) (*Config, error) {
+	c, err := Load(path)
+	if err != nil || pc == "" {
+		return c, err
+	}
+	return c, c.ForPC(pc)
+}
+
 // PCs are those that attestd serves: those of attest.pcs, or the one of link.
 func (c *Config) PCs() []PC {
 	state := filepath.Join(c.StateDir, "attestd")

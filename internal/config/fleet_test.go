@@ -5,6 +5,33 @@ import (
 	"testing"
 )
 
+func TestForPC(t *testing.T) {
+	text := []byte(Example(testKey(1)))
+	seen := map[string]bool{}
+	for _, name := range []string{"rack-1", "rack-2", "0", strings.Repeat("a", 40)} {
+		c, err := Parse("p.yaml", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.ForPC(name); err != nil {
+			t.Fatal(err)
+		}
+		if c.PC != name || c.RunDir != "/run/portcullis/pcs/"+name || c.StateDir != "/var/lib/portcullis/pcs/"+name || seen[c.RunDir] {
+			t.Errorf("%s: %q %s %s", name, c.PC, c.RunDir, c.StateDir)
+		}
+		seen[c.RunDir] = true
+	}
+	for _, bad := range []string{"", "-a", ".", "..", "a/b", "a.b", "A", "ä", "a b", "a\n", "a\x00", strings.Repeat("a", 41)} {
+		c, err := Parse("p.yaml", text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.ForPC(bad); err == nil || c.PC != "" || c.RunDir != "/run/portcullis" {
+			t.Errorf("%q: %v, %s", bad, err, c.RunDir)
+		}
+	}
+}
+
 func TestFleet(t *testing.T) {
 	parse := func(pcs string) (*Config, error) {
 		return Parse("p.yaml", []byte(strings.Replace(Example(testKey(1)), "pcs: []  ", "pcs: "+pcs+"  ", 1)))

@@ -4,7 +4,6 @@
 package event
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -31,6 +30,9 @@ type Writer struct {
 type sink struct {
 	mu  sync.Mutex
 	out io.Writer
+
+	keys []string // as those of the line before, to be used again
+	buf  []byte
 }
 
 // With is a Writer to the same output that puts f into every event. What an event
@@ -67,21 +69,14 @@ func (w *Writer) Emit(name string, f Fields) {
 	w.sink.mu.Lock()
 	defer w.sink.mu.Unlock()
 	if w.json {
-		m := make(map[string]any, len(f)+len(w.with)+3)
-		maps.Copy(m, w.with)
-		for k, v := range f {
-			m[k] = v
-		}
-		m["time"] = t.UTC().Format(time.RFC3339Nano)
-		m["event"] = name
-		if _, ok := m["source"]; !ok && w.source != "" {
-			m["source"] = w.source
-		}
-		b, err := json.Marshal(m)
+		b, err := w.line(w.sink.buf[:0], t, name, f)
 		if err != nil {
-			b = fmt.Appendf(nil, `{"time":%q,"event":"event.unprintable","name":%q}`, t.UTC().Format(time.RFC3339Nano), name)
+			b = fmt.Appendf(nil, `{"time":%q,"event":"event.unprintable","name":%q}`+"\n", t.UTC().Format(time.RFC3339Nano), name)
 		}
-		w.sink.out.Write(append(b, '\n'))
+		if cap(b) <= maxKept {
+			w.sink.buf = b
+		}
+		w.sink.out.Write(b)
 		return
 	}
 	if len(w.with) > 0 {

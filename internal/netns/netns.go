@@ -17,6 +17,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	vnetns "github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // dir is where iproute2 keeps the names, so that `ip netns exec NAME` works too.
@@ -52,7 +53,7 @@ func New(name string) (*Host, error) {
 		return nil, fmt.Errorf("netns: create %s (root is needed): %w", name, err)
 	}
 	h := &Host{name: name, handle: handle}
-	if h.links, err = netlink.NewHandleAt(handle); err != nil {
+	if h.links, err = netlink.NewHandleAt(handle, unix.NETLINK_ROUTE); err != nil {
 		return nil, errors.Join(fmt.Errorf("netns: netlink in %s: %w", name, err), h.Close())
 	}
 	if err := h.Up("lo"); err != nil {

@@ -27,6 +27,26 @@ func Veth(a *Host, aName string, b *Host, bName string) error {
 	return b.Up(bName)
 }
 
+// VLAN makes what the frames with tag id (1 to 4094) of a's interface parent come out of: an
+// interface name in b, which may be a, and brings it up. The kernel needs the module 8021q.
+func VLAN(a *Host, parent string, id int, b *Host, name string) error {
+	on, err := a.Index(parent)
+	if err != nil {
+		return err
+	}
+	attrs := netlink.NewLinkAttrs()
+	// The kernel looks for the name in a: it may be taken there, also by the parent.
+	first := fmt.Sprintf("vlan-%d", id)
+	attrs.Name, attrs.ParentIndex, attrs.Namespace = first, on, netlink.NsFd(b.handle)
+	if err := a.links.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: id}); err != nil {
+		return fmt.Errorf("netns: VLAN %d of %s:%s as %s:%s: %w", id, a.name, parent, b.name, name, err)
+	}
+	if err := b.onLink(first, "rename", func(l netlink.Link) error { return b.links.LinkSetName(l, name) }); err != nil {
+		return err
+	}
+	return b.Up(name)
+}
+
 // Tap makes a lasting tap inside the host and brings it up; a virtual machine
 // started with Host.Start attaches to it by name.
 func (h *Host) Tap(name string) error {

@@ -31,6 +31,10 @@ const (
 	GuardSocket    = "verifierd/docker.sock"
 )
 
+// ExitAtRest is the exit status of a service that is done for now; verifierd, where it
+// started it, starts it again when it is wanted.
+const ExitAtRest = 10
+
 // Listen binds a unix socket at path, replacing one that a dead process left,
 // and accepts only callers whose user id is root, our own, or in uids.
 func Listen(path string, uids []int) (net.Listener, error) {
@@ -93,13 +97,30 @@ func peerUID(c *net.UnixConn) (int, error) {
 
 // Serve serves h on l until ctx ends. Streams need HTTP/2 without TLS.
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	return ServeOut(ctx, l, h, 0)
+}
+
+// ServeOut is Serve that lets calls have their answers, for at most grace after ctx has ended.
+// Nobody comes in any more then.
+func ServeOut(ctx context.Context, l net.Listener, h http.Handler, grace time.Duration) error {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Handler: plain(h), Protocols: &protocols, ReadHeaderTimeout: 5 * time.Second}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
+	closed := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(closed)
+		if grace > 0 {
+			limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+			defer cancel()
+			srv.Shutdown(limit) // what is left of calls is closed below
+		}
+		srv.Close()
+	})
 	err := srv.Serve(l)
+	if !stop() {
+		<-closed
+	}
 	if ctx.Err() != nil {
 		return nil
 	}

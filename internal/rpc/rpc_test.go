@@ -3,11 +3,13 @@ package rpc
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -37,12 +39,17 @@ func (boot) WatchSessions(_ context.Context, _ *connect.Request[v1.WatchSessions
 
 func serve(t *testing.T, path string) {
 	t.Helper()
+	serveThat(t, path, boot{})
+}
+
+func serveThat(t *testing.T, path string, h portcullisv1connect.BootHandler) {
+	t.Helper()
 	l, err := Listen(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle(portcullisv1connect.NewBootHandler(boot{}))
+	mux.Handle(portcullisv1connect.NewBootHandler(h))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- Serve(ctx, l, mux) }()
@@ -52,6 +59,18 @@ func serve(t *testing.T, path string) {
 			t.Error(err)
 		}
 	})
+}
+
+// three wants a stream of three sessions that ends well.
+func three(t *testing.T, st *connect.ServerStreamForClient[v1.WatchSessionsResponse]) {
+	t.Helper()
+	n := 0
+	for st.Receive() {
+		n++
+	}
+	if st.Err() != nil || n != 3 {
+		t.Fatal(n, st.Err())
+	}
 }
 
 func TestCallsAndStreams(t *testing.T) {
@@ -66,13 +85,83 @@ func TestCallsAndStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := 0
-	for st.Receive() {
-		n++
+	three(t, st)
+}
+
+// Lean makes the same calls, and ends a stream that nobody wants any more.
+func TestLean(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s", "boot.sock")
+	serve(t, path)
+	c := portcullisv1connect.NewBootClient(Lean(), BaseURL)
+	for range 3 {
+		got, err := c.GetSession(To(t.Context(), path), connect.NewRequest(&v1.GetSessionRequest{}))
+		if err != nil || got.Msg.Session.Id != "one" {
+			t.Fatal(got, err)
+		}
 	}
-	if st.Err() != nil || n != 3 {
-		t.Fatal(n, st.Err())
+	if _, err := c.Claim(To(t.Context(), path), connect.NewRequest(&v1.ClaimRequest{})); connect.CodeOf(err) != connect.CodeUnimplemented {
+		t.Errorf("an error comes as %v", err)
 	}
+	if _, err := c.GetSession(t.Context(), connect.NewRequest(&v1.GetSessionRequest{})); err == nil {
+		t.Error("a call to no socket")
+	}
+	if _, err := c.GetSession(To(t.Context(), path+"x"), connect.NewRequest(&v1.GetSessionRequest{})); connect.CodeOf(err) != connect.CodeUnavailable {
+		t.Errorf("a socket that is not there: %v", err)
+	}
+	st, err := c.WatchSessions(To(t.Context(), path), connect.NewRequest(&v1.WatchSessionsRequest{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	three(t, st)
+}
+
+// A call that is given up ends at both ends: before it is answered, and in its stream.
+func TestLeanGivesUp(t *testing.T) {
+	path, gone := filepath.Join(t.TempDir(), "s", "boot.sock"), make(chan struct{}, 2)
+	serveThat(t, path, silent{gone: gone})
+	c := portcullisv1connect.NewBootClient(Lean(), BaseURL)
+	ctx, cancel := context.WithTimeout(To(t.Context(), path), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.GetSession(ctx, connect.NewRequest(&v1.GetSessionRequest{})); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+		t.Errorf("a call without an answer ends with %v", err)
+	}
+	<-gone
+	ctx, cancel = context.WithCancel(To(t.Context(), path))
+	defer cancel()
+	st, err := c.WatchSessions(ctx, connect.NewRequest(&v1.WatchSessionsRequest{}))
+	if err != nil || !st.Receive() {
+		t.Fatal(err)
+	}
+	cancel()
+	if st.Receive() || connect.CodeOf(st.Err()) != connect.CodeCanceled {
+		t.Errorf("a stream that was given up ends with %v", st.Err())
+	}
+	<-gone
+	st, err = c.WatchSessions(To(t.Context(), path), connect.NewRequest(&v1.WatchSessionsRequest{}))
+	if err != nil || !st.Receive() {
+		t.Fatal(err)
+	}
+	st.Close() // does not wait for the rest, which does not come
+	<-gone
+}
+
+// silent answers nothing, or one message and no more.
+type silent struct {
+	portcullisv1connect.UnimplementedBootHandler
+	gone chan struct{} // is told when a caller has gone
+}
+
+func (s silent) GetSession(ctx context.Context, _ *connect.Request[v1.GetSessionRequest]) (*connect.Response[v1.GetSessionResponse], error) {
+	<-ctx.Done()
+	s.gone <- struct{}{}
+	return nil, ctx.Err()
+}
+
+func (s silent) WatchSessions(ctx context.Context, _ *connect.Request[v1.WatchSessionsRequest], st *connect.ServerStream[v1.WatchSessionsResponse]) error {
+	err := st.Send(&v1.WatchSessionsResponse{})
+	<-ctx.Done()
+	s.gone <- struct{}{}
+	return err
 }
 
 // Nothing is packed on its way from one process of a machine to another.
@@ -137,5 +226,33 @@ func TestStrangerIsRefusedByItsCredentials(t *testing.T) {
 	}
 	if err := as(65534); err == nil {
 		t.Fatal("a stranger got an answer")
+	}
+}
+
+// A service that has gone wrong cannot have its callers read for ever before the body.
+func TestLeanReadsNoEndlessHead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "boot.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		if _, err := io.WriteString(conn, "HTTP/1.1 200 OK\r\n"); err != nil {
+			return
+		}
+		for err == nil { // until the caller has enough
+			_, err = io.WriteString(conn, "x: "+strings.Repeat("y", 1000)+"\r\n")
+		}
+	}()
+	c := portcullisv1connect.NewBootClient(Lean(), BaseURL)
+	_, err = c.GetSession(To(t.Context(), path), connect.NewRequest(&v1.GetSessionRequest{}))
+	if err == nil || !strings.Contains(err.Error(), "whose head has more than") {
+		t.Error(err)
 	}
 }

@@ -1,12 +1,15 @@
 package bypass
 
 import (
+	"os"
 	"testing"
+
+	"portcullis/lab/dockerd"
 )
 
 // TestInvariant07_WaysRoundTheGuard: every named way is refused, and in the log.
 func TestInvariant07_WaysRoundTheGuard(t *testing.T) {
-	r, err := Start(t.Context())
+	r, err := Start(t.Context(), os.Getenv(dockerd.KindEnv))
 	if err != nil {
 		t.Fatal(err)
 	}

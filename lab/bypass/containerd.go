@@ -14,8 +14,9 @@ import (
 // ctr runs a program in a container of the engine's containerd, in one of its
 // namespaces, past the engine, and waits until somebody has ended it.
 func (r *Rig) ctr(ctx context.Context, space string) error {
-	if _, err := exec.LookPath("ctr"); err != nil {
-		return fmt.Errorf("bypass: ctr (Debian package containerd) is missing: %w", err)
+	client, err := r.daemon.Ctr()
+	if err != nil {
+		return err
 	}
 	root := filepath.Join(r.daemon.Dir, "evil-"+space)
 	if err := os.MkdirAll(root, 0o755); err != nil {
@@ -26,11 +27,16 @@ func (r *Rig) ctr(ctx context.Context, space string) error {
 	}
 	id := "evil-in-" + space
 	run := func(args ...string) (string, error) {
-		out, err := exec.CommandContext(ctx, "ctr", append([]string{"-a", r.daemon.Containerd(), "-n", space}, args...)...).CombinedOutput()
+		out, err := exec.CommandContext(ctx, client, append([]string{"-a", r.daemon.Containerd(), "-n", space}, args...)...).CombinedOutput()
 		return string(out), err
 	}
+	mark := r.events.mark()
 	// No files of a standard output: the engine's namespaces have a /run of their own.
 	if out, err := run("run", "-d", "--null-io", "--cgroup", r.daemon.Cgroup()+"/"+id, "--rootfs", root, id, "/probe", "wait"); err != nil {
+		// It may have been ended before it ran: the shim is there first.
+		if r.events.wait(ctx, mark, settle, func(e map[string]any) bool { return e["event"] == "container.ended" && e["container"] == id }) {
+			return nil
+		}
 		return fmt.Errorf("bypass: ctr run: %w: %s", err, out)
 	}
 	for end := time.Now().Add(20 * time.Second); ctx.Err() == nil && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

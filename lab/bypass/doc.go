@@ -25,6 +25,7 @@ type Result struct {
 	Reason  string  `json:"reason"` // that the log must have
 	Refused bool    `json:"refused"`
 	Logged  bool    `json:"logged"`
+	Note    string  `json:"note,omitempty"` // how often, of a race
 	Detail  string  `json:"detail,omitempty"`
 	Seconds float64 `json:"seconds"`
 }
@@ -34,7 +35,11 @@ func (r Result) Closed() bool { return r.Refused && r.Logged }
 
 func (r Result) String() string {
 	if r.Closed() {
-		return fmt.Sprintf("%-34s refused: %s", r.Attack, r.Reason)
+		text := fmt.Sprintf("%-34s refused: %s", r.Attack, r.Reason)
+		if r.Note != "" {
+			text += " (" + r.Note + ")"
+		}
+		return text
 	}
 	return fmt.Sprintf("%-34s OPEN: refused %t, in the log as %s %t: %s", r.Attack, r.Refused, r.Reason, r.Logged, r.Detail)
 }

@@ -46,9 +46,12 @@ type Rig struct {
 
 	probe     []byte
 	image     string // an approved one, loaded
-	config    string // its ID
 	container string // made of it, not started
 	number    uint64
+	note      string // of the way that is gone, for people
+
+	// Rounds is how often the ways that are races are run; 0 is DefaultRounds.
+	Rounds int
 
 	cancel context.CancelFunc
 	work   sync.WaitGroup
@@ -57,9 +60,10 @@ type Rig struct {
 var profile = approval.Profile{User: "1000:1000", Network: approval.NetworkNone, AnyCommand: true,
 	Limits: approval.Limits{MemoryBytes: 64 << 20, Pids: 32, MilliCPU: 1000}}
 
-// Start starts everything and loads one approved image. Close ends it.
-func Start(ctx context.Context) (*Rig, error) {
-	d, err := dockerd.Prepare()
+// Start starts everything, with an engine of one of dockerd.Kinds ("": this
+// machine's), and loads one approved image. Close ends it.
+func Start(ctx context.Context, kind string) (*Rig, error) {
+	d, err := dockerd.PrepareKind(ctx, kind)
 	if err != nil {
 		return nil, err
 	}
@@ -146,7 +150,6 @@ func (r *Rig) prepare(ctx context.Context) error {
 	if r.image, err = r.guard.Import(ctx, bytes.NewReader(i.Tar), "lab"); err != nil {
 		return err
 	}
-	r.config = i.Config
 	r.container, err = r.make(`{"Image":"` + r.image + `","Cmd":["wait"]}`)
 	return err
 }

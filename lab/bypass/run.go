@@ -39,8 +39,9 @@ const settle = 5 * time.Second
 
 func (r *Rig) try(ctx context.Context, a Attack) Result {
 	mark, began := r.events.mark(), time.Now()
+	r.note = ""
 	err := a.Try(ctx, r)
-	out := Result{Attack: a.Name, Reason: a.Reason, Refused: err == nil, Seconds: time.Since(began).Seconds()}
+	out := Result{Attack: a.Name, Reason: a.Reason, Refused: err == nil, Note: r.note, Seconds: time.Since(began).Seconds()}
 	if err != nil {
 		out.Detail = err.Error()
 	}

@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// journalUnits are the units whose lines are events.
-var journalUnits = []string{"gatewayd", "pxed", "attestd", "verifierd", "portcullis-*"}
+// journalUnits are the units whose lines are events. Services that are containers speak
+// through the engine; the pattern finds only units that have written something already.
+var journalUnits = []string{"gatewayd", "pxed", "attestd", "verifierd", "portcullis-engine", "portcullis-*"}
 
 // Journal writes the events of the guest's services to port, from the start of
 // this boot on, until ctx ends: each line as the service has printed it.

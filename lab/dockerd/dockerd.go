@@ -1,7 +1,7 @@
-// Package dockerd runs a real Docker engine for a test or the lab: Debian's
-// dockerd in mount, process and network namespaces of its own, with its own data
-// root, without a bridge and without firewall rules. When it is closed the kernel
-// ends every process and mount of the namespaces.
+// Package dockerd runs a real Docker engine for a test or the lab: this machine's
+// dockerd, or one of Kinds, in mount, process and network namespaces of its own,
+// with its own data root, without a bridge and without firewall rules. When it is
+// closed the kernel ends every process and mount of the namespaces.
 //
 // It may be used by tests and by package lab/bypass. It needs root.
 package dockerd
@@ -31,48 +31,85 @@ type Engine struct {
 	Plugins string
 	// Store is the engine's data root.
 	Store string
+	// Kind is one of Kinds.
+	Kind string
 
-	cmd    *exec.Cmd
-	ended  chan struct{}
-	cgroup string
+	kind     kind
+	programs programs
+	cmd      *exec.Cmd
+	ended    chan struct{}
+	cgroup   string
 }
 
 // Prepare makes the directories of an engine without starting it: the plugin has
-// to listen in Plugins before Start. Close removes them.
-func Prepare() (*Engine, error) {
+// to listen in Plugins before Start. Close removes them. Which engine it is says
+// KindEnv.
+func Prepare() (*Engine, error) { return PrepareKind(context.Background(), os.Getenv(KindEnv)) }
+
+// PrepareKind prepares one of Kinds; "" is this machine's. The first time that
+// one is asked for which has to be built takes minutes.
+func PrepareKind(ctx context.Context, name string) (*Engine, error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("dockerd: a real engine needs root")
 	}
-	for program, pkg := range map[string]string{"dockerd": "docker.io", "containerd": "containerd", "runc": "runc", "mount": "mount"} {
-		if _, err := exec.LookPath(program); err != nil {
-			return nil, fmt.Errorf("dockerd: %s (Debian package %s) is missing: %w", program, pkg, err)
-		}
+	k, err := kindOf(name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := k.programs(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("dockerd: %s: %w", k.name, err)
 	}
 	// Short: the path of a unix socket has 108 bytes.
-	dir, err := os.MkdirTemp("", "pcdocker")
+	dir, err := os.MkdirTemp("/tmp", "pcdocker")
 	if err != nil {
 		return nil, fmt.Errorf("dockerd: %w", err)
 	}
-	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "engine", "docker.sock"), Plugins: filepath.Join(dir, "plugins"), Store: filepath.Join(dir, "store")}
+	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "engine", "docker.sock"), Plugins: filepath.Join(dir, "plugins"), Store: filepath.Join(dir, "store"),
+		Kind: k.name, kind: k, programs: p}
 	for _, d := range []string{filepath.Dir(e.Socket), e.Plugins, e.Store} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return nil, fmt.Errorf("dockerd: %w", err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}"), 0o600); err != nil {
-		return nil, fmt.Errorf("dockerd: %w", err)
+	for name, text := range map[string]string{"daemon.json": "{}", "subids": subordinate} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return nil, fmt.Errorf("dockerd: %w", err)
+		}
+	}
+	if k.remapped {
+		// The root of a container is nobody here, and has to reach its files.
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("dockerd: %w", err)
+		}
 	}
 	e.cgroup = "/portcullis-" + filepath.Base(dir)
 	return e, nil
 }
 
 // script builds the engine's world: /run is empty but for the plugins, so that no
-// file of the machine's own Docker is seen or changed.
+// file of the machine's own Docker is seen or changed. ROOT, where there is one, takes
+// the place of all other files but DIR.
 const script = `mount --make-rprivate /
+if [ -n "$ROOT" ]; then
+	mount --bind "$ROOT" "$ROOT"
+	for d in proc sys dev; do mount --rbind /$d "$ROOT/$d"; done
+	mount -t tmpfs -o mode=1777 none "$ROOT/tmp"
+	mkdir "$ROOT$DIR"
+	mount --bind "$DIR" "$ROOT$DIR"
+	cd "$ROOT"
+	pivot_root . mnt
+	cd /
+	umount -l /mnt
+fi
 mount -t proc proc /proc
 mount -t tmpfs -o mode=755 none /run
 mkdir -p /run/docker/plugins
 mount --bind "$PLUGINS" /run/docker/plugins
+if [ -n "$REMAP" ]; then
+	mount --bind "$DIR/subids" /etc/subuid
+	mount --bind "$DIR/subids" /etc/subgid
+fi
 exec dockerd "$@"`
 
 // Start starts the engine and returns when its socket answers. flags are more
@@ -85,11 +122,18 @@ func (e *Engine) Start(ctx context.Context, flags ...string) error {
 	defer log.Close()
 	args := append([]string{"-ec", script, "dockerd", "--config-file", filepath.Join(e.Dir, "daemon.json"),
 		"--host", "unix://" + e.Socket, "--data-root", e.Store, "--exec-root", filepath.Join(e.Dir, "exec"),
-		"--pidfile", filepath.Join(e.Dir, "pid"), "--storage-driver", "overlay2", "--bridge", "none",
+		"--pidfile", filepath.Join(e.Dir, "pid"), "--storage-driver", e.kind.store, "--bridge", "none",
 		"--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--log-driver", "local",
 		"--cgroup-parent", e.cgroup, "--group", "root", "--log-level", "warn"}, flags...)
+	remap := ""
+	if e.kind.remapped {
+		args, remap = append(args, "--userns-remap", remappedTo), "yes"
+	}
 	e.cmd = exec.Command("/bin/sh", args...)
-	e.cmd.Env = append(os.Environ(), "PLUGINS="+e.Plugins)
+	e.cmd.Env = append(os.Environ(), "PLUGINS="+e.Plugins, "DIR="+e.Dir, "ROOT="+e.programs.root, "REMAP="+remap)
+	if e.programs.bin != "" {
+		e.cmd.Env = append(e.cmd.Env, "PATH="+e.programs.bin+":"+os.Getenv("PATH"))
+	}
 	e.cmd.Stdout, e.cmd.Stderr = log, log
 	e.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,
 		Pdeathsig: syscall.SIGKILL}
@@ -124,6 +168,18 @@ func (e *Engine) answers(ctx context.Context, ended chan struct{}) error {
 // Containerd is the address of the engine's own containerd.
 func (e *Engine) Containerd() string {
 	return filepath.Join(e.Dir, "exec", "containerd", "containerd.sock")
+}
+
+// Ctr is containerd's own client, of the engine's kind where that has one.
+func (e *Engine) Ctr() (string, error) {
+	if e.programs.bin != "" {
+		return filepath.Join(e.programs.bin, "ctr"), nil
+	}
+	p, err := exec.LookPath("ctr")
+	if err != nil {
+		return "", fmt.Errorf("dockerd: ctr (Debian package containerd) is missing: %w", err)
+	}
+	return p, nil
 }
 
 // Cgroup is the control group below which the engine's containers are.

@@ -19,6 +19,7 @@ import (
 	"portcullis/images/card"
 	"portcullis/images/deb"
 	imagespi "portcullis/images/pi"
+	"portcullis/verifier/declared"
 )
 
 // Variant is one image of a checkout. The zero value of each field is the default
@@ -31,6 +32,8 @@ type Variant struct {
 
 	ZymbitDebs string // directory with the packages of who plays Zymbit [none]
 	Root       string // chip that first boot enrols [card.RootAuto]
+
+	Services string // directory with the services as container images, of Builder.Services [none]
 }
 
 func (v *Variant) fill() {
@@ -157,8 +160,8 @@ func (b *Builder) Image(ctx context.Context, v Variant) (*Image, error) {
 		return nil, err
 	}
 	name := fmt.Sprintf("image-%s-%s-%d", v.Model, v.Profile, v.Sequence)
-	if more := v.Recipe + v.ZymbitDebs + v.Root; more != "" {
-		h := sha256.Sum256([]byte(v.Recipe + "\x00" + v.ZymbitDebs + "\x00" + v.Root))
+	if more := v.Recipe + v.ZymbitDebs + v.Root + v.Services; more != "" {
+		h := sha256.Sum256([]byte(v.Recipe + "\x00" + v.ZymbitDebs + "\x00" + v.Root + "\x00" + v.Services))
 		name += "-" + hex.EncodeToString(h[:4])
 	}
 	unlock, err := b.lock(ctx, name)
@@ -171,9 +174,15 @@ func (b *Builder) Image(ctx context.Context, v Variant) (*Image, error) {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return nil, fmt.Errorf("pi: %w", err)
 	}
+	var services []string
+	if v.Services != "" {
+		if services, err = declared.Archives(ctx, v.Services); err != nil {
+			return nil, fmt.Errorf("pi: the services' images: %w", err)
+		}
+	}
 	_, err = imagespi.Build(ctx, imagespi.Options{
 		Model: v.Model, Profile: v.Profile, Recipe: v.Recipe, Sequence: v.Sequence, Keys: keys, OutDir: out,
-		ZymbitDebs: v.ZymbitDebs, Root: v.Root,
+		ZymbitDebs: v.ZymbitDebs, Root: v.Root, Services: services,
 		CacheDir: filepath.Join(b.Repository, "build", "cache"), Progress: progress{b},
 	})
 	if err != nil {

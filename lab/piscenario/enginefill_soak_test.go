@@ -17,14 +17,15 @@ import (
 	verified "portcullis/verifier/image"
 )
 
-// approvedImage is an image for the Pi, as an archive on a disk, and its approval.
-func approvedImage(t *testing.T, sign func(approval.Approval) ([]byte, error)) (disk string, size int, envelope string) {
+// approvedImage is an image for the Pi, as an archive on a disk, and its approval of this
+// name. mark is what lies in it beside its program.
+func approvedImage(t *testing.T, name, mark string, sign func(approval.Approval) ([]byte, error)) (disk string, size int, envelope string) {
 	t.Helper()
 	program, err := dockerd.ProbeFor(t.Context(), "arm64")
 	if err != nil {
 		t.Fatal(err)
 	}
-	i, err := dockerd.MakeFor("arm64", "probe:1", program, "soak")
+	i, err := dockerd.MakeFor("arm64", name+":1", program, mark)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +34,7 @@ func approvedImage(t *testing.T, sign func(approval.Approval) ([]byte, error)) (
 		t.Fatal(err)
 	}
 	defer read.Close()
-	b, err := sign(approval.Approval{Schema: approval.Schema, Name: "probe", Version: 1, Purpose: "task", Image: read.Image(),
+	b, err := sign(approval.Approval{Schema: approval.Schema, Name: name, Version: 1, Purpose: "task", Image: read.Image(),
 		Profile: approval.Profile{User: "1:1", Network: approval.NetworkNone, AnyCommand: true,
 			Limits: approval.Limits{MemoryBytes: 32 << 20, Pids: 16, MilliCPU: 500}},
 		NotBefore: time.Now().Add(-24 * time.Hour), NotAfter: time.Now().Add(24 * time.Hour)})
@@ -55,7 +56,7 @@ func approvedImage(t *testing.T, sign func(approval.Approval) ([]byte, error)) (
 // and the image runs again without having been loaded by anybody.
 func TestInvariant07_EngineDiskIsFilledAgain(t *testing.T) {
 	file, key := approvers(t)
-	disk, size, envelope := approvedImage(t, func(a approval.Approval) ([]byte, error) { return a.Sign(key) })
+	disk, size, envelope := approvedImage(t, "probe", "soak", func(a approval.Approval) ([]byte, error) { return a.Sign(key) })
 	c, err := pi.NewCard(image(t, pi.Variant{}).Card, bigDir(t), 0)
 	if err == nil {
 		err = c.Seed(seed(t) + "approvers: '" + file + "'\n")

@@ -34,16 +34,9 @@ func powerCycle() Scene {
 			if verdict.Text("session") == old.Id {
 				return errors.New("trusted in the old session")
 			}
-			opened, err := s.first(mark, lab.With("phase", "phase", "boot"))
+			opened, offer, err := s.endThenOffer(mark)
 			if err != nil {
 				return err
-			}
-			offer, err := s.first(mark, lab.With("dhcp.reply", "type", "offer"))
-			if err != nil {
-				return err
-			}
-			if opened.Time.After(offer.Time) {
-				return fmt.Errorf("the offer at %s came before the end of trust at %s", offer.Time.Format(time.StampMicro), opened.Time.Format(time.StampMicro))
 			}
 			ended, err := s.first(mark, lab.Is("grant.ended"))
 			if err != nil {
@@ -75,4 +68,15 @@ func (s *Stage) first(mark int, match func(lab.Event) bool) (lab.Event, error) {
 		return e, fmt.Errorf("an event is missing: %w; %s", err, s.Why(mark))
 	}
 	return e, nil
+}
+
+// endThenOffer holds that trust has ended, since mark, before the PC was offered anything.
+func (s *Stage) endThenOffer(mark int) (opened, offer lab.Event, err error) {
+	if opened, err = s.first(mark, lab.With("phase", "phase", "boot")); err != nil {
+		return opened, offer, err
+	}
+	if offer, err = s.first(mark, lab.With("dhcp.reply", "type", "offer")); err == nil && opened.Time.After(offer.Time) {
+		err = fmt.Errorf("the offer at %s came before the end of trust at %s", offer.Time.Format(time.StampMicro), opened.Time.Format(time.StampMicro))
+	}
+	return opened, offer, err
 }

@@ -24,14 +24,15 @@ const BootLimit = 5 * time.Minute
 
 // Play is one lab and the scenes in it.
 type Play struct {
-	Name     string
-	Firmware qemu.Firmware
-	Pi       string                         // lab.PiNetns or lab.PiImage; "" = lab.PiNetns
-	TPM      bool                           // the PC has one
-	Played   bool                           // the PC is a program in a namespace, not QEMU
-	Tune     func(*lab.Settings)            // of the Pi's configuration
-	Image    func(*lab.Built, string) error // makes another image in the given directory
-	Scenes   []Scene
+	Name      string
+	Firmware  qemu.Firmware
+	Pi        string                         // lab.PiNetns or lab.PiImage; "" = lab.PiNetns
+	TPM       bool                           // the PC has one
+	Contained bool                           // the services of a lab.PiImage are containers
+	Played    bool                           // the PC is a program in a namespace, not QEMU
+	Tune      func(*lab.Settings)            // of the Pi's configuration
+	Image     func(*lab.Built, string) error // makes another image in the given directory
+	Scenes    []Scene
 	// Long plays are for `lab check` and `make soak`: make test leaves them out.
 	Long bool
 }
@@ -131,7 +132,7 @@ func (p Play) open(ctx context.Context, o Options) (*Stage, error) {
 		}
 	}
 	l, err := lab.Start(ctx, lab.Options{
-		Name: o.Name, State: o.State, Firmware: p.Firmware, Pi: p.Pi, TPM: p.TPM, Played: p.Played, Builder: o.Builder, Events: o.Events,
+		Name: o.Name, State: o.State, Firmware: p.Firmware, Pi: p.Pi, Contained: p.Contained, TPM: p.TPM, Played: p.Played, Builder: o.Builder, Events: o.Events,
 		Tune: func(s *lab.Settings) {
 			if image != "" {
 				s.ImageDir = image

@@ -97,3 +97,12 @@ func patchText(ctx context.Context, l *lab.Lab) error {
 	const text = 0xffffffff81000000
 	return poke(ctx, l, "Kernel code", at-text+32, []byte{0xcc})
 }
+
+// patchModule changes code of a module that runs only when a network card is pulled out.
+func patchModule(ctx context.Context, l *lab.Lab) error {
+	at, err := symbol(ctx, l, "virtnet_remove", "[virtio_net]")
+	if err != nil {
+		return err
+	}
+	return l.PC().Debug(ctx, false, func(m *qemu.Memory) error { return m.Write(at+32, []byte{0xcc}) })
+}

@@ -35,6 +35,7 @@ var kernel = []Attack{
 			return poke(ctx, l, "Kernel rodata", 0x700123, []byte{0x5a})
 		}},
 	{Name: "kernel-text-patched", FoundBy: "ktext", Reasons: []string{"ktext-changed"}, Detail: "differs from the reference", Host: patchText},
+	{Name: "module-text-patched", FoundBy: "modules", Reasons: []string{"modules-text"}, Detail: "virtio_net: .text", Host: patchModule},
 	{Name: "interrupt-gate-changed", FoundBy: "krodata", Reasons: []string{"krodata-idt"}, Detail: "vectors [22]", Host: changeGate},
 	{Name: "clock-set-back", Stage: Settled, FoundBy: "time", Reasons: []string{"time-clock-set"}, Detail: "-1h",
 		Commit: []string{"date -s '90 minutes ago'"}},

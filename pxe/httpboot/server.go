@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -76,10 +77,19 @@ func New(cfg Config) *Server {
 	return &Server{cfg: cfg, limit: rate.NewLimiter(requestRate, requestBurst), refused: refusal.New(cfg.Events, cfg.Now)}
 }
 
-// Serve serves on l until ctx ends, and closes l.
+// Serve serves on l until ctx ends, and closes l. When it returns, every answer that was
+// begun is in the ledger, also one that was cut off.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	var answering sync.RWMutex
+	defer answering.Lock() // for ever: a request that comes now is not begun
 	srv := &http.Server{
-		Handler:           s,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !answering.TryRLock() {
+				panic(http.ErrAbortHandler)
+			}
+			defer answering.RUnlock()
+			s.ServeHTTP(w, r)
+		}),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       headerTimeout,
 		WriteTimeout:      pieceTimeout, // of the head; each piece gets its own
@@ -89,6 +99,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
+	defer srv.Close() // cuts what is being answered where the listener failed
 	err := srv.Serve(&listener{Listener: l, client: s.cfg.Client, free: make(chan struct{}, maxConns)})
 	if ctx.Err() != nil {
 		return nil

@@ -32,8 +32,11 @@ import (
 	"portcullis/pxe/artefact/artefacttest"
 )
 
-// childEnv makes this test binary be pxed.
-const childEnv = "PORTCULLIS_TEST_PXED"
+// childEnv makes this test binary be pxed; restEnv is how long after a boot it ends.
+const (
+	childEnv = "PORTCULLIS_TEST_PXED"
+	restEnv  = "PORTCULLIS_TEST_REST"
+)
 
 const (
 	pcMAC   = "52:54:00:aa:00:02"
@@ -58,9 +61,13 @@ func TestMain(m *testing.M) {
 			io.Copy(io.Discard, os.Stdin)
 			cancel()
 		}()
-		err = Run(ctx, cfg, event.NewJSON(os.Stdout, "pxed", time.Now))
+		rest, _ := time.ParseDuration(os.Getenv(restEnv))
+		err = Run(ctx, cfg, rest, event.NewJSON(os.Stdout, "pxed", time.Now))
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrDone):
+		os.Exit(rpc.ExitAtRest)
+	case err != nil:
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

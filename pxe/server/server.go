@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -53,13 +54,15 @@ type state struct {
 	ledger   *ledger.Ledger
 	journal  *journal.Journal
 	sessions *session.Manager
-	loaded   sync.Mutex // one look at the image directory at a time, so that events are in order
+	asked    atomic.Int64 // when the Boot service was asked about a session last, Unix nanoseconds
+	loaded   sync.Mutex   // one look at the image directory at a time, so that events are in order
 }
 
 // Run serves until ctx ends. It fails where its state cannot be trusted or a
 // socket is taken; what may come later (gatewayd, the address, the interface,
-// an image) it waits for, and answers no boot request until it is there.
-func Run(ctx context.Context, cfg *config.Config, events *event.Writer) error {
+// an image) it waits for, and answers no boot request until it is there. With rest
+// above 0 it ends with ErrDone that long after a boot is done.
+func Run(ctx context.Context, cfg *config.Config, rest time.Duration, events *event.Writer) error {
 	s := &state{cfg: cfg, events: events}
 	if err := s.open(); err != nil {
 		return err
@@ -70,7 +73,7 @@ func Run(ctx context.Context, cfg *config.Config, events *event.Writer) error {
 		return err
 	}
 	defer socket.Close()
-	return s.serve(ctx, socket)
+	return s.serve(ctx, socket, rest)
 }
 
 // open reads what was before and the image.
@@ -137,7 +140,7 @@ func (s *state) image() (*artefact.Image, error) {
 }
 
 // serve runs every part; the first that fails ends all.
-func (s *state) serve(ctx context.Context, socket net.Listener) error {
+func (s *state) serve(ctx context.Context, socket net.Listener, rest time.Duration) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	address := s.cfg.Link.Address.Addr()
@@ -167,12 +170,13 @@ func (s *state) serve(ctx context.Context, socket net.Listener) error {
 		})
 	}
 	mux := http.NewServeMux()
-	mux.Handle(portcullisv1connect.NewBootHandler(boot{s.sessions}))
+	mux.Handle(portcullisv1connect.NewBootHandler(heard{boot{s.sessions}, func() { s.asked.Store(time.Now().UnixNano()) }}))
 	run("boot service", func() error { return rpc.Serve(ctx, socket, mux) })
 	run("http", func() error { return s.http().Serve(ctx, web) })
 	run("tftp", func() error { return s.tftp().Serve(ctx, files) })
 	run("dhcp", func() error { return s.dhcp().Run(ctx, func() { once.Do(func() { close(bound) }) }) })
 	run("served-ledger", func() error { return each(ctx, syncEvery, s.ledger.Sync) })
+	run("rest", func() error { return s.rest(ctx, rest) })
 	run("gateway", func() error { return each(ctx, reassertEvery, func() error { s.sessions.Reassert(ctx); return nil }) })
 	select {
 	case <-bound:

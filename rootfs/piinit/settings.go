@@ -38,14 +38,18 @@ func settingFiles(s *card.Seed) map[string][]byte {
 		files["etc/systemd/network/20-pc.network"] = pcNetwork(c)
 		files["etc/portcullis/deny.env"] = []byte("PORT=" + c.Link.Interface + "\n")
 		if link := c.Link.Address.Masked(); link != defaultLink {
-			files["etc/systemd/system/attestd.service.d/10-link.conf"] = allow(link.String())
-			files["etc/systemd/system/pxed.service.d/10-link.conf"] = allow(link.String(), "255.255.255.255", "0.0.0.0")
+			both(files, "attestd", "10-link.conf", allow(link.String()))
+			both(files, "pxed", "10-link.conf", allow(link.String(), "255.255.255.255", "0.0.0.0"))
 		}
 		if len(s.Approvers) > 0 {
 			files[strings.TrimPrefix(card.ApproversPath, "/")] = s.Approvers
+			for _, name := range c.Verifier.Services {
+				// The service's unit steps back where this is.
+				files["etc/portcullis/contained/"+name] = []byte("verifierd runs it\n")
+			}
 		}
 		if v := c.Verifier; v.Listen != "" || len(v.Witnesses) > 0 {
-			files["etc/systemd/system/verifierd.service.d/20-witnesses.conf"] = allButLink(c.Link.Address.Masked())
+			files["etc/systemd/system/verifierd.service.d/20-witnesses.conf"] = []byte("[Service]\n" + allButLink(c.Link.Address.Masked()))
 		}
 		if len(s.Policy) > 0 {
 			files[strings.TrimPrefix(card.PolicyPath, "/")] = s.Policy
@@ -54,7 +58,10 @@ func settingFiles(s *card.Seed) map[string][]byte {
 			files[strings.TrimPrefix(card.WebhookCA, "/")] = s.Webhooks.CA
 		}
 		if len(s.Webhooks.Allow) > 0 {
-			files["etc/systemd/system/attestd.service.d/20-webhooks.conf"] = allowMore(s.Webhooks.Allow)
+			both(files, "attestd", "20-webhooks.conf", allowMore(s.Webhooks.Allow))
+		}
+		if c.Attest.AskListen != "" {
+			both(files, "attestd", "30-ask.conf", allowHome(c.Attest.AskListen, s.Uplink))
 		}
 		if c.Gateway.Uplink != "" {
 			uplink = c.Gateway.Uplink
@@ -92,27 +99,48 @@ func uplinkNetwork(name string, u card.Uplink) []byte {
 	return b.Bytes()
 }
 
+// both writes a drop-in for a service's unit and for the slice that holds its container:
+// one of the two runs it.
+func both(files map[string][]byte, service, name, lines string) {
+	files["etc/systemd/system/"+service+".service.d/"+name] = []byte("[Service]\n" + lines)
+	files["etc/systemd/system/"+config.Slice(service)+".d/"+name] = []byte("[Slice]\n" + lines)
+}
+
 // allow replaces the networks that a unit may speak to.
-func allow(nets ...string) []byte {
-	return []byte("[Service]\nIPAddressAllow=\nIPAddressAllow=" + strings.Join(nets, " ") + "\n")
+func allow(nets ...string) string {
+	return "IPAddressAllow=\nIPAddressAllow=" + strings.Join(nets, " ") + "\n"
 }
 
 // resolver is the Pi's own: it asks the name servers, for names of webhooks.
 const resolver = "127.0.0.53/32"
 
 // allowMore adds networks to those that a unit may speak to.
-func allowMore(nets []netip.Prefix) []byte {
-	text := "[Service]\nIPAddressAllow=" + resolver
+func allowMore(nets []netip.Prefix) string {
+	text := "IPAddressAllow=" + resolver
 	for _, n := range nets {
 		text += " " + n.String()
 	}
-	return []byte(text + "\n")
+	return text + "\n"
+}
+
+// homeBits is the length of the home network's prefix where a DHCP server will say it.
+const homeBits = 24
+
+// allowHome opens a unit to the network on which it listens: the uplink's, where the
+// settings name it, else the 256 addresses around its own. From elsewhere nobody asks.
+func allowHome(listen string, u card.Uplink) string {
+	a := netip.MustParseAddrPort(listen).Addr() // the configuration has read it
+	home := netip.PrefixFrom(a, homeBits)
+	if u.Address.IsValid() && u.Address.Contains(a) {
+		home = u.Address
+	}
+	return "IPAddressAllow=" + home.Masked().String() + "\n"
 }
 
 // allButLink opens a unit to every network but the PC's: who asks for a log, or witnesses
 // it, may be anywhere.
-func allButLink(link netip.Prefix) []byte {
-	return []byte("[Service]\nIPAddressDeny=\nIPAddressDeny=" + link.String() + "\n")
+func allButLink(link netip.Prefix) string {
+	return "IPAddressDeny=\nIPAddressDeny=" + link.String() + "\n"
 }
 
 // attestUser is the user and group of attestd, as portcullis.sysusers makes it.

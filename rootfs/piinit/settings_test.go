@@ -63,6 +63,9 @@ func TestAnotherLinkIsAllowedInTheUnits(t *testing.T) {
 	for name, want := range map[string]string{
 		"etc/systemd/system/attestd.service.d/10-link.conf": "[Service]\nIPAddressAllow=\nIPAddressAllow=192.168.9.0/28\n",
 		"etc/systemd/system/pxed.service.d/10-link.conf":    "[Service]\nIPAddressAllow=\nIPAddressAllow=192.168.9.0/28 255.255.255.255 0.0.0.0\n",
+		// Where verifierd runs them.
+		"etc/systemd/system/system-contained-attestd.slice.d/10-link.conf": "[Slice]\nIPAddressAllow=\nIPAddressAllow=192.168.9.0/28\n",
+		"etc/systemd/system/system-contained-pxed.slice.d/10-link.conf":    "[Slice]\nIPAddressAllow=\nIPAddressAllow=192.168.9.0/28 255.255.255.255 0.0.0.0\n",
 	} {
 		if string(f[name]) != want {
 			t.Errorf("%s is %q", name, f[name])
@@ -115,8 +118,9 @@ func TestSettingsBringPolicyAndWebhooks(t *testing.T) {
 	}, "policy: |\n  rules: []\nwebhooks:\n  allow: [192.0.2.10/32, 198.51.100.0/28]\n  secrets: {ops: "+secret+"}\n")
 	f := settingFiles(s)
 	for name, want := range map[string]string{
-		"etc/portcullis/policy.yaml":                            "rules: []\n",
-		"etc/systemd/system/attestd.service.d/20-webhooks.conf": "[Service]\nIPAddressAllow=127.0.0.53/32 192.0.2.10/32 198.51.100.0/28\n",
+		"etc/portcullis/policy.yaml": "rules: []\n",
+		"etc/systemd/system/system-contained-attestd.slice.d/20-webhooks.conf": "[Slice]\nIPAddressAllow=127.0.0.53/32 192.0.2.10/32 198.51.100.0/28\n",
+		"etc/systemd/system/attestd.service.d/20-webhooks.conf":                "[Service]\nIPAddressAllow=127.0.0.53/32 192.0.2.10/32 198.51.100.0/28\n",
 	} {
 		if string(f[name]) != want {
 			t.Errorf("%s is %q", name, f[name])
@@ -153,10 +157,40 @@ func TestSettingsBringApproversAndWitnesses(t *testing.T) {
 			t.Errorf("%s is %q", name, f[name])
 		}
 	}
+	services := func(c string) string { return strings.Replace(c, "services: []", "services: [pxed]", 1) }
+	f = settingFiles(seedOf(t, "dhcp", services, "approvers: '{\"threshold\":1}'\n"))
+	if f["etc/portcullis/contained/pxed"] == nil || f["etc/portcullis/contained/attestd"] != nil {
+		t.Error("pxed's unit does not step back, or attestd's does")
+	}
 	for name := range settingFiles(seedOf(t, "dhcp", same)) {
-		if strings.Contains(name, "approvers") || strings.Contains(name, "verifierd") {
+		if strings.Contains(name, "approvers") || strings.Contains(name, "contained") || strings.Contains(name, "verifierd") {
 			t.Errorf("without approvers and witnesses: %s", name)
 		}
+	}
+}
+
+// Who may POST /attest on the home side gets through to attestd, and only where the
+// settings say so.
+func TestSettingsLetTheHomeNetworkAsk(t *testing.T) {
+	const name = "etc/systemd/system/attestd.service.d/30-ask.conf"
+	ask := func(c string) string {
+		return strings.Replace(c, `  ask_listen: ""  `, `  ask_listen: "203.0.113.7:7445"  `, 1)
+	}
+	for uplink, want := range map[string]string{
+		"dhcp": "203.0.113.0/24",
+		"{address: 203.0.113.7/28, gateway: 203.0.113.1, dns: [203.0.113.1]}": "203.0.113.0/28",
+		"{address: 198.51.100.7/16, gateway: 198.51.0.1, dns: [198.51.0.1]}":  "203.0.113.0/24", // of a third port
+	} {
+		f := settingFiles(seedOf(t, uplink, ask))
+		if got := string(f["etc/systemd/system/system-contained-attestd.slice.d/30-ask.conf"]); got != "[Slice]\nIPAddressAllow="+want+"\n" {
+			t.Errorf("uplink %s, the slice of the container: %q", uplink, got)
+		}
+		if got := string(f[name]); got != "[Service]\nIPAddressAllow="+want+"\n" {
+			t.Errorf("uplink %s: %q", uplink, got)
+		}
+	}
+	if b, ok := settingFiles(seedOf(t, "dhcp", same))[name]; ok {
+		t.Errorf("closed, and allowed: %q", b)
 	}
 }
 

@@ -132,40 +132,6 @@ func (c *Client) Attach(ctx context.Context, uri string) (io.ReadCloser, string,
 	return a.Body, a.Header.Get("Content-Type"), nil
 }
 
-// Info is what the guard needs to know of an engine.
-type Info struct {
-	Version    string // of the engine, "20.10.24+dfsg1"
-	API        string // agreed, "1.41"
-	Containerd bool   // the containerd image store: images are called by their manifest's digest
-	Seccomp    bool   // system calls are filtered by the engine's own profile
-	Userns     bool   // root in a container is nobody outside
-	Root       string // data root
-	Missing    []string
-}
-
-// Info asks the engine about itself. Missing names the limits that its kernel
-// cannot enforce.
-func (c *Client) Info(ctx context.Context) (Info, error) {
-	i, err := c.api.Info(ctx)
-	if err != nil {
-		return Info{}, wrap("info", err)
-	}
-	out := Info{Version: i.ServerVersion, API: c.api.ClientVersion(), Root: i.DockerRootDir}
-	for _, s := range i.DriverStatus {
-		out.Containerd = out.Containerd || s[1] == "io.containerd.snapshotter.v1"
-	}
-	for _, s := range i.SecurityOptions {
-		out.Seccomp = out.Seccomp || strings.HasPrefix(s, "name=seccomp") && !strings.Contains(s, "unconfined")
-		out.Userns = out.Userns || strings.HasPrefix(s, "name=userns") || strings.HasPrefix(s, "name=rootless")
-	}
-	for name, has := range map[string]bool{"memory": i.MemoryLimit, "pids": i.PidsLimit, "cpu": i.CPUCfsQuota} {
-		if !has {
-			out.Missing = append(out.Missing, name)
-		}
-	}
-	return out, nil
-}
-
 // Image is an image in the engine's store.
 type Image struct {
 	ID         string   // what the store calls it
@@ -257,22 +223,16 @@ func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
 	return i.ID, nil
 }
 
-// Layers are the directories that a container is put together from.
-type Layers struct {
-	Lower []string // the highest first; the first is the engine's own; nil where the store does not say
-	Upper string   // what the container writes
-}
-
-// Layers tells where the files of a container lie, in the overlay2 store.
-func (c *Client) Layers(ctx context.Context, id string) (Layers, error) {
+// ImageOf returns the ID of the image that a container was made of.
+func (c *Client) ImageOf(ctx context.Context, id string) (string, error) {
 	i, err := c.api.ContainerInspect(ctx, id)
 	if err != nil {
-		return Layers{}, wrap("layers", err)
+		return "", wrap("container", err)
 	}
-	if i.ContainerJSONBase == nil || i.GraphDriver.Name != "overlay2" || i.GraphDriver.Data["LowerDir"] == "" {
-		return Layers{}, nil
+	if i.ContainerJSONBase == nil {
+		return "", errors.New("engine: container: no answer")
 	}
-	return Layers{Lower: strings.Split(i.GraphDriver.Data["LowerDir"], ":"), Upper: i.GraphDriver.Data["UpperDir"]}, nil
+	return i.Image, nil
 }
 
 // Start starts a container.

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -21,11 +22,20 @@ type Spec struct {
 	Labels  map[string]string
 	Tty     bool
 	Remove  bool // when it ends
+
+	// Slice of systemd that the container's control group lies in, for an engine whose
+	// groups are systemd's: what the slice's unit says of addresses and processors holds
+	// for the container. "" = where the engine puts it.
+	Slice string
+	// Journal is the identifier (SYSLOG_IDENTIFIER) under which its output goes to
+	// systemd's journal. "" = a file of the engine, with a bound.
+	Journal string
 }
 
 const (
 	noNewPrivileges = "no-new-privileges"
 	logDriver       = "local"
+	journalDriver   = "journald"
 	shmSize         = 16 << 20
 )
 
@@ -57,10 +67,10 @@ func (s Spec) host() *container.HostConfig {
 		IpcMode:        container.IPCModePrivate,
 		CgroupnsMode:   container.CgroupnsModePrivate,
 		RestartPolicy:  container.RestartPolicy{Name: container.RestartPolicyDisabled},
-		LogConfig:      container.LogConfig{Type: logDriver, Config: map[string]string{"max-size": "1m", "max-file": "2"}},
+		LogConfig:      s.log(),
 		AutoRemove:     s.Remove,
 		ShmSize:        shmSize,
-		Resources: container.Resources{Memory: p.Limits.MemoryBytes, MemorySwap: p.Limits.MemoryBytes, PidsLimit: &pids,
+		Resources: container.Resources{CgroupParent: s.Slice, Memory: p.Limits.MemoryBytes, MemorySwap: p.Limits.MemoryBytes, PidsLimit: &pids,
 			NanoCPUs: p.Limits.MilliCPU * 1e6, Ulimits: []*container.Ulimit{{Name: "core"}}},
 	}
 	for _, m := range p.Mounts {
@@ -74,6 +84,14 @@ func (s Spec) host() *container.HostConfig {
 		h.Tmpfs[t.Target] = tmpfsOptions(t)
 	}
 	return h
+}
+
+// log says where the container's output goes.
+func (s Spec) log() container.LogConfig {
+	if s.Journal != "" {
+		return container.LogConfig{Type: journalDriver, Config: map[string]string{"tag": s.Journal}}
+	}
+	return container.LogConfig{Type: logDriver, Config: map[string]string{"max-size": "1m", "max-file": "2"}}
 }
 
 // Create makes the container and returns its ID. It does not start it.
@@ -173,14 +191,14 @@ func isolation(i container.InspectResponse, s Spec) string {
 		return "runtime " + h.Runtime
 	case !slices.Contains(h.MaskedPaths, "/proc/kcore") || !slices.Contains(h.ReadonlyPaths, "/proc/sys"):
 		return "masked paths of /proc"
-	case h.CgroupParent != "":
+	case h.CgroupParent != s.Slice:
 		return "control group " + h.CgroupParent
 	}
 	return ""
 }
 
 func resources(i container.InspectResponse, s Spec) string {
-	h, l := i.HostConfig, s.Profile.Limits
+	h, l, log := i.HostConfig, s.Profile.Limits, s.log()
 	core := []*container.Ulimit{{Name: "core"}}
 	switch {
 	case h.Memory != l.MemoryBytes:
@@ -198,7 +216,7 @@ func resources(i container.InspectResponse, s Spec) string {
 		return "out-of-memory rules"
 	case !h.RestartPolicy.IsNone():
 		return "restart policy " + string(h.RestartPolicy.Name)
-	case h.LogConfig.Type != logDriver:
+	case h.LogConfig.Type != log.Type || !maps.Equal(h.LogConfig.Config, log.Config):
 		return "log driver " + h.LogConfig.Type
 	}
 	return ""

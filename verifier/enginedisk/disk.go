@@ -180,9 +180,11 @@ func encrypt(file *os.File, size int64) (device string, err error) {
 	return device, nil
 }
 
-// makeExt4 makes a file system without what is for a next boot: a journal, room to grow.
+// makeExt4 makes a file system without what is for a next boot: a journal, room to grow. With verity
+// the kernel holds the files of layers against their digests, in blocks of 4096 bytes, which
+// a small disk would not have by itself.
 func makeExt4(ctx context.Context, device string) error {
-	cmd := exec.CommandContext(ctx, "/usr/sbin/mkfs.ext4", "-q", "-F", "-L", "portcullis-eng", "-m", "0", "-O", "^has_journal,^resize_inode",
+	cmd := exec.CommandContext(ctx, "/usr/sbin/mkfs.ext4", "-q", "-F", "-L", "portcullis-eng", "-m", "0", "-b", "4096", "-O", "verity,^has_journal,^resize_inode",
 		"-E", "nodiscard,lazy_itable_init=1", device)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin", "LC_ALL=C"}
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -3,6 +3,7 @@ package guard
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -86,7 +87,10 @@ func open(c net.Conn) bool {
 	fds := []unix.PollFd{{}}
 	err = raw.Control(func(fd uintptr) {
 		fds[0].Fd = int32(fd)
-		_, err = unix.Poll(fds, 0) // hang-ups and errors are always told
+		// Hang-ups and errors are always told. A signal, of which the runtime sends itself many, says nothing.
+		for _, err = unix.Poll(fds, 0); errors.Is(err, unix.EINTR); {
+			_, err = unix.Poll(fds, 0)
+		}
 	})
 	return err == nil && fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) == 0
 }

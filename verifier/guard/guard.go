@@ -21,9 +21,10 @@ import (
 	"portcullis/verifier/engine"
 	"portcullis/verifier/image"
 	"portcullis/verifier/record"
+	"portcullis/verifier/verity"
 )
 
-// Options of New. All but Binaries, Containerd and Sample are needed.
+// Options of New. All but Binaries, Containerd, Reserved, ReservedNames, Verity and Sample are needed.
 type Options struct {
 	Engine    *engine.Client
 	Approvals Approvals
@@ -39,9 +40,14 @@ type Options struct {
 	// Containerd is the address of the containerd that runs the engine's containers: what
 	// runs there without the engine is ended. "" = nobody looks.
 	Containerd string
-	Sample     time.Duration // between two looks at files of running containers; Every where it is 0
-	Clock      clock.Clock
-	Events     *event.Writer
+	// Reserved are purposes, ReservedNames names of containers, that callers cannot have: they
+	// are of what the verifier runs for itself.
+	Reserved, ReservedNames []string
+
+	Verity verity.Files  // nil: the kernel's
+	Sample time.Duration // between two looks at files of running containers; Every where it is 0
+	Clock  clock.Clock
+	Events *event.Writer
 }
 
 // Guard is the judge. New makes it, Run watches, Serve takes callers.
@@ -49,19 +55,23 @@ type Guard struct {
 	opt   Options
 	state *state
 	// step is held where the engine and the state differ for a moment.
-	step     sync.Mutex
-	wake     chan struct{}      // somebody saw a reason to reconcile
-	fresh    chan struct{}      // the engine answers, for the first time or again
-	binaries map[string]program // by path; Run's own
-	shims    map[int]time.Time  // of containers that nobody knows, since when; Run's own
-	work     sync.WaitGroup     // what Run began beside itself
-	filling  sync.Mutex         // held while kept images are loaded
+	step      sync.Mutex
+	comparing map[string]bool    // containers of renew, which are not in the state and never run; of step
+	renewing  sync.Mutex         // held by renew, and taken before step
+	wake      chan struct{}      // somebody saw a reason to reconcile
+	fresh     chan struct{}      // the engine answers, for the first time or again
+	binaries  map[string]program // by path; Run's own
+	shims     map[int]time.Time  // of containers that nobody knows, since when; Run's own
+	work      sync.WaitGroup     // what Run began beside itself
+	filling   sync.Mutex         // held while kept images are loaded
 
 	mu      sync.Mutex
 	info    engine.Info
 	unfit   map[string]string // reason → detail
 	refused map[string]uint64 // by reason
 	tested  time.Time
+	layers  layersHeld          // of the last image that was compared as a whole
+	slow    map[string][]string // files of an image that its last comparison hashed, by its ID
 }
 
 // New reads what a former life left. The guard refuses to start anything until a
@@ -69,6 +79,9 @@ type Guard struct {
 func New(opt Options) (*Guard, error) {
 	if opt.Sample == 0 {
 		opt.Sample = Every
+	}
+	if opt.Verity == nil {
+		opt.Verity = verity.Kernel{}
 	}
 	s, err := openState(opt.StateDir)
 	if err != nil {
@@ -80,7 +93,8 @@ func New(opt Options) (*Guard, error) {
 		}
 	}
 	g := &Guard{opt: opt, state: s, wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
-		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{}}
+		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{},
+		comparing: map[string]bool{}, slow: map[string][]string{}}
 	for _, b := range opt.Binaries {
 		// Their bytes are read when the engine is met: where none runs that is not needed.
 		p, err := markOf(b)
@@ -104,11 +118,27 @@ func (g *Guard) connect(ctx context.Context) error {
 	if _, err := minor(info.API); err != nil {
 		return err
 	}
+	untold := tellable(info, g.opt.Engine.LayersTold(ctx, info))
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.info = info
 	g.mark("engine-seccomp", info.Seccomp, "the engine filters no system calls")
+	g.mark("engine-layers", untold == nil, fmt.Sprint(untold))
 	g.mark("engine-limits", len(info.Missing) == 0, "the kernel cannot limit "+strings.Join(info.Missing, ", "))
+	return nil
+}
+
+// tellable is nil where the files of an engine's layers can be compared with their
+// image; told is what asking for the layers has shown.
+func tellable(info engine.Info, told error) error {
+	switch {
+	case told != nil:
+		return told
+	case info.Rootless:
+		return errors.New("of an engine that is not root it is not known whom its files belong to")
+	case info.Containerd && info.Userns:
+		return errors.New("with the containerd image store an engine with user namespaces copies each image into each container: take its overlay2 store")
+	}
 	return nil
 }
 
@@ -136,22 +166,25 @@ func (g *Guard) fit() error {
 	return refuse(ReasonUnfit, "%s", strings.Join(list, "; "))
 }
 
+// minor is the newest version that is spoken with an engine which speaks api.
 func minor(api string) (int, error) {
 	text, ok := strings.CutPrefix(api, "1.")
 	n, err := strconv.Atoi(text)
 	if !ok || err != nil || n < MinAPI || n > 99 {
 		return 0, fmt.Errorf("guard: the engine speaks API %.20q; 1.%d or later is needed", api, MinAPI)
 	}
-	return n, nil
+	return min(n, MaxAPI), nil
 }
 
 // call is one request on its way.
 type call struct {
 	version    int // of the API, the minor number
+	newest     int // that is spoken with this engine
 	path       string
 	kind, name string // what the path names: container or image
 	head, tail string // around it
 	query      map[string][]string
+	moves      bool // it starts, ends or removes what the path names
 
 	caller string
 	w      http.ResponseWriter

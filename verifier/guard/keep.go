@@ -70,7 +70,7 @@ func (g *Guard) keep(a *image.Archive, name string, i approval.Image) error {
 	return nil
 }
 
-// verifierItself is the caller of what is loaded again.
+// verifierItself is the caller of what nobody asked for from outside.
 const verifierItself = "verifierd"
 
 // fill loads what is kept into an engine that does not have it, beside Run: a
@@ -106,10 +106,11 @@ func (g *Guard) fill(ctx context.Context) {
 
 // has tells whether the engine holds an image that the guard loaded.
 func (g *Guard) has(ctx context.Context, config string) bool {
-	if _, ok := g.state.image(config); !ok {
+	known, ok := g.state.image(config)
+	if !ok {
 		return false
 	}
-	_, err := g.opt.Engine.Image(ctx, config)
+	_, err := g.held(ctx, known.Image)
 	return err == nil
 }
 

@@ -15,7 +15,11 @@ import (
 // of the engine and its next start do.
 func (r *rig) emptied(t *testing.T, i dockerd.Image) {
 	t.Helper()
-	if err := r.opt.Engine.RemoveImage(t.Context(), i.Config); err != nil {
+	held, err := r.opt.Engine.Image(t.Context(), i.Name)
+	if err == nil {
+		err = r.opt.Engine.RemoveImage(t.Context(), held.ID)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if r.has(t.Context(), i.Config) {

@@ -2,8 +2,8 @@ package guard
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -14,44 +14,53 @@ import (
 	"golang.org/x/sys/unix"
 
 	"portcullis/internal/atomicfile"
+	"portcullis/verifier/engine"
 	"portcullis/verifier/image"
 )
 
 // Engines do not look at the files of an image again once they have unpacked it
 // (moby#32153): whoever can write to their store changes what runs, and the image's
-// ID stays. So every file of every layer is compared before a start.
+// ID stays. So every file of every layer is compared before a start (contents.go).
 
 // treeOf says where the files of a layer are listed, and what the list must hash to.
 type treeOf struct {
 	DiffID string `json:"diff_id"`
-	Digest string `json:"digest"` // of the list
+	Digest string `json:"digest"`         // of the list
+	Form   string `json:"form,omitempty"` // of the sums in it
 }
 
-func (s *state) treePath(diffID string) string {
-	return filepath.Join(filepath.Dir(s.path), "trees", strings.TrimPrefix(diffID, "sha256:")+".json")
+// treePath is where the list lies. Lists of each form have names of their own: an image
+// that was loaded by an older verifierd may share a layer with one that was not.
+func (s *state) treePath(t treeOf) string {
+	name := strings.TrimPrefix(t.DiffID, "sha256:")
+	if t.Form == formVerity {
+		name += ".verity"
+	}
+	return filepath.Join(filepath.Dir(s.path), "trees", name+".json")
 }
 
 // keepTrees writes the lists of an archive's layers, the lowest first.
 func (s *state) keepTrees(layers []image.Layer) ([]treeOf, error) {
-	if err := os.MkdirAll(filepath.Dir(s.treePath("")), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(s.treePath(treeOf{})), 0o700); err != nil {
 		return nil, fmt.Errorf("guard: lists of files: %w", err)
 	}
 	var out []treeOf
 	for _, l := range layers {
 		b, err := json.Marshal(l.Tree.Files)
+		t := treeOf{l.DiffID, digestOf(b), formVerity}
 		if err == nil {
-			err = atomicfile.Replace(s.treePath(l.DiffID), b, true)
+			err = atomicfile.Replace(s.treePath(t), b, true)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("guard: lists of files: %w", err)
 		}
-		out = append(out, treeOf{l.DiffID, digestOf(b)})
+		out = append(out, t)
 	}
 	return out, nil
 }
 
 func (s *state) tree(t treeOf) ([]image.File, error) {
-	b, err := os.ReadFile(s.treePath(t.DiffID))
+	b, err := os.ReadFile(s.treePath(t))
 	if err != nil {
 		return nil, err
 	}
@@ -62,31 +71,47 @@ func (s *state) tree(t treeOf) ([]image.File, error) {
 	return files, json.Unmarshal(b, &files)
 }
 
+// layersOf asks where the layers of a container lie. A store that is put together in
+// another way than an engine does it is a refusal.
+func (g *Guard) layersOf(ctx context.Context, id string) (engine.Layers, error) {
+	l, err := g.opt.Engine.Layers(ctx, id)
+	if errors.Is(err, engine.ErrStore) {
+		return l, refuse(ReasonImageStore, "%v", err)
+	}
+	return l, err
+}
+
 // unpacked compares the directories that a container will be made of with its image.
-// first is before its first start: nothing of its own may be there yet.
-func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first bool) error {
-	dirs, err := g.opt.Engine.Layers(ctx, id)
+// first is before its first start: nothing of its own may be there yet. all is to read also what
+// the kernel holds against its digest whenever it is read.
+func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first, all bool) error {
+	dirs, err := g.layersOf(ctx, id)
 	if err != nil {
 		return err
-	}
-	if dirs.Lower == nil {
-		return nil // the containerd store does not say where its layers lie
 	}
 	loaded, ok := g.state.image(made.Spec.Image.ID)
 	if !ok || len(loaded.Trees) == 0 || len(dirs.Lower) != len(loaded.Trees)+1 {
 		return refuse(ReasonImageStore, "%d directories for %d layers", len(dirs.Lower), len(loaded.Trees))
 	}
-	owners := g.owners()
+	c := g.comparer(all)
+	if err := c.onDisk(dirs.Upper); err != nil {
+		return err
+	}
 	for n, t := range loaded.Trees {
 		files, err := g.state.tree(t)
 		if err != nil {
 			return err
 		}
+		c.form = t.Form
 		// The engine names the highest first; its own layer, with the names that it mounts over, is above all.
-		if err := sameFiles(dirs.Lower[len(dirs.Lower)-1-n], files, owners); err != nil {
+		if err := c.sameFiles(dirs.Lower[len(dirs.Lower)-1-n], files); err != nil {
 			return err
 		}
 	}
+	if err := c.contents(ctx); err != nil {
+		return err
+	}
+	g.compared(made.Spec.Image.ID, c)
 	if err := onlyPlaces(dirs.Lower[0], engineNames); err != nil {
 		return err
 	}
@@ -110,8 +135,15 @@ func onlyPlaces(dir string, names []string) error {
 			return err
 		}
 		name, err := filepath.Rel(dir, p)
-		if err != nil || name == "." {
+		if err != nil {
 			return err
+		}
+		if name == "." {
+			// A link would be walked no further, and followed by the mount.
+			if !d.IsDir() {
+				return refuse(ReasonImageStore, "%.200q is no directory", dir)
+			}
+			return nil
 		}
 		st, err := d.Info()
 		if err != nil {
@@ -125,8 +157,9 @@ func onlyPlaces(dir string, names []string) error {
 	})
 }
 
-// sameFiles compares the directory of an unpacked layer with its list, both ways.
-func sameFiles(dir string, files []image.File, owners bool) error {
+// sameFiles compares the directory of an unpacked layer with its list, both ways. What is
+// in the files is left to contents.
+func (c *comparison) sameFiles(dir string, files []image.File) error {
 	listed, opaque, parents := map[string]bool{}, map[string]bool{}, map[string]bool{".": true}
 	for i := range files {
 		listed[files[i].Path] = true
@@ -138,7 +171,7 @@ func sameFiles(dir string, files []image.File, owners bool) error {
 		}
 	}
 	for i := range files {
-		if err := sameFile(dir, &files[i], opaque[files[i].Path], owners); err != nil {
+		if err := c.sameFile(dir, &files[i], opaque[files[i].Path]); err != nil {
 			return err
 		}
 	}
@@ -154,16 +187,31 @@ func sameFiles(dir string, files []image.File, owners bool) error {
 			return refuse(ReasonImageStore, "/%.200q is not of the image", name)
 		}
 		// A directory that the layer only has names in.
-		return sameXattrs(p, &image.File{Path: name, Kind: image.KindDir}, false, owners)
+		return sameXattrs(p, &image.File{Path: name, Kind: image.KindDir}, false, c.by)
 	})
 }
 
-// sameFile compares one name. opaque is a directory that hides the one below it.
-func sameFile(dir string, f *image.File, opaque, owners bool) error {
-	path := filepath.Join(dir, f.Path)
+// shift is what an engine with user namespaces adds to the owners that an image
+// names: who root in a container is outside. Without them it is 0, 0.
+type shift struct{ uid, gid int }
+
+// shift is that of the engine that was met.
+func (g *Guard) shift() shift {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return shift{g.info.FirstUID, g.info.FirstGID}
+}
+
+// sameFile compares one name, but not what is in a file. opaque is a directory that hides
+// the one below it.
+func (c *comparison) sameFile(dir string, f *image.File, opaque bool) error {
+	path, by := filepath.Join(dir, f.Path), c.by
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return refuse(ReasonImageStore, "/%.200q: %v", f.Path, err)
+	}
+	if st.Dev != c.dev {
+		return refuse(ReasonImageStore, "/%.200q lies on another file system", f.Path)
 	}
 	kind := map[byte]uint32{image.KindFile: unix.S_IFREG, image.KindDir: unix.S_IFDIR, image.KindLink: unix.S_IFLNK,
 		image.KindWhiteout: unix.S_IFCHR, image.KindOpaque: unix.S_IFDIR}[f.Kind]
@@ -176,12 +224,12 @@ func sameFile(dir string, f *image.File, opaque, owners bool) error {
 	case f.Kind == image.KindWhiteout:
 		return nil
 	case f.Kind == image.KindOpaque:
-		return sameXattrs(path, f, true, false) // the directory's own attributes are those of its own entry
+		return sameXattrs(path, f, true, by) // the directory's own attributes are those of its own entry
 	}
-	if err := sameXattrs(path, f, opaque, owners); err != nil {
+	if err := sameXattrs(path, f, opaque, by); err != nil {
 		return err
 	}
-	if owners && (st.Uid != uint32(f.UID) || st.Gid != uint32(f.GID)) || f.Kind != image.KindLink && st.Mode&0o7777 != f.Mode {
+	if int64(st.Uid) != int64(f.UID)+int64(by.uid) || int64(st.Gid) != int64(f.GID)+int64(by.gid) || f.Kind != image.KindLink && st.Mode&0o7777 != f.Mode {
 		return refuse(ReasonImageStore, "/%.200q has another owner or mode", f.Path)
 	}
 	switch f.Kind {
@@ -194,13 +242,7 @@ func sameFile(dir string, f *image.File, opaque, owners bool) error {
 		if st.Size != f.Size {
 			return refuse(ReasonImageStore, "/%.200q has %d bytes, the image has %d", f.Path, st.Size, f.Size)
 		}
-		sum, err := digestFile(path)
-		if err != nil {
-			return err
-		}
-		if sum != "sha256:"+hex.EncodeToString(f.Sum[:]) {
-			return refuse(ReasonImageStore, "/%.200q is not the image's", f.Path)
-		}
+		c.todo = append(c.todo, content{path, f, c.form, st.Ino})
 	}
 	return nil
 }

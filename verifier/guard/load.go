@@ -47,6 +47,10 @@ func (g *Guard) put(ctx context.Context, a *image.Archive, caller string, keep b
 	if err := g.fit(); err != nil {
 		return "", err
 	}
+	renewed, err := g.renew(ctx, i)
+	if err != nil {
+		return "", err
+	}
 	trees, err := g.state.keepTrees(a.Layers)
 	if err != nil {
 		return "", err
@@ -77,26 +81,37 @@ func (g *Guard) put(ctx context.Context, a *image.Archive, caller string, keep b
 		return "", err
 	}
 	g.opt.Events.Emit("image.loaded", event.Fields{"image": i.Config, "manifest": i.Manifest, "approval": permission.Approval, "index": permission.Index, "caller": caller})
+	if renewed {
+		// What went with it comes back from what is kept.
+		g.fill(context.WithoutCancel(ctx))
+	}
 	return name, nil
 }
 
 // Repository is where loaded images are named, by their approval's name and version.
 const Repository = "portcullis/approved"
 
-// loaded finds the image in the engine, as that calls it, and compares.
+// loaded finds the image in the engine, and compares.
 func (g *Guard) loaded(ctx context.Context, i approval.Image) (string, error) {
-	for _, id := range []string{i.Manifest, i.Config} {
-		found, err := g.opt.Engine.Image(ctx, id)
-		if errors.Is(err, engine.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return "", err
-		}
-		if err := sound(found, i); err != nil {
-			return "", errors.Join(err, g.opt.Engine.RemoveImage(context.WithoutCancel(ctx), found.ID))
-		}
-		return found.ID, nil
+	found, err := g.held(ctx, i)
+	if errors.Is(err, engine.ErrNotFound) {
+		return "", refuse(ReasonImageStore, "the engine does not have what it was given")
 	}
-	return "", refuse(ReasonImageStore, "the engine does not have what it was given")
+	if err != nil {
+		return "", err
+	}
+	if err := sound(found, i); err != nil {
+		return "", errors.Join(err, g.opt.Engine.RemoveImage(context.WithoutCancel(ctx), found.ID))
+	}
+	return found.ID, nil
+}
+
+// held is what the engine has under one of the two names of an image: the containerd
+// store calls it by its manifest, the other by its configuration.
+func (g *Guard) held(ctx context.Context, i approval.Image) (engine.Image, error) {
+	found, err := g.opt.Engine.Image(ctx, i.Manifest)
+	if errors.Is(err, engine.ErrNotFound) {
+		return g.opt.Engine.Image(ctx, i.Config)
+	}
+	return found, err
 }

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -18,10 +19,14 @@ func (g *Guard) pass(c *call) error {
 		return err
 	}
 	defer answer.Body.Close()
-	for _, h := range []string{"Content-Type", "Api-Version", "Ostype", "Docker-Experimental", "Server", "Builder-Version", "Swarm"} {
+	for _, h := range []string{"Content-Type", "Ostype", "Docker-Experimental", "Server", "Builder-Version", "Swarm"} {
 		if v := answer.Header.Get(h); v != "" {
 			c.w.Header().Set(h, v)
 		}
+	}
+	if answer.Header.Get("Api-Version") != "" {
+		// Clients take the newest that they are offered.
+		c.w.Header().Set("Api-Version", fmt.Sprintf("1.%d", c.newest))
 	}
 	if answer.ContentLength >= 0 {
 		c.w.Header().Set("Content-Length", strconv.FormatInt(answer.ContentLength, 10))
@@ -32,7 +37,8 @@ func (g *Guard) pass(c *call) error {
 }
 
 // own makes the name in a path the full ID of a container or image that the guard
-// knows: the engine is never asked by a name that could move.
+// knows: the engine is never asked by a name that could move. What the verifier runs for
+// itself callers may look at only: who may run tasks may not end attestd.
 func (g *Guard) own(c *call) error {
 	switch c.kind {
 	case "container":
@@ -40,8 +46,12 @@ func (g *Guard) own(c *call) error {
 		if err != nil {
 			return err
 		}
-		if _, ok := g.state.container(id); !ok {
+		made, ok := g.state.container(id)
+		if !ok {
 			return refuse(ReasonContainer, "%s", id)
+		}
+		if made.Own && c.moves {
+			return notYours(made.Purpose)
 		}
 		c.name = id
 	case "image":

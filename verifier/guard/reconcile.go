@@ -183,6 +183,9 @@ func (g *Guard) containers(ctx context.Context) error {
 	for _, c := range list {
 		there[c.ID] = true
 		made, ok := g.state.container(c.ID)
+		if !ok && g.comparing[c.ID] && c.State == "created" {
+			continue
+		}
 		if !ok {
 			g.end(ctx, c.ID, refuse(ReasonContainer, "the guard did not make it; image %s, %s", c.Image, c.State))
 			continue

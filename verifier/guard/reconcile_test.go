@@ -29,7 +29,7 @@ func (r *rig) gone(t *testing.T, id string) time.Duration {
 func TestAttack_ContainerBehindTheGuard(t *testing.T) {
 	r := newRig(t)
 	i := r.image(t, plain)
-	image, err := r.opt.Engine.Image(t.Context(), i.Config)
+	image, err := r.opt.Engine.Image(t.Context(), i.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -105,7 +105,7 @@ func TestAttack_ImageBehindTheGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, "the end of the image", 10*time.Second, func() bool {
-		_, err := r.opt.Engine.Image(t.Context(), i.Config)
+		_, err := r.opt.Engine.Image(t.Context(), i.Name)
 		return err != nil
 	})
 	if !r.approvals.has(ReasonUnknownImage) {

@@ -21,6 +21,7 @@ import (
 
 	"portcullis/internal/clock"
 	"portcullis/internal/event"
+	"portcullis/internal/event/eventtest"
 	"portcullis/internal/rpc"
 	"portcullis/lab/dockerd"
 	"portcullis/verifier/approval"
@@ -38,7 +39,7 @@ type rig struct {
 	approvals *approvals
 	press     *stamp.Press
 	socket    string // the guard's
-	log       *lines
+	log       *eventtest.Buffer
 	probe     []byte
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
@@ -97,7 +98,7 @@ func start() (*rig, error) {
 		return nil, err
 	}
 	r := &rig{daemon: d, approvals: a, press: stamp.New(time.Now), socket: filepath.Join(d.Dir, "guard.sock"),
-		log: &lines{}, cancel: cancel}
+		log: &eventtest.Buffer{}, cancel: cancel}
 	r.probe, err = dockerd.Probe(ctx)
 	if err == nil {
 		err = r.lockUp(ctx)
@@ -242,24 +243,6 @@ func waitFor(t *testing.T, what string, limit time.Duration, ok func() bool) tim
 		time.Sleep(5 * time.Millisecond)
 	}
 	return time.Since(began)
-}
-
-// lines keeps events.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // approvals is a log of approvals whose answers a test can see, and break.

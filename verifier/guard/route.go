@@ -11,6 +11,9 @@ import (
 // MinAPI is the oldest version of the API that callers may speak, the minor number of 1.41.
 const MinAPI = 41
 
+// MaxAPI is the newest, that of Docker 29: what a later one means is not known here.
+const MaxAPI = 56
+
 // bodies of an endpoint.
 const (
 	noBody = iota
@@ -25,6 +28,7 @@ type endpoint struct {
 	query  map[string]*regexp.Regexp // the parameters that exist
 	body   int
 	attach bool // the connection becomes the container's output
+	moves  bool // it starts, ends or removes the container: not one that the verifier runs for itself
 	do     func(*Guard, *call) error
 }
 
@@ -56,11 +60,11 @@ func init() {
 			"timestamps": isTruth, "details": isTruth, "tail": isTail, "since": isTime, "until": isTime}, do: (*Guard).pass},
 		{method: "POST", path: "containers/{container}/attach", query: query{"stdout": isTruth, "stderr": isTruth, "stream": isTruth,
 			"logs": isTruth}, attach: true, do: (*Guard).attach},
-		{method: "POST", path: "containers/{container}/start", do: (*Guard).start},
-		{method: "POST", path: "containers/{container}/stop", query: query{"t": isNumber, "signal": isSignal}, do: (*Guard).pass},
-		{method: "POST", path: "containers/{container}/kill", query: query{"signal": isSignal}, do: (*Guard).pass},
+		{method: "POST", path: "containers/{container}/start", moves: true, do: (*Guard).start},
+		{method: "POST", path: "containers/{container}/stop", query: query{"t": isNumber, "signal": isSignal}, moves: true, do: (*Guard).pass},
+		{method: "POST", path: "containers/{container}/kill", query: query{"signal": isSignal}, moves: true, do: (*Guard).pass},
 		{method: "POST", path: "containers/{container}/wait", query: query{"condition": isWait}, do: (*Guard).pass},
-		{method: "DELETE", path: "containers/{container}", query: query{"force": isTruth, "v": isTruth}, do: (*Guard).pass},
+		{method: "DELETE", path: "containers/{container}", query: query{"force": isTruth, "v": isTruth}, moves: true, do: (*Guard).pass},
 		{method: "GET", path: "images/json", query: query{"all": isTruth}, do: (*Guard).pass},
 		{method: "GET", path: "images/{image}/json", do: (*Guard).pass},
 		{method: "POST", path: "images/load", query: query{"quiet": isTruth}, body: tarBody, do: (*Guard).load},
@@ -82,7 +86,7 @@ func find(r *http.Request, newest int) (*endpoint, *call, error) {
 	if !plainPath.MatchString(path) || len(r.RequestURI) > 4096 {
 		return nil, nil, refuse(ReasonPath, "%.200q", path)
 	}
-	c := &call{version: newest}
+	c := &call{version: newest, newest: newest}
 	if m := versioned.FindStringSubmatch(path); m != nil {
 		c.version, _ = strconv.Atoi(m[1]) // two digits
 		if c.version < MinAPI || c.version > newest {
@@ -113,7 +117,7 @@ func find(r *http.Request, newest int) (*endpoint, *call, error) {
 			values.Del(key)
 		}
 	}
-	c.query = values
+	c.query, c.moves = values, e.moves
 	return e, c, checkHeaders(r, e)
 }
 

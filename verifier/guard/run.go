@@ -23,6 +23,16 @@ func (g *Guard) create(c *call) error {
 	if err != nil {
 		return err
 	}
+	if slices.Contains(g.opt.Reserved, w.purpose) {
+		return notYours(w.purpose)
+	}
+	name := ""
+	if given := c.query["name"]; len(given) == 1 {
+		name = given[0]
+	}
+	if slices.Contains(g.opt.ReservedNames, name) {
+		return notYours("the name " + name)
+	}
 	ctx := c.r.Context()
 	made, err := g.plan(ctx, w)
 	if err != nil {
@@ -32,9 +42,7 @@ func (g *Guard) create(c *call) error {
 	if err := g.fit(); err != nil {
 		return err
 	}
-	if name := c.query["name"]; len(name) == 1 {
-		made.Spec.Name = name[0]
-	}
+	made.Spec.Name = name
 	id, err := g.make(ctx, made)
 	if err != nil {
 		return err
@@ -47,6 +55,11 @@ func (g *Guard) create(c *call) error {
 		Warnings []string
 	}{id, []string{}})
 	return nil
+}
+
+// notYours refuses a caller what the verifier has for itself.
+func notYours(what string) error {
+	return &approval.Error{Reason: approval.ReasonPurpose, Detail: "the verifier itself starts and ends what is for " + what}
 }
 
 // plan turns a wish into the container that may be made of it.
@@ -92,6 +105,7 @@ func sound(i engine.Image, want approval.Image) error {
 func (g *Guard) make(ctx context.Context, made madeByGuard) (string, error) {
 	g.step.Lock()
 	defer g.step.Unlock()
+	g.ahead(made.Spec.Image.ID)
 	id, err := g.opt.Engine.Create(ctx, made.Spec)
 	if err != nil {
 		return "", err
@@ -139,10 +153,7 @@ func (g *Guard) run(ctx context.Context, id, caller string, made madeByGuard) er
 	if err := g.fit(); err != nil {
 		return err
 	}
-	if err := g.inspect(ctx, id, made); err != nil {
-		return err
-	}
-	if err := g.unpacked(ctx, id, made, !made.Permitted); err != nil {
+	if err := g.asApproved(ctx, id, made); err != nil {
 		return err
 	}
 	permission, err := g.opt.Approvals.Decide(approval.Request{Action: approval.Start, Image: made.Image, Purpose: made.Purpose,
@@ -162,6 +173,22 @@ func (g *Guard) run(ctx context.Context, id, caller string, made madeByGuard) er
 	// A revocation that came meanwhile looked at what ran then.
 	g.standing(ctx)
 	return nil
+}
+
+// asApproved compares a container, its image and the files that it will be made of, the files while
+// the engine answers for the others.
+func (g *Guard) asApproved(ctx context.Context, id string, made madeByGuard) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	files := make(chan error, 1)
+	go func() { files <- g.unpacked(ctx, id, made, !made.Permitted, false) }()
+	err := g.inspect(ctx, id, made)
+	if err != nil {
+		cancel()
+		<-files // nothing goes on behind our back
+		return err
+	}
+	return <-files
 }
 
 // remove takes a container out of the engine and out of the state.

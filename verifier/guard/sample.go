@@ -23,7 +23,7 @@ import (
 // cost is bounded, so that a small computer is not kept busy by it.
 const (
 	sampleFiles = 256      // of one layer in one round
-	sampleBytes = 32 << 20 // that are hashed in one round; at least one file
+	sampleBytes = 32 << 20 // that are read in one round; at least one file
 	sampleRest  = 19       // times as long as a round took nothing is looked at: the lists of large images are long
 )
 
@@ -83,7 +83,7 @@ func (g *Guard) sample(ctx context.Context, dirs map[string]engine.Layers) (susp
 		if ctx.Err() != nil || left <= 0 {
 			break
 		}
-		if g.samplePlace(p, &left) != nil {
+		if g.samplePlace(ctx, p, &left) != nil {
 			suspects = append(suspects, p.ids...)
 		}
 	}
@@ -97,13 +97,16 @@ func (g *Guard) findPlaces(ctx context.Context, id string, made madeByGuard, dir
 	l, ok := dirs[id]
 	if !ok {
 		var err error
-		if l, err = g.opt.Engine.Layers(ctx, id); err != nil {
+		var own *Error
+		if l, err = g.layersOf(ctx, id); errors.As(err, &own) {
+			return err
+		} else if err != nil {
 			return nil // it is gone, or the engine is: reconcile tells
 		}
 		dirs[id] = l
 	}
 	loaded, ok := g.state.image(made.Spec.Image.ID)
-	if l.Lower == nil || !ok {
+	if !ok {
 		return nil
 	}
 	if len(l.Lower) != len(loaded.Trees)+1 {
@@ -132,7 +135,7 @@ func (g *Guard) suspect(ctx context.Context, id string) {
 	if !ok {
 		return
 	}
-	err := g.unpacked(ctx, id, made, false)
+	err := g.unpacked(ctx, id, made, false, true)
 	var own *Error
 	if errors.As(err, &own) {
 		g.end(ctx, id, err)
@@ -140,13 +143,17 @@ func (g *Guard) suspect(ctx context.Context, id string) {
 }
 
 // samplePlace compares some names of a layer, drawn anew each time, and how many
-// names it has. left is what may still be hashed in this round.
-func (g *Guard) samplePlace(p *place, left *int64) error {
+// names it has. left is what may still be read in this round.
+func (g *Guard) samplePlace(ctx context.Context, p *place, left *int64) error {
 	files, implied, names, err := g.state.draw(p.tree, sampleFiles)
 	if err != nil {
 		return err
 	}
-	owners := g.owners()
+	c := g.comparer(true)
+	c.form = p.tree.Form
+	if err := c.onDisk(p.dir); err != nil {
+		return err
+	}
 	for i := range files {
 		f := &files[i]
 		if f.Kind == image.KindFile && *left <= 0 {
@@ -155,12 +162,15 @@ func (g *Guard) samplePlace(p *place, left *int64) error {
 		if f.Kind == image.KindFile {
 			*left -= f.Size
 		}
-		if err := sameFile(p.dir, &f.File, f.opaque, owners); err != nil {
+		if err := c.sameFile(p.dir, &f.File, f.opaque); err != nil {
 			return err
 		}
 	}
+	if err := c.contents(ctx); err != nil {
+		return err
+	}
 	for _, name := range implied {
-		if err := sameXattrs(filepath.Join(p.dir, name), &image.File{Path: name, Kind: image.KindDir}, false, owners); err != nil {
+		if err := sameXattrs(filepath.Join(p.dir, name), &image.File{Path: name, Kind: image.KindDir}, false, c.by); err != nil {
 			return err
 		}
 	}
@@ -170,13 +180,6 @@ func (g *Guard) samplePlace(p *place, left *int64) error {
 		return refuse(ReasonImageStore, "%d names in %s, the image has %d", found, p.dir, names)
 	}
 	return nil
-}
-
-// owners tells whether files lie in the store under the owners that the image names.
-func (g *Guard) owners() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return !g.info.Userns
 }
 
 // drawn is a name of a layer.
@@ -190,7 +193,7 @@ type drawn struct {
 // have names in them that are; there are few. names is how many the layer's directory
 // has in all, itself included.
 func (s *state) draw(t treeOf, most int) (out []drawn, implied []string, names int, err error) {
-	f, err := os.Open(s.treePath(t.DiffID))
+	f, err := os.Open(s.treePath(t))
 	if err != nil {
 		return nil, nil, 0, err
 	}

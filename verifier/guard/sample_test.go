@@ -2,7 +2,6 @@ package guard
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 
 	"portcullis/lab/dockerd"
 	"portcullis/verifier/image"
+	"portcullis/verifier/verity"
 )
 
 // TestAttack_LayerChangedWhileItRuns: somebody who can write to the engine's store
@@ -99,6 +99,13 @@ func (a *approvals) ended(id, reason string) bool {
 	return false
 }
 
+// sumOf is what a list has of a file with such bytes.
+func sumOf(b []byte) verity.Sum {
+	var d verity.Digest
+	d.Write(b)
+	return d.Sum()
+}
+
 // unpackedTree is a directory of n files with its list in a state.
 func unpackedTree(t *testing.T, n int) (*Guard, *place) {
 	t.Helper()
@@ -114,7 +121,7 @@ func unpackedTree(t *testing.T, n int) (*Guard, *place) {
 			f = image.File{Path: f.Path, Kind: image.KindLink, Mode: 0o777, UID: os.Getuid(), GID: os.Getgid(), Link: "elsewhere"}
 			err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, f.Path)), 0o755), os.Symlink(f.Link, filepath.Join(dir, f.Path)))
 		} else {
-			f.Sum = sha256.Sum256([]byte("x"))
+			f.Sum = sumOf([]byte("x"))
 			err = errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, f.Path)), 0o755), os.WriteFile(filepath.Join(dir, f.Path), []byte("x"), 0o644))
 		}
 		if err != nil {
@@ -126,7 +133,7 @@ func unpackedTree(t *testing.T, n int) (*Guard, *place) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Guard{state: s}, &place{dir: dir, tree: trees[0]}
+	return &Guard{state: s, opt: Options{Verity: verity.Kernel{}}}, &place{dir: dir, tree: trees[0]}
 }
 
 // Every name comes up in a sample sooner or later, and a sample has its bound.
@@ -134,7 +141,7 @@ func TestSampleFindsEveryFile(t *testing.T) {
 	g, p := unpackedTree(t, 2000)
 	for range 20 {
 		left := int64(sampleBytes)
-		if err := g.samplePlace(p, &left); err != nil {
+		if err := g.samplePlace(t.Context(), p, &left); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -142,7 +149,7 @@ func TestSampleFindsEveryFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	rounds := 0
-	for left := int64(sampleBytes); g.samplePlace(p, &left) == nil; left = sampleBytes {
+	for left := int64(sampleBytes); g.samplePlace(t.Context(), p, &left) == nil; left = sampleBytes {
 		// 1744 of 2000 miss it each time: 10^-12 after 200 rounds.
 		if rounds++; rounds > 200 {
 			t.Fatal("never found")
@@ -162,13 +169,13 @@ func TestSampleWithinItsBudget(t *testing.T) {
 		t.Fatal(err)
 	}
 	left := int64(0)
-	if err := g.samplePlace(p, &left); err != nil {
+	if err := g.samplePlace(t.Context(), p, &left); err != nil {
 		t.Errorf("hashed: %v", err)
 	}
 	if err := os.Remove(filepath.Join(p.dir, "d03/f0003")); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.samplePlace(p, &left); err == nil {
+	if err := g.samplePlace(t.Context(), p, &left); err == nil {
 		t.Error("a name that is gone was not missed")
 	}
 }
@@ -176,7 +183,7 @@ func TestSampleWithinItsBudget(t *testing.T) {
 // A list that was changed is no list.
 func TestSampleOfAChangedList(t *testing.T) {
 	g, p := unpackedTree(t, 20)
-	file := g.state.treePath(p.tree.DiffID)
+	file := g.state.treePath(p.tree)
 	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

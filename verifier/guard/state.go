@@ -48,6 +48,7 @@ type madeByGuard struct {
 	// Permission of the last start; its index is -1 before the first.
 	Permission approval.Permission `json:"permission"`
 	Permitted  bool                `json:"permitted"`
+	Own        bool                `json:"own,omitempty"` // of StartOwn
 }
 
 func openState(dir string) (*state, error) {

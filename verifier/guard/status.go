@@ -25,6 +25,10 @@ func (s *Service) GetVerifierStatus(context.Context, *connect.Request[v1.GetVeri
 	g.mu.Lock()
 	out := &v1.GetVerifierStatusResponse{Fit: len(g.unfit) == 0, Unfit: maps.Clone(g.unfit), Engine: g.info.Version, Api: g.info.API,
 		ContainerdStore: g.info.Containerd, Userns: g.info.Userns, Refused: maps.Clone(g.refused)}
+	out.Layers = g.layers.String()
+	if out.Layers == LayersHashed {
+		out.LayersDetail = g.layers.why.Error()
+	}
 	if !g.tested.IsZero() {
 		out.SelfTestMs = g.tested.UnixMilli()
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -19,8 +20,26 @@ import (
 // speaks to that directly gets a container of which the engine knows nothing. But
 // each one has a shim, a process that says on its command line whose it is.
 
-// engineSpace is the namespace of containerd that Docker's engine uses.
-const engineSpace = "moby"
+// anyEngineSpace is the namespace of containerd that Docker's engine uses, with the
+// user and group that root is outside where the engine has user namespaces.
+var anyEngineSpace = regexp.MustCompile(`^moby([.-][0-9]{1,10}\.[0-9]{1,10})?$`)
+
+// engineSpace tells whether a namespace of containerd is that of the engine that was met;
+// before that, of any engine. Another one may have a container of an ID that the guard
+// knows, beside the real one.
+func (g *Guard) engineSpace(space string) bool {
+	g.mu.Lock()
+	met := g.info
+	g.mu.Unlock()
+	switch {
+	case met.Version == "":
+		return anyEngineSpace.MatchString(space)
+	case !met.Userns:
+		return space == "moby"
+	}
+	users := fmt.Sprintf("%d.%d", met.FirstUID, met.FirstGID)
+	return space == "moby-"+users || space == "moby."+users
+}
 
 // shim is a process that stands beside a container of containerd.
 type shim struct {
@@ -47,7 +66,7 @@ func (g *Guard) tasks() {
 		if s.where != g.opt.Containerd {
 			continue
 		}
-		if s.space == engineSpace {
+		if g.engineSpace(s.space) {
 			// A container of the guard is in the state before it starts, and its shim ends a moment after it.
 			if _, ok := g.state.container(s.id); ok {
 				continue

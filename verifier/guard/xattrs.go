@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"encoding/binary"
 	"errors"
 	"slices"
 	"strconv"
@@ -21,9 +22,8 @@ var hostAttrs = []string{"security.selinux", "security.apparmor", "security.ima"
 
 // sameXattrs compares the extended attributes of a name with its image's, both ways:
 // security.capability gives rights, an ACL lets others write, and those of overlayfs
-// (redirect, metacopy, opaque) make a name show what another one contains. owners is
-// false where the engine writes other owners than the image, and so other capabilities.
-func sameXattrs(path string, f *image.File, opaque, owners bool) error {
+// (redirect, metacopy, opaque) make a name show what another one contains.
+func sameXattrs(path string, f *image.File, opaque bool, by shift) error {
 	names, err := listXattrs(path)
 	if err != nil {
 		return refuse(ReasonImageStore, "/%.200q: attributes: %v", f.Path, err)
@@ -35,11 +35,13 @@ func sameXattrs(path string, f *image.File, opaque, owners bool) error {
 		case slices.Contains(hostAttrs, name):
 		case name == opaqueAttr:
 			hides = true
-		case name == "security.capability" && !owners:
 		case image.AllowedXattr(name):
 			value, err := xattr(path, name)
 			if err != nil {
 				return refuse(ReasonImageStore, "/%.200q: attribute %.100q: %v", f.Path, name, err)
+			}
+			if name == capabilityAttr {
+				value = by.capability(value)
 			}
 			found = append(found, strconv.Quote(name)+"="+strconv.Quote(value))
 		default:
@@ -50,10 +52,31 @@ func sameXattrs(path string, f *image.File, opaque, owners bool) error {
 		return refuse(ReasonImageStore, "/%.200q hides what is below it: %t, in the image: %t", f.Path, hides, opaque)
 	}
 	slices.Sort(found)
-	if f.Kind != image.KindOpaque && owners && strings.Join(found, ",") != f.Xattrs {
+	if f.Kind != image.KindOpaque && strings.Join(found, ",") != f.Xattrs {
 		return refuse(ReasonImageStore, "/%.200q has other attributes", f.Path)
 	}
 	return nil
+}
+
+// capabilityAttr is struct vfs_cap_data (linux/capability.h): a revision and two words;
+// in revision 3 another word says for whose namespaces it holds, by their root.
+const capabilityAttr = "security.capability"
+
+// capability is the attribute as an image has it: engines with user namespaces write
+// revision 3, for their containers' root, where the image has revision 2.
+func (by shift) capability(value string) string {
+	const (
+		words     = 20 // bytes of revision 2
+		revision  = 3  // byte of it
+		plain     = 2
+		forSomeID = 3
+	)
+	if by.uid == 0 || len(value) != words+4 || value[revision] != forSomeID || binary.LittleEndian.Uint32([]byte(value[words:])) != uint32(by.uid) {
+		return value
+	}
+	b := []byte(value[:words])
+	b[revision] = plain
+	return string(b)
 }
 
 func listXattrs(path string) ([]string, error) {

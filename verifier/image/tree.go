@@ -15,6 +15,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/mod/sumdb/tlog"
+
+	"portcullis/verifier/verity"
 )
 
 // Kinds of a File.
@@ -35,7 +37,7 @@ type File struct {
 	UID    int
 	GID    int
 	Size   int64
-	Sum    [32]byte // SHA-256 of a file's content
+	Sum    [32]byte // fs-verity's digest of a file's content (package verity)
 	Link   string   // where a symbolic link leads
 	Xattrs string   // name=value, sorted, each quoted
 }
@@ -151,15 +153,15 @@ func (f *File) file(h *tar.Header, content io.Reader) error {
 		f.Path = path.Join(f.Path, hidden)
 		return nil
 	}
-	sum := sha256.New()
-	n, err := io.Copy(sum, content)
+	var sum verity.Digest
+	n, err := io.Copy(&sum, content)
 	if err != nil {
 		return tarError(err)
 	}
 	if n != h.Size {
 		return refuse(ReasonTar, "%.100q has %d bytes, its header says %d", f.Path, n, h.Size)
 	}
-	f.Size, f.Sum = n, [32]byte(sum.Sum(nil))
+	f.Size, f.Sum = n, sum.Sum()
 	return nil
 }
 

@@ -69,8 +69,12 @@ type GetVerifierStatusResponse struct {
 	Containers      []*GuardedContainer    `protobuf:"bytes,8,rep,name=containers,proto3" json:"containers,omitempty"`
 	Images          []string               `protobuf:"bytes,9,rep,name=images,proto3" json:"images,omitempty"`                                                                               // digests of the configurations that were loaded
 	Refused         map[string]uint64      `protobuf:"bytes,10,rep,name=refused,proto3" json:"refused,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by reason, since the start
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// How the files of the last image that was compared as a whole are held: "fs-verity", the kernel
+	// refuses writers and checks what is read; "re-hashed", some were read; empty = none was compared yet.
+	Layers        string `protobuf:"bytes,11,opt,name=layers,proto3" json:"layers,omitempty"`
+	LayersDetail  string `protobuf:"bytes,12,opt,name=layers_detail,json=layersDetail,proto3" json:"layers_detail,omitempty"` // why files were read, of the first one
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetVerifierStatusResponse) Reset() {
@@ -173,6 +177,20 @@ func (x *GetVerifierStatusResponse) GetRefused() map[string]uint64 {
 	return nil
 }
 
+func (x *GetVerifierStatusResponse) GetLayers() string {
+	if x != nil {
+		return x.Layers
+	}
+	return ""
+}
+
+func (x *GetVerifierStatusResponse) GetLayersDetail() string {
+	if x != nil {
+		return x.LayersDetail
+	}
+	return ""
+}
+
 type GuardedContainer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -270,7 +288,7 @@ var File_portcullis_v1_verifier_proto protoreflect.FileDescriptor
 const file_portcullis_v1_verifier_proto_rawDesc = "" +
 	"\n" +
 	"\x1cportcullis/v1/verifier.proto\x12\rportcullis.v1\"\x1a\n" +
-	"\x18GetVerifierStatusRequest\"\xa7\x04\n" +
+	"\x18GetVerifierStatusRequest\"\xe4\x04\n" +
 	"\x19GetVerifierStatusResponse\x12\x10\n" +
 	"\x03fit\x18\x01 \x01(\bR\x03fit\x12I\n" +
 	"\x05unfit\x18\x02 \x03(\v23.portcullis.v1.GetVerifierStatusResponse.UnfitEntryR\x05unfit\x12\x16\n" +
@@ -285,7 +303,9 @@ const file_portcullis_v1_verifier_proto_rawDesc = "" +
 	"containers\x12\x16\n" +
 	"\x06images\x18\t \x03(\tR\x06images\x12O\n" +
 	"\arefused\x18\n" +
-	" \x03(\v25.portcullis.v1.GetVerifierStatusResponse.RefusedEntryR\arefused\x1a8\n" +
+	" \x03(\v25.portcullis.v1.GetVerifierStatusResponse.RefusedEntryR\arefused\x12\x16\n" +
+	"\x06layers\x18\v \x01(\tR\x06layers\x12#\n" +
+	"\rlayers_detail\x18\f \x01(\tR\flayersDetail\x1a8\n" +
 	"\n" +
 	"UnfitEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

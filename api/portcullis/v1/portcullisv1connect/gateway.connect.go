@@ -58,7 +58,8 @@ type GatewayClient interface {
 	// and opens the boot phase. It returns once the kernel enforces it.
 	OpenBoot(context.Context, *connect.Request[v1.OpenBootRequest]) (*connect.Response[v1.OpenBootResponse], error)
 	// SetPhase moves the current session to a phase. A call that names another
-	// session than the current one is refused (failed_precondition).
+	// session than the current one is refused (failed_precondition). It returns once the
+	// kernel enforces it; what only ends a run is on the disk a little later.
 	SetPhase(context.Context, *connect.Request[v1.SetPhaseRequest]) (*connect.Response[v1.SetPhaseResponse], error)
 	AddGrant(context.Context, *connect.Request[v1.AddGrantRequest]) (*connect.Response[v1.AddGrantResponse], error)
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)
@@ -191,7 +192,8 @@ type GatewayHandler interface {
 	// and opens the boot phase. It returns once the kernel enforces it.
 	OpenBoot(context.Context, *connect.Request[v1.OpenBootRequest]) (*connect.Response[v1.OpenBootResponse], error)
 	// SetPhase moves the current session to a phase. A call that names another
-	// session than the current one is refused (failed_precondition).
+	// session than the current one is refused (failed_precondition). It returns once the
+	// kernel enforces it; what only ends a run is on the disk a little later.
 	SetPhase(context.Context, *connect.Request[v1.SetPhaseRequest]) (*connect.Response[v1.SetPhaseResponse], error)
 	AddGrant(context.Context, *connect.Request[v1.AddGrantRequest]) (*connect.Response[v1.AddGrantResponse], error)
 	ListGrants(context.Context, *connect.Request[v1.ListGrantsRequest]) (*connect.Response[v1.ListGrantsResponse], error)

@@ -1,0 +1,249 @@
+package guard
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/verifier/image"
+	"portcullis/verifier/verity"
+)
+
+// The contents of a layer's files are compared in one of two ways. Where the kernel and
+// the file system of the engine's store have fs-verity, each file is given it the first time
+// that it is looked at: from then on nobody writes to it, root neither, and the kernel
+// holds each page against the file's digest when it is read from the disk. What is left to
+// ask before a start is that digest, which no file is read for. Elsewhere, and where
+// that fails, every byte is read and hashed as if there were no such thing.
+
+// Forms of the sums in a list of files.
+const (
+	formSHA256 = ""          // of lists before verity was known: SHA-256 of the content
+	formVerity = "fs-verity" // package verity
+)
+
+// comparison of unpacked files with what is listed.
+type comparison struct {
+	by    shift
+	files verity.Files
+	form  string // of the sums, one of the above
+	// read makes the kernel look at files with verity too, all of each: a disk that was
+	// changed below the file system shows in no other way.
+	read bool
+	dev  uint64 // the file system on which every name has to lie
+
+	todo []content
+	mu   sync.Mutex // of what follows
+	said layersHeld
+
+	slow      []string // files that were hashed, for ahead
+	slowBytes int64
+}
+
+// content is a file whose bytes are to be compared.
+type content struct {
+	path string
+	file *image.File
+	form string
+	ino  uint64
+}
+
+// layersHeld tells how the contents of files were compared.
+type layersHeld struct {
+	sealed, hashed int   // files
+	why            error // of the first hashed file: why it has no verity
+}
+
+// Words of the status for how files are held.
+const (
+	LayersSealed = "fs-verity" // the kernel refuses writers and checks each page
+	LayersHashed = "re-hashed" // some files were read and hashed
+)
+
+func (h layersHeld) String() string {
+	switch {
+	case h.hashed > 0:
+		return LayersHashed
+	case h.sealed > 0:
+		return LayersSealed
+	}
+	return ""
+}
+
+func (g *Guard) comparer(read bool) *comparison {
+	return &comparison{by: g.shift(), files: g.opt.Verity, form: formVerity, read: read}
+}
+
+// onDisk takes the file system that dir lies on for that of all names.
+func (c *comparison) onDisk(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return refuse(ReasonImageStore, "%s: %v", dir, err)
+	}
+	c.dev = st.Dev
+	return nil
+}
+
+// wideFile is the size from which on one file is hashed by all workers, bytes.
+const wideFile = 4 << 20
+
+// contents compares what is left to do, by all processors, in the order in which the files
+// lie on the disk as far as their numbers tell.
+func (c *comparison) contents(ctx context.Context) error {
+	var small, wide []content
+	for _, x := range c.todo {
+		if x.file.Size >= wideFile {
+			wide = append(wide, x)
+		} else {
+			small = append(small, x)
+		}
+	}
+	c.todo = nil
+	for _, list := range [][]content{small, wide} {
+		slices.SortStableFunc(list, func(a, b content) int { return cmp.Compare(a.ino, b.ino) })
+	}
+	workers := runtime.GOMAXPROCS(0)
+	if err := c.each(ctx, small, workers, 1); err != nil {
+		return err
+	}
+	return c.each(ctx, wide, 1, workers)
+}
+
+// each compares files, so many at a time and each by so many workers.
+func (c *comparison) each(ctx context.Context, todo []content, atATime, workers int) error {
+	var next atomic.Int64
+	errs := make([]error, max(1, min(atATime, len(todo))))
+	var wg sync.WaitGroup
+	for w := range errs {
+		wg.Go(func() {
+			for errs[w] == nil {
+				i := next.Add(1) - 1
+				if i >= int64(len(todo)) {
+					return
+				}
+				if errs[w] = ctx.Err(); errs[w] == nil {
+					errs[w] = c.content(todo[i], workers)
+				}
+				if errs[w] != nil {
+					next.Store(int64(len(todo))) // the others end with what they have
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// content compares one file.
+func (c *comparison) content(x content, workers int) error {
+	// What was a file a moment ago may be a pipe, or lead elsewhere.
+	f, err := os.OpenFile(x.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, unix.EAGAIN) {
+		// Somebody has a lease on it, as only files can have, and is asked to give it back.
+		f, err = c.openLeased(x)
+	}
+	if err != nil {
+		return unreadable(x.file, err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return unreadable(x.file, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Ino != x.ino || st.Size != x.file.Size || st.Dev != c.dev {
+		return refuse(ReasonImageStore, "/%.200q was exchanged", x.file.Path)
+	}
+	var sum verity.Sum
+	var sealed bool
+	why := errors.New("its list is of an older form")
+	if x.form == formVerity {
+		sum, why = c.seal(f)
+		sealed = why == nil
+	}
+	switch {
+	case sealed && c.read:
+		_, err = io.Copy(io.Discard, io.NewSectionReader(f, 0, st.Size))
+	case !sealed && x.form == formVerity:
+		unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice: it may be refused
+		sum, err = verity.Of(f, st.Size, workers)
+	case !sealed:
+		h := sha256.New()
+		_, err = io.Copy(h, f)
+		sum = verity.Sum(h.Sum(nil))
+	}
+	if err != nil {
+		return unreadable(x.file, err)
+	}
+	if sum != x.file.Sum {
+		return refuse(ReasonImageStore, "/%.200q is not the image's", x.file.Path)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if sealed {
+		c.said.sealed++
+		return nil
+	}
+	if c.said.hashed++; c.said.why == nil {
+		c.said.why = why
+	}
+	c.hashedFile(x.path, x.file)
+	return nil
+}
+
+// openLeased waits until a lease is given back, or the kernel has taken it away
+// (/proc/sys/fs/lease-break-time, 45 s). Only for that: the name may be a pipe's by now, whose
+// other end nobody opens; so what waits is what was looked at.
+func (c *comparison) openLeased(x content) (*os.File, error) {
+	fd, err := unix.Open(x.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Ino != x.ino || st.Dev != c.dev {
+		return nil, fmt.Errorf("%w: exchanged while it was leased", unix.ESTALE)
+	}
+	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", fd), os.O_RDONLY, 0)
+}
+
+// seal asks for a file's digest, and switches verity on where the file has none. What
+// it was when nobody could write to it any more is what is compared.
+func (c *comparison) seal(f *os.File) (verity.Sum, error) {
+	sum, err := c.files.Measure(f)
+	if !errors.Is(err, verity.ErrNone) {
+		return sum, err
+	}
+	if err := c.files.Enable(f); err != nil {
+		return verity.Sum{}, err
+	}
+	return c.files.Measure(f)
+}
+
+// unreadable is a refusal, unless it is this process that has no room: with verity
+// the kernel gives an error for what is not the image's.
+func unreadable(f *image.File, err error) error {
+	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR} {
+		if errors.Is(err, ours) {
+			return err
+		}
+	}
+	return refuse(ReasonImageStore, "/%.200q cannot be read: %v", f.Path, err)
+}

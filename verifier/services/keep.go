@@ -1,0 +1,358 @@
+package services
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"portcullis/internal/clock"
+	"portcullis/internal/event"
+	"portcullis/verifier/declared"
+	"portcullis/verifier/engine"
+	"portcullis/verifier/guard"
+)
+
+// Times of the keeper.
+const (
+	firstWait = time.Second            // before a service that ended is started again; doubled each time
+	lastWait  = time.Minute            // the most of it
+	steady    = time.Minute            // who ran that long begins at firstWait again
+	readyIn   = 30 * time.Second       // then it is told that it does not answer
+	lookEvery = 200 * time.Millisecond // at a socket that is to answer, and for a fit engine
+	askAgain  = 30 * time.Second       // for what was refused, where the log does not change
+	grace     = 5 * time.Second        // for the last work of one that is ended
+)
+
+// Keeper keeps the services running.
+type Keeper struct {
+	services []Service
+	guard    Guard
+	log      Approvals
+	clock    clock.Clock
+	events   *event.Writer
+
+	mu     sync.Mutex
+	status map[string]*declared.Status
+}
+
+// New makes a keeper of services, which are in the order in which they start.
+func New(services []Service, g Guard, log Approvals, c clock.Clock, events *event.Writer) *Keeper {
+	k := &Keeper{services: services, guard: g, log: log, clock: c, events: events, status: map[string]*declared.Status{}}
+	for _, s := range services {
+		k.status[s.Purpose] = &declared.Status{Service: declared.Name(s.Purpose), State: declared.StateWaiting, Since: c.Now()}
+	}
+	return k
+}
+
+// Run keeps the services until ctx ends, and leaves them running.
+func (k *Keeper) Run(ctx context.Context) error {
+	if len(k.services)+len(k.guard.Owned()) == 0 {
+		return nil
+	}
+	k.fit(ctx)
+	k.strangers(ctx)
+	var all sync.WaitGroup
+	before := make(chan struct{})
+	close(before)
+	for _, s := range k.services {
+		up := make(chan struct{})
+		run := &one{Keeper: k, s: s, up: sync.OnceFunc(func() { close(up) })}
+		wait := before
+		all.Go(func() {
+			select {
+			case <-ctx.Done():
+			case <-wait:
+				run.keep(ctx)
+			}
+		})
+		before = up
+	}
+	all.Wait()
+	return nil
+}
+
+// Status of all services, in their order.
+func (k *Keeper) Status() []declared.Status {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := []declared.Status{}
+	for _, s := range k.services {
+		out = append(out, *k.status[s.Purpose])
+	}
+	return out
+}
+
+// fit waits for an engine that starts containers.
+func (k *Keeper) fit(ctx context.Context) {
+	for k.guard.Fit() != nil && k.sleep(ctx, lookEvery) {
+	}
+}
+
+// sleep is false when ctx has ended.
+func (k *Keeper) sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+	case <-k.clock.After(d):
+	}
+	return ctx.Err() == nil
+}
+
+// strangers ends services that a former configuration named.
+func (k *Keeper) strangers(ctx context.Context) {
+	for _, o := range k.guard.Owned() {
+		k.mu.Lock()
+		_, known := k.status[o.Purpose]
+		k.mu.Unlock()
+		if known || ctx.Err() != nil {
+			continue
+		}
+		k.end(ctx, o)
+	}
+}
+
+func (k *Keeper) end(ctx context.Context, o guard.Owned) {
+	f := event.Fields{"service": declared.Name(o.Purpose), "container": o.ID}
+	if err := k.guard.EndOwn(ctx, o.ID, grace); err != nil {
+		f["failed"] = err.Error()
+	}
+	k.events.Emit("service.stopped", f)
+}
+
+// one keeps one service.
+type one struct {
+	*Keeper
+	s       Service
+	offered bool
+	ran     string // the container that was ready last
+	up      func() // the next one may start; called when this one is ready, rests, or cannot be started
+}
+
+func (o *one) set(state, container, reason, detail string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	st := o.status[o.s.Purpose]
+	if st.State != state {
+		st.Since = o.clock.Now()
+	}
+	if state == declared.StateStarting {
+		st.Starts++
+	}
+	st.State, st.Container, st.Reason, st.Detail = state, container, reason, detail
+}
+
+func (o *one) tell(name string, f event.Fields) {
+	f["service"] = declared.Name(o.s.Purpose)
+	o.events.Emit(name, f)
+}
+
+// keep starts the service, and starts it again, until ctx ends.
+func (o *one) keep(ctx context.Context) {
+	wait := firstWait
+	id := o.adopt(ctx)
+	for ctx.Err() == nil {
+		if id == "" {
+			if id = o.start(ctx); id == "" {
+				continue
+			}
+		}
+		began := o.clock.Now()
+		o.ready(ctx, id)
+		err := o.guard.Ended(ctx, id)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			// The engine is away, or the guard has removed the container: then it is not owned any more.
+			if !o.owned(id) {
+				o.tell("service.ended", event.Fields{"container": id, "reason": ReasonEnded, "detail": "its container was ended"})
+				id = ""
+			}
+			o.sleep(ctx, lookEvery)
+			continue
+		}
+		if o.clock.Now().Sub(began) >= steady {
+			wait = firstWait
+		}
+		if o.ended(ctx, id, wait) {
+			wait = min(2*wait, lastWait)
+		} else {
+			wait = firstWait
+		}
+		id = ""
+	}
+}
+
+func (o *one) owned(id string) bool {
+	for _, c := range o.guard.Owned() {
+		if c.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+// adopt finds the service's container of a former life. One that would be made otherwise
+// now is ended.
+func (o *one) adopt(ctx context.Context) string {
+	for _, c := range o.guard.Owned() {
+		if c.Purpose != o.s.Purpose {
+			continue
+		}
+		at, err := o.standing(ctx, c.ID)
+		if ctx.Err() != nil {
+			return ""
+		}
+		if err == nil && at.Running && c.Name == o.s.Name && c.Slice == o.s.Slice && c.Journal == o.s.Journal && c.Profile.Covers(&o.s.Profile) == nil && o.s.Profile.Covers(&c.Profile) == nil {
+			o.set(declared.StateRunning, c.ID, "", "")
+			o.tell("service.adopted", event.Fields{"container": c.ID})
+			return c.ID
+		}
+		o.end(ctx, c)
+	}
+	return ""
+}
+
+// standing asks until the engine has an answer: how the container stands, or that there is
+// none. One that is busy or starts anew says nothing about what runs.
+func (o *one) standing(ctx context.Context, id string) (at engine.Standing, err error) {
+	for {
+		at, err = o.guard.Standing(ctx, id)
+		if err == nil || errors.Is(err, engine.ErrNotFound) || !o.sleep(ctx, lookEvery) {
+			return at, err
+		}
+	}
+}
+
+// start makes the container; "" where that has to be tried again.
+func (o *one) start(ctx context.Context) string {
+	o.fit(ctx)
+	if ctx.Err() != nil {
+		return ""
+	}
+	if o.s.Offer != nil && !o.offered {
+		o.offered = true
+		if err := o.s.Offer(); err != nil {
+			o.tell("service.refused", event.Fields{"reason": guard.Reason(err), "detail": err.Error()})
+		}
+	}
+	changed := o.log.Changed() // first: what comes meanwhile is seen
+	if answers(o.s.Socket) {
+		if o.was(ReasonElsewhere) {
+			o.tell("service.elsewhere", event.Fields{"reason": ReasonElsewhere, "detail": "something answers at " + o.s.Socket})
+		}
+		o.set(declared.StateElsewhere, "", ReasonElsewhere, "something answers at "+o.s.Socket)
+		o.up()
+		o.sleep(ctx, firstWait)
+		return ""
+	}
+	id, err := o.guard.StartOwn(ctx, o.s.Own)
+	if guard.Reason(err) == guard.ReasonImage && o.s.Archive != "" {
+		if err = o.guard.ImportOwn(ctx, o.s.Purpose, o.s.Archive); err == nil {
+			id, err = o.guard.StartOwn(ctx, o.s.Own)
+		}
+	}
+	if err == nil {
+		o.set(declared.StateStarting, id, "", "")
+		return id
+	}
+	reason := guard.Reason(err)
+	if ctx.Err() != nil || reason == guard.ReasonUnfit {
+		return ""
+	}
+	if o.was(reason) {
+		f := event.Fields{"reason": reason, "detail": err.Error()}
+		if lerr := o.guard.Refused(o.s.Own, err); lerr != nil {
+			f["failed"] = lerr.Error()
+		}
+		o.tell("service.refused", f)
+	}
+	o.set(declared.StateRefused, "", reason, err.Error())
+	o.up()
+	again := askAgain
+	if reason == guard.ReasonEngine {
+		again = firstWait
+	}
+	select {
+	case <-ctx.Done():
+	case <-changed:
+	case <-o.clock.After(again):
+	}
+	return ""
+}
+
+// was tells whether reason is another one than before.
+func (o *one) was(reason string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.status[o.s.Purpose].Reason != reason
+}
+
+// ready waits until the service answers at its socket, or its container has ended.
+func (o *one) ready(ctx context.Context, id string) {
+	began := o.clock.Now()
+	for late := false; !answers(o.s.Socket); {
+		if at, err := o.guard.Standing(ctx, id); err != nil || !at.Running {
+			return
+		}
+		if !late && o.clock.Now().Sub(began) >= readyIn {
+			late = true
+			o.set(declared.StateStarting, id, ReasonSilent, "nothing answers at "+o.s.Socket)
+			o.tell("service.silent", event.Fields{"container": id, "reason": ReasonSilent, "detail": "nothing answers at " + o.s.Socket})
+			o.up()
+		}
+		if !o.sleep(ctx, lookEvery) {
+			return
+		}
+	}
+	// Once of a container: while the engine is away it is asked for again and again.
+	if o.ran != id {
+		o.ran = id
+		o.tell("service.ready", event.Fields{"container": id, "ms": o.clock.Now().Sub(began).Milliseconds()})
+	}
+	o.set(declared.StateRunning, id, "", "")
+	o.up()
+}
+
+// ended takes note of the end of a container, and waits: for the bell, or for its turn.
+// failed is false for one that was done.
+func (o *one) ended(ctx context.Context, id string, wait time.Duration) (failed bool) {
+	at, err := o.standing(ctx, id)
+	if ctx.Err() != nil {
+		return false
+	}
+	if o.s.Bell != nil && err == nil && at.Exit == o.s.RestExit {
+		o.rest(ctx, id)
+		return false
+	}
+	detail := ""
+	if err == nil {
+		detail = o.guard.LastWords(ctx, id)
+	}
+	o.tell("service.ended", event.Fields{"container": id, "reason": ReasonEnded, "exit": at.Exit, "detail": detail, "again_ms": wait.Milliseconds()})
+	o.set(declared.StateFailed, "", ReasonEnded, detail)
+	o.up()
+	o.sleep(ctx, wait)
+	return true
+}
+
+// rest keeps a service that is done stopped until its bell rings.
+func (o *one) rest(ctx context.Context, id string) {
+	if err := o.guard.EndOwn(ctx, id, 0); err != nil {
+		o.tell("service.stopped", event.Fields{"container": id, "failed": err.Error()})
+	}
+	o.set(declared.StateResting, "", "", "")
+	o.tell("service.resting", event.Fields{"container": id})
+	o.up()
+	why, err := o.s.Bell(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	f := event.Fields{"why": why}
+	if err != nil {
+		// It cannot be heard whether it is wanted: so it is.
+		f["failed"] = err.Error()
+		o.sleep(ctx, firstWait)
+	}
+	o.tell("service.wanted", f)
+}

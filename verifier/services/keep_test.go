@@ -1,0 +1,153 @@
+package services
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"portcullis/internal/clock"
+	"portcullis/internal/event"
+	"portcullis/internal/event/eventtest"
+	"portcullis/verifier/approval"
+	"portcullis/verifier/declared"
+	"portcullis/verifier/engine"
+	"portcullis/verifier/guard"
+)
+
+// lost is a guard before an engine that does not answer: its containers go on.
+type lost struct {
+	Guard
+	owned []guard.Owned
+
+	mu    sync.Mutex
+	asked int
+	ended []string
+}
+
+var errAway = errors.New("the engine is away")
+
+func (l *lost) Fit() error           { return errAway }
+func (l *lost) Owned() []guard.Owned { return l.owned }
+
+func (l *lost) Standing(context.Context, string) (engine.Standing, error) {
+	return engine.Standing{Running: true}, nil
+}
+
+func (l *lost) Ended(context.Context, string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked++
+	return errAway
+}
+
+func (l *lost) EndOwn(_ context.Context, id string, _ time.Duration) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = append(l.ended, id)
+	return nil
+}
+
+type unchanged struct{}
+
+func (unchanged) Changed() <-chan struct{} { return nil }
+
+// While the engine does not answer a service that goes on is told of once, and is not ended.
+func TestEngineThatIsAwayIsNoNews(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	another(t, socket)
+	s := Service{Own: guard.Own{Name: "portcullis-attestd", Purpose: declared.Purpose("attestd"), Profile: approval.Profile{User: "972:970"}}, Socket: socket}
+	g := &lost{owned: []guard.Owned{{ID: "one", Own: s.Own}}}
+	log := &eventtest.Buffer{}
+	k := New([]Service{s}, g, unchanged{}, clock.Real{}, event.NewJSON(log, "verifierd", time.Now))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan struct{})
+	run := &one{Keeper: k, s: s, up: func() {}}
+	go func() { defer close(done); run.keep(ctx) }()
+	until(t, "three questions", func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.asked >= 3 })
+	cancel()
+	<-done
+	if told := log.String(); strings.Count(told, `"service.ready"`) != 1 || strings.Count(told, "\n") != 2 || len(g.ended) != 0 {
+		t.Errorf("ended %v, told\n%s", g.ended, told)
+	}
+	if st := k.Status(); st[0].State != declared.StateRunning || st[0].Container != "one" {
+		t.Errorf("%+v", st)
+	}
+}
+
+// dim is a guard before an engine that gives no answer the first times it is asked, and
+// then the one that it has.
+type dim struct {
+	lost
+	fails  int
+	answer error // nil: it runs
+}
+
+func (d *dim) Standing(context.Context, string) (engine.Standing, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fails--; d.fails >= 0 {
+		return engine.Standing{}, errAway
+	}
+	return engine.Standing{Running: d.answer == nil}, d.answer
+}
+
+// A service that runs on is not ended because the engine was busy when it was asked; only
+// what the engine says of it counts.
+func TestAdoptedAfterQuestionsThatFailed(t *testing.T) {
+	s := Service{Own: guard.Own{Name: "portcullis-attestd", Purpose: declared.Purpose("attestd"), Profile: approval.Profile{User: "972:970"}}}
+	for name, c := range map[string]struct {
+		own   guard.Own
+		gone  error
+		want  string
+		ended int
+	}{
+		"it runs":           {s.Own, nil, "one", 0},
+		"it is gone":        {s.Own, engine.ErrNotFound, "", 1},
+		"it is another one": {guard.Own{Name: "portcullis-attestd", Purpose: s.Purpose, Profile: approval.Profile{User: "0:0"}}, nil, "", 1},
+	} {
+		g := &dim{lost: lost{owned: []guard.Owned{{ID: "one", Own: c.own}}}, fails: 2, answer: c.gone}
+		run := &one{Keeper: New([]Service{s}, g, unchanged{}, clock.Real{}, event.NewJSON(&eventtest.Buffer{}, "verifierd", time.Now)), s: s, up: func() {}}
+		if id := run.adopt(t.Context()); id != c.want || len(g.ended) != c.ended {
+			t.Errorf("%s: adopted %q, ended %v", name, id, g.ended)
+		}
+	}
+	// Without any answer nothing is ended either.
+	g := &dim{lost: lost{owned: []guard.Owned{{ID: "one", Own: s.Own}}}, fails: 1 << 30}
+	run := &one{Keeper: New([]Service{s}, g, unchanged{}, clock.Real{}, event.NewJSON(&eventtest.Buffer{}, "verifierd", time.Now)), s: s, up: func() {}}
+	ctx, cancel := context.WithTimeout(t.Context(), lookEvery)
+	defer cancel()
+	if id := run.adopt(ctx); id != "" || len(g.ended) != 0 {
+		t.Errorf("no answer: adopted %q, ended %v", id, g.ended)
+	}
+}
+
+// Nothing listens at a socket that is left; our own bell is nobody else.
+func TestAnswers(t *testing.T) {
+	dir := t.TempDir()
+	if answers(filepath.Join(dir, "none")) {
+		t.Error("nothing answers")
+	}
+	own, err := net.Listen("unix", filepath.Join(dir, "own"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if answers(own.Addr().String()) {
+		t.Error("our own bell is taken for a service")
+	}
+	other := filepath.Join(dir, "other")
+	end := another(t, other)
+	if !answers(other) {
+		t.Error("another process is not seen")
+	}
+	end()
+	if answers(other) {
+		t.Error("a socket that is left is taken for a service")
+	}
+}
