@@ -10,39 +10,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"portcullis/rootfs/boot"
+	"portcullis/rootfs/boot/boottest"
 )
 
 func main() {
-	if err := prepare(); err != nil {
+	if err := boottest.Prepare("/tmp", "/run"); err != nil {
 		fmt.Println("guest:", err)
 	} else {
 		tests()
 	}
 	unix.Sync()
 	fmt.Println("guest:", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF))
-}
-
-func prepare() error {
-	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}, {"tmpfs", "/run"}} {
-		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil {
-			return fmt.Errorf("mount %s: %w", m.at, err)
-		}
-	}
-	b, err := os.ReadFile("/modules")
-	if err != nil {
-		return err
-	}
-	paths, err := boot.ParseModules(string(b))
-	if err != nil {
-		return err
-	}
-	for _, r := range boot.LoadModules(paths) {
-		if r.Err != nil {
-			return fmt.Errorf("%s: %w", r.Path, r.Err)
-		}
-	}
-	return nil
 }
 
 func tests() {

@@ -17,6 +17,7 @@ import (
 
 	"portcullis/images/flash"
 	"portcullis/rootfs/boot"
+	"portcullis/rootfs/boot/boottest"
 )
 
 const (
@@ -56,23 +57,8 @@ func fact(name string, err error) {
 }
 
 func prepare() error {
-	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}} {
-		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil {
-			return fmt.Errorf("mount %s: %w", m.at, err)
-		}
-	}
-	b, err := os.ReadFile("/modules")
-	if err != nil {
+	if err := boottest.Prepare("/tmp"); err != nil {
 		return err
-	}
-	paths, err := boot.ParseModules(string(b))
-	if err != nil {
-		return err
-	}
-	for _, r := range boot.LoadModules(paths) {
-		if r.Err != nil {
-			return fmt.Errorf("%s: %w", r.Path, r.Err)
-		}
 	}
 	for _, d := range []string{"/dev/sda", "/dev/sdb", "/dev/sdc"} {
 		if err := wait(d); err != nil {
