@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"portcullis/internal/clock"
@@ -62,6 +63,7 @@ type Guard struct {
 	fresh     chan struct{}      // the engine answers, for the first time or again
 	binaries  map[string]program // by path; Run's own
 	shims     map[int]time.Time  // of containers that nobody knows, since when; Run's own
+	again     atomic.Bool        // tasks looks again soon
 	work      sync.WaitGroup     // what Run began beside itself
 	filling   sync.Mutex         // held while kept images are loaded
 

@@ -64,7 +64,7 @@ func client(t *testing.T, e http.Handler) *engine.Client {
 }
 
 // before is a guard before an engine that only lists; it is asked by ask.
-func before(t *testing.T, e *listed, change func(*Options)) *Guard {
+func before(t *testing.T, e http.Handler, change func(*Options)) *Guard {
 	t.Helper()
 	dir := t.TempDir()
 	c := client(t, e)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -218,5 +219,54 @@ func TestUnreadableStateIsEmpty(t *testing.T) {
 	b, _ := json.Marshal(s.images())
 	if again, err := openState(dir); err != nil || len(again.images()) != 1 {
 		t.Errorf("%s: %v", b, err)
+	}
+}
+
+// racing is an engine that lists a container and, before that arrives, does what was asked
+// for in the meantime.
+type racing struct {
+	listed
+	there     string
+	meanwhile func()
+}
+
+func (r *racing) ServeHTTP(w http.ResponseWriter, q *http.Request) {
+	if q.Method != http.MethodGet || !strings.HasSuffix(q.URL.Path, "/containers/json") {
+		r.listed.ServeHTTP(w, q)
+		return
+	}
+	if r.meanwhile != nil {
+		r.meanwhile()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode([]map[string]any{{"Id": r.there, "ImageID": "sha256:x", "State": "exited"}})
+}
+
+// TestInvariant07_RemovedWhileListed: a container that the guard removes while the engine lists it is
+// no stranger. One that it never made is, and so is one that is still there the next time.
+func TestInvariant07_RemovedWhileListed(t *testing.T) {
+	own := strings.Repeat("a", 64)
+	for name, made := range map[string]bool{"the guard made it": true, "nobody knows it": false} {
+		e := &racing{there: own}
+		g := before(t, e, func(*Options) {})
+		if made {
+			if err := g.state.change(func(f *stateFile) { f.Containers[own] = madeByGuard{Own: true, Permitted: true} }); err != nil {
+				t.Fatal(err)
+			}
+			e.meanwhile = func() {
+				if err := g.state.change(func(f *stateFile) { delete(f.Containers, own) }); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		log := g.opt.Approvals.(*approvals)
+		for _, want := range []bool{!made, true} {
+			if err := g.containers(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := log.has(ReasonContainer); got != want {
+				t.Errorf("%s: reported %t, want %t: %v", name, got, want, log.reasons())
+			}
+		}
 	}
 }

@@ -52,6 +52,9 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	if kind := os.Getenv(shimEnv); kind != "" {
+		playShim(kind)
+	}
 	code := m.Run()
 	if shared != nil {
 		if err := shared.close(); err != nil {

@@ -50,6 +50,10 @@ type shim struct {
 // lingers is how long a shim may be there after its container has gone.
 const lingers = 2 * time.Second
 
+// emptyLingers is how long one may beside which no process is left: it runs nothing, and
+// where the processor is slow its end takes long.
+const emptyLingers = time.Minute
+
 // tasks ends what runs in the engine's containerd without the engine.
 func (g *Guard) tasks() {
 	if g.opt.Containerd == "" {
@@ -60,8 +64,18 @@ func (g *Guard) tasks() {
 		g.opt.Events.Emit("engine.failed", event.Fields{"reason": ReasonEngine, "detail": err.Error()})
 		return
 	}
-	unknown := map[int]time.Time{}
-	defer func() { g.shims = unknown }()
+	unknown, again := map[int]time.Time{}, false
+	defer func() {
+		g.shims = unknown
+		// One more look is enough, however many asked for it.
+		if again && g.again.CompareAndSwap(false, true) {
+			go func() {
+				<-g.opt.Clock.After(lingers)
+				g.again.Store(false)
+				signal(g.wake)
+			}()
+		}
+	}()
 	for _, s := range all {
 		if s.where != g.opt.Containerd {
 			continue
@@ -71,15 +85,14 @@ func (g *Guard) tasks() {
 			if _, ok := g.state.container(s.id); ok {
 				continue
 			}
+			now := g.opt.Clock.Now()
 			first, seen := g.shims[s.pid]
 			if !seen {
-				first = g.opt.Clock.Now()
-				go func() {
-					<-g.opt.Clock.After(lingers)
-					signal(g.wake)
-				}()
+				first = now
 			}
-			if unknown[s.pid] = first; g.opt.Clock.Now().Sub(first) < lingers {
+			unknown[s.pid] = first
+			if there := now.Sub(first); there < lingers || there < emptyLingers && s.empty() {
+				again = true
 				continue
 			}
 		}
@@ -153,25 +166,52 @@ func (s shim) end() error {
 }
 
 func (s shim) endChildren() error {
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/children", s.pid))
-	if err != nil {
-		return err
-	}
-	var all error
-	for _, f := range lists {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			continue
-		}
-		for _, word := range strings.Fields(string(b)) {
-			if pid, err := strconv.Atoi(word); err == nil && parentOf(pid) == s.pid {
-				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-					all = errors.Join(all, err)
-				}
+	pids, _, err := s.children()
+	for _, pid := range pids {
+		if parentOf(pid) == s.pid {
+			if kerr := unix.Kill(pid, unix.SIGKILL); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
+				err = errors.Join(err, kerr)
 			}
 		}
 	}
-	return all
+	return err
+}
+
+// empty tells whether no process of a container stands beside a shim: the first one is its
+// child, and those that lose their parent become so.
+func (s shim) empty() bool {
+	pids, read, err := s.children()
+	if read == 0 { // it has ended, or this kernel has no such lists: what cannot be seen is not empty
+		_, err := os.Stat(fmt.Sprintf("/proc/%d", s.pid))
+		return errors.Is(err, os.ErrNotExist)
+	}
+	return err == nil && len(pids) == 0
+}
+
+// children are the processes whose parent a shim is, as the threads have them whose lists
+// could be read.
+func (s shim) children() (pids []int, read int, err error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/children", s.pid))
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, f := range lists {
+		b, rerr := os.ReadFile(f)
+		if errors.Is(rerr, os.ErrNotExist) || errors.Is(rerr, unix.ESRCH) {
+			continue // the thread has ended
+		}
+		if rerr != nil {
+			err = errors.Join(err, rerr)
+			continue
+		}
+		read++
+		for _, word := range strings.Fields(string(b)) {
+			if pid, err := strconv.Atoi(word); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids, read, err
 }
 
 // parentOf reads the fourth field of proc_pid_stat(5); 0 where there is none.

@@ -1,8 +1,19 @@
 package guard
 
 import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"portcullis/internal/event"
+	"portcullis/internal/event/eventtest"
 )
 
 func TestParseShim(t *testing.T) {
@@ -31,4 +42,81 @@ func FuzzParseShim(f *testing.F) {
 			t.Errorf("%q: %+v", line, s)
 		}
 	})
+}
+
+// shimEnv makes this test's program a shim: "empty", or "full" with a process beside it, which is a shim of "nothing".
+const shimEnv = "PORTCULLIS_TEST_SHIM"
+
+func playShim(kind string) {
+	runtime.LockOSThread() // the child goes with the thread that made it
+	if kind == "full" {
+		child := exec.Command("/proc/self/exe")
+		child.Env = []string{shimEnv + "=nothing"}
+		child.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := child.Start(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	time.Sleep(time.Hour)
+}
+
+// standsBeside begins a shim of a container in the engine's namespace of a containerd.
+func standsBeside(t *testing.T, kind, id, containerd string) (s shim, ended <-chan struct{}) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Args = []string{"/usr/bin/containerd-shim-runc-v2", "-namespace", "moby", "-id", id, "-address", containerd}
+	cmd.Env = []string{shimEnv + "=" + kind}
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill(); <-done })
+	return shim{pid: cmd.Process.Pid, space: "moby", id: id, where: containerd}, done
+}
+
+// set is a clock that stands until it is moved.
+type set struct{ now time.Time }
+
+func (s *set) Now() time.Time                       { return s.now }
+func (s *set) After(time.Duration) <-chan time.Time { return nil }
+
+// TestInvariant07_ShimWithoutContainer: what runs in containerd and is nobody's is ended
+// when its shim has been there for a moment; a shim that goes slowly after a container that
+// the guard removed is no finding, while no process is left beside it.
+func TestInvariant07_ShimWithoutContainer(t *testing.T) {
+	containerd := filepath.Join(t.TempDir(), "containerd.sock")
+	now := &set{time.Now()}
+	log := &eventtest.Buffer{}
+	g := before(t, &listed{}, func(o *Options) {
+		o.Containerd, o.Clock, o.Events = containerd, now, event.NewJSON(log, "guard", time.Now)
+	})
+	reported := func() (out []string) {
+		for _, id := range []string{"going", "strange"} {
+			if strings.Contains(log.String(), `"container":"`+id+`"`) {
+				out = append(out, id)
+			}
+		}
+		return out
+	}
+	going, gone := standsBeside(t, "empty", "going", containerd)
+	strange, ended := standsBeside(t, "full", "strange", containerd)
+	waitFor(t, "both shims", 10*time.Second, func() bool { return going.empty() && !strange.empty() })
+	for _, step := range []struct {
+		after time.Duration
+		want  []string
+	}{{0, nil}, {lingers - 1, nil}, {1, []string{"strange"}}, {emptyLingers - lingers - 1, []string{"strange"}}, {1, []string{"going", "strange"}}} {
+		now.now = now.now.Add(step.after)
+		g.tasks()
+		if got := reported(); !slices.Equal(got, step.want) {
+			t.Errorf("%s later: %v, not %v", step.after, got, step.want)
+		}
+	}
+	<-ended
+	<-gone
+	if !g.opt.Approvals.(*approvals).has(ReasonContainer) {
+		t.Error("not in the log")
+	}
 }
