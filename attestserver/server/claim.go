@@ -16,11 +16,18 @@ import (
 	"portcullis/internal/event"
 )
 
-// decideTime bounds the questions to pxed about one claim.
+// decideTime bounds the questions to pxed about one claim, where it answers.
 const decideTime = 3 * time.Second
+
+// holdTime is how long after its connection a claim is held at most that pxed cannot be asked
+// about. Nobody stays longer by that than one who takes all of the time for his claim;
+// and the agent waits longer still.
+const holdTime = channel.ClaimTime + decideTime
 
 // welcome brings one connection from accept to the core, or ends it.
 func (s *Server) welcome(ctx context.Context, raw net.Conn) {
+	until, cancel := context.WithTimeout(ctx, holdTime)
+	defer cancel()
 	conn, err := s.gateway.Accept(ctx, raw)
 	if err != nil {
 		reason := channel.ReasonTLS
@@ -32,7 +39,7 @@ func (s *Server) welcome(ctx context.Context, raw net.Conn) {
 		return
 	}
 	s.o.Events.Emit("agent.connected", event.Fields{"session": conn.Claim.Session, "remote": conn.Remote.String()})
-	granted, reason, detail := s.decide(ctx, conn)
+	granted, reason, detail := s.settle(until, conn)
 	if granted == nil {
 		s.refusal(conn.Remote, reason, detail)
 		conn.Refuse(reason)
@@ -58,6 +65,21 @@ type grant struct {
 	session *portcullisv1.Session
 	resumed bool
 	epoch   *protocol.Epoch // set by the core
+}
+
+// settle decides, again where pxed does not answer: one that ended, or comes back from its
+// rest, is there in a moment, and each question tells who keeps its place that it is wanted.
+// It is asked for all anew, since what it granted may not have come back.
+func (s *Server) settle(until context.Context, conn *channel.Conn) (g *grant, reason, detail string) {
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		g, reason, detail = s.decide(until, conn)
+		if reason != protocol.ClaimUnavailable {
+			return g, reason, detail
+		}
+		if s.sleep(until, wait); until.Err() != nil {
+			return g, reason, detail
+		}
+	}
 }
 
 // decide settles a genuine claim. Only pxed grants; what attestd adds is that

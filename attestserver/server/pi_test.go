@@ -25,6 +25,8 @@ type pxed struct {
 	claims   int
 	rests    bool          // somebody answers for it who knows no session
 	woken    int           // questions about one session
+	away     int           // so many questions find nobody
+	loses    bool          // the answer to the next claim
 	skew     time.Duration // of its clock
 }
 
@@ -59,9 +61,20 @@ func (p *pxed) copy(id string) *portcullisv1.Session {
 		ClaimKey: s.ClaimKey, ManifestDigest: s.ManifestDigest, Reason: s.Reason}
 }
 
+var errGone = connect.NewError(connect.CodeUnavailable, errors.New("nobody is there"))
+
+// gone is called with mu held.
+func (p *pxed) gone() bool {
+	p.away = max(p.away-1, -1)
+	return p.away >= 0
+}
+
 func (p *pxed) Claim(_ context.Context, r *connect.Request[portcullisv1.ClaimRequest]) (*connect.Response[portcullisv1.ClaimResponse], error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.gone() {
+		return nil, errGone
+	}
 	p.claims++
 	s := p.sessions[r.Msg.Session]
 	switch {
@@ -76,12 +89,19 @@ func (p *pxed) Claim(_ context.Context, r *connect.Request[portcullisv1.ClaimReq
 	}
 	s.State, s.ClaimKey, s.ManifestDigest = portcullisv1.SessionState_SESSION_STATE_CLAIMED, r.Msg.PublicKey, r.Msg.ManifestDigest
 	p.tell()
+	if p.loses {
+		p.loses = false
+		return nil, errGone
+	}
 	return connect.NewResponse(&portcullisv1.ClaimResponse{Accepted: true, Session: p.copy(s.Id)}), nil
 }
 
 func (p *pxed) GetSession(_ context.Context, r *connect.Request[portcullisv1.GetSessionRequest]) (*connect.Response[portcullisv1.GetSessionResponse], error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.gone() {
+		return nil, errGone
+	}
 	id := r.Msg.Id
 	if id == "" {
 		id = p.newest

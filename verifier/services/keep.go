@@ -336,20 +336,32 @@ func (o *one) ended(ctx context.Context, id string, wait time.Duration) (failed 
 	return true
 }
 
-// rest keeps a service that is done stopped until its bell rings.
+// rung is what a bell returned.
+type rung struct {
+	why string
+	err error
+}
+
+// rest keeps a service that is done stopped until its bell rings. The bell is there before
+// the container goes: an engine takes its time for that, and who asks meanwhile would find nobody.
 func (o *one) rest(ctx context.Context, id string) {
+	heard := make(chan rung, 1)
+	go func() {
+		why, err := o.s.Bell(ctx)
+		heard <- rung{why, err}
+	}()
 	if err := o.guard.EndOwn(ctx, id, 0); err != nil {
 		o.tell("service.stopped", event.Fields{"container": id, "failed": err.Error()})
 	}
 	o.set(declared.StateResting, "", "", "")
 	o.tell("service.resting", event.Fields{"container": id})
 	o.up()
-	why, err := o.s.Bell(ctx)
+	bell := <-heard
 	if ctx.Err() != nil {
 		return
 	}
-	f := event.Fields{"why": why}
-	if err != nil {
+	f := event.Fields{"why": bell.why}
+	if err := bell.err; err != nil {
 		// It cannot be heard whether it is wanted: so it is.
 		f["failed"] = err.Error()
 		o.sleep(ctx, firstWait)

@@ -151,3 +151,44 @@ func TestAnswers(t *testing.T) {
 		t.Error("a socket that is left is taken for a service")
 	}
 }
+
+// slow is a guard before an engine that takes its time to remove a container.
+type slow struct {
+	lost
+	removed chan struct{} // closed when that is done
+}
+
+func (s *slow) EndOwn(context.Context, string, time.Duration) error { <-s.removed; return nil }
+
+// Who asks for a service that is done finds its bell, also while its container is still
+// being removed; the service begins again when that is over.
+func TestBellIsThereBeforeTheContainerIsGone(t *testing.T) {
+	listens, ring := make(chan struct{}), make(chan struct{})
+	s := Service{Own: guard.Own{Name: "portcullis-pxed", Purpose: declared.Purpose("pxed")}, Bell: func(ctx context.Context) (string, error) {
+		close(listens)
+		select {
+		case <-ctx.Done():
+		case <-ring:
+		}
+		return whyClaim, nil
+	}}
+	g := &slow{removed: make(chan struct{})}
+	log := &eventtest.Buffer{}
+	run := &one{Keeper: New([]Service{s}, g, unchanged{}, clock.Real{}, event.NewJSON(log, "verifierd", time.Now)), s: s, up: func() {}}
+	done := make(chan struct{})
+	go func() { defer close(done); run.rest(t.Context(), "one") }()
+	select {
+	case <-listens:
+	case <-time.After(30 * time.Second):
+		t.Fatal("nobody listens while the container is removed")
+	}
+	if st := run.Status()[0].State; st == declared.StateResting {
+		t.Errorf("%s while its container is there", st)
+	}
+	close(ring)
+	close(g.removed)
+	<-done
+	if told := log.String(); !strings.Contains(told, `"service.resting"`) || !strings.Contains(told, whyClaim) {
+		t.Errorf("told\n%s", told)
+	}
+}
