@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"net/netip"
 	"sync"
 	"time"
@@ -18,6 +19,8 @@ type fakeKernel struct {
 	applies int
 	broken  error
 	drift   bool
+	refuses int // so many times Restore fails
+	asked   int // how often Restore was called
 }
 
 func (k *fakeKernel) Apply(rs *ruleset.Ruleset) error {
@@ -37,7 +40,17 @@ func (k *fakeKernel) Counters() (map[string]uint64, error) {
 }
 func (k *fakeKernel) BanLeft() (time.Duration, error) { return time.Minute, nil }
 func (k *fakeKernel) LinkBound() error                { return nil }
-func (k *fakeKernel) Restore() (bool, error)          { return k.drift, nil }
+
+func (k *fakeKernel) Restore() (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.asked++
+	if k.refuses > 0 {
+		k.refuses--
+		return true, errors.New("no")
+	}
+	return k.drift, nil
+}
 
 func (k *fakeKernel) Grants() (map[policy.Target]time.Duration, bool, error) {
 	k.mu.Lock()

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"portcullis/gateway/nft"
 	"portcullis/gateway/policy"
 	"portcullis/gateway/ruleset"
 	"portcullis/gateway/violation"
@@ -78,6 +79,10 @@ type Gateway struct {
 	closed   bool      // the end is in order: what is written now are the last words
 	reopened bool      // New found the file closed
 	ring     violation.Ring
+
+	restoreAt   time.Time     // what could not be put back is tried again; zero = nothing is to be
+	restoreWait time.Duration // was waited for it, twice as long each time
+	editor      nft.Editor    // who changed it
 
 	unsettled time.Time // a run was shut: when its tables and the state file are written; zero = nothing is left
 }
@@ -204,6 +209,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 			f()
 		case <-g.nextEnd():
 			g.endOfTime()
+			g.restoreAgain()
 		}
 	}
 }
@@ -249,8 +255,10 @@ func (g *Gateway) nextEnd() <-chan time.Time {
 			end = x.NotAfter
 		}
 	}
-	if !g.unsettled.IsZero() && (end.IsZero() || g.unsettled.Before(end)) {
-		end = g.unsettled
+	for _, due := range []time.Time{g.unsettled, g.restoreAt} {
+		if !due.IsZero() && (end.IsZero() || due.Before(end)) {
+			end = due
+		}
 	}
 	if end.IsZero() {
 		return nil

@@ -100,20 +100,47 @@ func (g *Gateway) Violation(v violation.Violation) {
 		"destination": v.Destination, "port": int(v.Port), "reason": v.Reason})
 }
 
+// Waits until what could not be put back is tried again; each is twice the one before.
+const (
+	restoreFirst = 100 * time.Millisecond
+	restoreLast  = 5 * time.Second
+)
+
 // Changed is called for each new generation of the machine's rulesets: when ours
 // is not what it was, it is put back and the editor named.
 func (g *Gateway) Changed(ctx context.Context, e nft.Editor) error {
 	var failed error
-	err := g.ask(ctx, func() {
-		drifted, err := g.opt.Kernel.Restore()
-		if drifted {
-			g.opt.Events.Emit("drift", event.Fields{"pid": int(e.PID), "comm": e.Comm, "restored": err == nil})
-			// The elements' time went on meanwhile: what is left now is what counts.
-			err = errors.Join(err, g.enforce(g.remaining(g.policy)))
-		}
-		failed = err
-	})
+	err := g.ask(ctx, func() { failed = g.restore(e) })
 	return errors.Join(err, failed)
+}
+
+// restore puts back what somebody changed. Where that fails Run tries again, since there may be no
+// other change by which it would be noticed.
+func (g *Gateway) restore(e nft.Editor) error {
+	drifted, err := g.opt.Kernel.Restore()
+	if drifted {
+		g.opt.Events.Emit("drift", event.Fields{"pid": int(e.PID), "comm": e.Comm, "restored": err == nil})
+		// The elements' time went on meanwhile: what is left now is what counts.
+		err = errors.Join(err, g.enforce(g.remaining(g.policy)))
+	}
+	if err == nil {
+		g.restoreAt, g.restoreWait = time.Time{}, 0
+		return nil
+	}
+	g.editor = e
+	g.restoreWait = min(max(2*g.restoreWait, restoreFirst), restoreLast)
+	g.restoreAt = g.opt.Clock.Now().Add(g.restoreWait)
+	return err
+}
+
+// restoreAgain is restore's next try, when its time has come.
+func (g *Gateway) restoreAgain() {
+	if g.restoreAt.IsZero() || g.opt.Clock.Now().Before(g.restoreAt) {
+		return
+	}
+	if err := g.restore(g.editor); err != nil {
+		g.failed(err)
+	}
 }
 
 // Link takes a change of the port. A port that was made anew gets its table

@@ -359,6 +359,38 @@ func TestDriftIsToldWithItsEditor(t *testing.T) {
 	}
 }
 
+// What could not be put back is tried again by itself, after twice the time each time, until it is.
+func TestWhatIsNotPutBackIsTriedAgain(t *testing.T) {
+	f := newFixture(t)
+	asked := func() int {
+		f.status() // whatever was due before has been done
+		f.kernel.mu.Lock()
+		defer f.kernel.mu.Unlock()
+		return f.kernel.asked
+	}
+	f.kernel.refuses, f.kernel.drift = 8, true
+	if err := f.g.Changed(context.Background(), nft.Editor{PID: 42, Comm: "nft"}); err == nil {
+		t.Error("that it failed is not told")
+	}
+	for n, wait := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
+		f.clock.advance(wait*time.Millisecond - 1)
+		if got := asked(); got != n+1 {
+			t.Fatalf("try %d came too early: %d", n+2, got)
+		}
+		f.clock.advance(1)
+		f.eventually("it is tried again", func() bool { return asked() == n+2 })
+	}
+	last := f.log.String()
+	last = last[strings.LastIndex(strings.TrimSpace(last), "\n")+1:]
+	if !strings.Contains(last, `"restored":true`) || !strings.Contains(last, `"pid":42`) {
+		t.Errorf("the last event is %s", last)
+	}
+	f.clock.advance(time.Hour)
+	if got := asked(); got != 9 {
+		t.Errorf("it is tried again though it is back: %d", got)
+	}
+}
+
 func TestStatusCountsAPacketOnce(t *testing.T) {
 	f := newFixture(t)
 	s := f.status()
