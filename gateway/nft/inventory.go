@@ -83,14 +83,15 @@ func (k *Kernel) fill(live *liveTable) error {
 	return nil
 }
 
-// anyOwned tells whether one of our tables is owned already, by whomever.
-func (k *Kernel) anyOwned() bool {
+// anyKept tells whether the kernel knows the flags: one of our tables has an owner, whoever that is, or had
+// one and outlived it. Where that cannot be read it is taken for true, which gives up no protection.
+func (k *Kernel) anyKept() bool {
 	tables, err := k.reader.ListTables()
 	if err != nil {
-		return false
+		return true
 	}
 	for _, t := range tables {
-		if (t.Name == ruleset.IPTableOf(k.opt.PC) || t.Name == ruleset.LinkTableOf(k.opt.PC)) && t.Flags&nftables.TableFlagOwner != 0 && t.Owner != 0 {
+		if (t.Name == ruleset.IPTableOf(k.opt.PC) || t.Name == ruleset.LinkTableOf(k.opt.PC)) && t.Flags&(nftables.TableFlagOwner|nftables.TableFlagPersist) != 0 {
 			return true
 		}
 	}

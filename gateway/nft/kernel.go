@@ -112,10 +112,13 @@ func (k *Kernel) LinkBound() error {
 
 func (k *Kernel) apply(rs *ruleset.Ruleset, link bool) error {
 	err := k.transact(rs, link)
-	if k.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) && !k.anyOwned() {
+	if k.flags != 0 && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) && !k.anyKept() {
 		// The kernel is older than the persist flag; without it an owned table would die with us and open the door.
+		flags := k.flags
 		k.flags = 0
-		err = k.transact(rs, link)
+		if err = k.transact(rs, link); err != nil {
+			k.flags = flags // the flags were not what it refused
+		}
 	}
 	return err
 }
@@ -125,6 +128,13 @@ func (k *Kernel) transact(rs *ruleset.Ruleset, link bool) error {
 		return err
 	}
 	live, err := k.inventory()
+	if err != nil {
+		return err
+	}
+	adopted, err := k.adopt(live)
+	if err == nil && adopted {
+		live, err = k.inventory() // somebody may have changed them until they were ours
+	}
 	if err != nil {
 		return err
 	}
@@ -144,6 +154,27 @@ func (k *Kernel) transact(rs *ruleset.Ruleset, link bool) error {
 		return fmt.Errorf("nft: transaction: %w", err)
 	}
 	return nil
+}
+
+// adopt makes us the owner of tables that a former life of ours left, in a transaction that changes
+// nothing else: the kernel refuses new base chains, which another port needs, in the one that takes a table over.
+func (k *Kernel) adopt(live *inventory) (adopted bool, err error) {
+	if k.flags == 0 {
+		return false, nil
+	}
+	for _, t := range live.tables {
+		if t.table.Flags&(nftables.TableFlagOwner|nftables.TableFlagPersist) == nftables.TableFlagPersist {
+			k.owner.AddTable(&nftables.Table{Family: t.table.Family, Name: t.table.Name, Flags: k.flags})
+			adopted = true
+		}
+	}
+	if !adopted {
+		return false, nil
+	}
+	if err := k.owner.Flush(); err != nil {
+		return false, fmt.Errorf("nft: take over the tables of before: %w", err)
+	}
+	return true, nil
 }
 
 // queueTable empties and refills one table, leaving its base chains and kept sets in place.

@@ -195,6 +195,20 @@ func TestInvariant01_StaticDenyIsPutBack(t *testing.T) {
 		"flush ruleset", "delete table inet portcullis-deny", "flush table inet portcullis-deny",
 		"flush chain inet portcullis-deny forward; delete chain inet portcullis-deny forward",
 		"flush chain inet portcullis-deny input",
+		// What is added, too: whatever lets something past, closes something more, or does nothing yet.
+		"insert rule inet portcullis-deny forward accept",
+		`insert rule inet portcullis-deny input iifname "pc1" accept`,
+		"insert rule inet portcullis-deny prerouting notrack",
+		`add rule inet portcullis-deny output oifname "pc1" counter drop`,
+		`add rule inet portcullis-deny forward iifname "x*" iifname != @open counter drop`,
+		"add chain inet portcullis-deny mine { type filter hook forward priority -300; }",
+		"add chain inet portcullis-deny mine; add rule inet portcullis-deny mine accept; insert rule inet portcullis-deny input jump mine",
+		"add set inet portcullis-deny mine { type ifname; }",
+		"add chain inet portcullis-deny output { policy drop; }",
+		"add table inet portcullis-deny { flags dormant; }",
+		"add table inet portcullis-deny { flags dormant; }; flush chain inet portcullis-deny forward; delete chain inet portcullis-deny forward",
+		"flush chain inet portcullis-deny input; delete chain inet portcullis-deny input; add chain inet portcullis-deny input { type filter hook input priority 300; }",
+		"flush table inet portcullis-deny; delete set inet portcullis-deny open; add set inet portcullis-deny open { type ifname; size 7; }",
 	} {
 		if _, err := gw.Run(context.Background(), "nft", edit); err != nil {
 			t.Fatal(err)
@@ -225,6 +239,12 @@ func TestInvariant01_StaticDenyIsPutBack(t *testing.T) {
 // TestInvariant01_APortGivenUpIsDeniedAgain: link.interface is another one after a restart. The old
 // port belongs to nobody then, so the static deny has it again, in the transaction that opens the new one.
 func TestInvariant01_APortGivenUpIsDeniedAgain(t *testing.T) {
+	for name, unowned := range map[string]bool{"owned": false, "unowned": true} {
+		t.Run(name, func(t *testing.T) { portGivenUp(t, unowned) })
+	}
+}
+
+func portGivenUp(t *testing.T, unowned bool) {
 	gw := twoPorts(t)
 	ports := func() string {
 		_, text, _ := strings.Cut(list(t, gw), "set open {")
@@ -240,11 +260,14 @@ func TestInvariant01_APortGivenUpIsDeniedAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if k.Owned() == unowned {
+			t.Errorf("%s on %s: owned is %t", k.opt.PC, port, k.Owned())
+		}
 	}
-	a := open(t, gw, Options{PC: "a", Interface: "pc0", Unowned: true})
+	a := open(t, gw, Options{PC: "a", Interface: "pc0", Unowned: unowned})
 	apply(a, "pc0")
 	a.Close()
-	a = open(t, gw, Options{PC: "a", Interface: "pc1", Unowned: true})
+	a = open(t, gw, Options{PC: "a", Interface: "pc1", Unowned: unowned})
 	apply(a, "pc1")
 	if p := ports(); p != `"pc1"` {
 		t.Errorf("moved from pc0 to pc1: open are %s", p)
@@ -260,16 +283,16 @@ func TestInvariant01_APortGivenUpIsDeniedAgain(t *testing.T) {
 	if _, err := gw.Run(context.Background(), "nft", "-D", "port=pc*", "-f", "../../systemd/portcullis-deny-rack.nft"); err != nil {
 		t.Fatal(err)
 	}
-	a = open(t, gw, Options{PC: "a", Interface: "pc0", Unowned: true})
+	a = open(t, gw, Options{PC: "a", Interface: "pc0", Unowned: unowned})
 	apply(a, "pc0")
 	if p := ports(); p != `"pc0"` {
 		t.Errorf("moved back: open are %s", p)
 	}
 	// Another takes pc0 over before it is given up: it has it back when it sees the change.
-	b := open(t, gw, Options{PC: "b", Interface: "pc0", Unowned: true})
+	b := open(t, gw, Options{PC: "b", Interface: "pc0", Unowned: unowned})
 	apply(b, "pc0")
 	a.Close()
-	a = open(t, gw, Options{PC: "a", Interface: "pc1", Unowned: true})
+	a = open(t, gw, Options{PC: "a", Interface: "pc1", Unowned: unowned})
 	apply(a, "pc1")
 	if p := ports(); p != `"pc1"` {
 		t.Errorf("given up while another has it: open are %s", p)
@@ -279,5 +302,53 @@ func TestInvariant01_APortGivenUpIsDeniedAgain(t *testing.T) {
 	}
 	if p := ports(); p != `"pc0" "pc1"` {
 		t.Errorf("with both: open are %s", p)
+	}
+}
+
+// TestInvariant01_APortThatNobodyWouldDenyIsKept: link.interface is another one after a restart, and no static
+// deny has the old port. The tables of before stay to a byte, so that it stays shut, and the
+// reason says what to do. With the old port it goes on.
+func TestInvariant01_APortThatNobodyWouldDenyIsKept(t *testing.T) {
+	for name, c := range map[string]struct {
+		pc      string
+		unowned bool
+		before  []string // what nft does to the static deny
+	}{
+		"one port":                          {"", false, []string{"delete table inet portcullis-deny"}},
+		"one port, unowned":                 {"", true, []string{"delete table inet portcullis-deny"}},
+		"a rack whose deny is gone":         {"a", false, []string{"delete table inet portcullis-deny"}},
+		"a rack whose deny was opened":      {"a", false, []string{"insert rule inet portcullis-deny input accept"}},
+		"a rack that denies other names":    {"a", false, []string{"-D", "port=other*", "-f", "../../systemd/portcullis-deny-rack.nft"}},
+		"the rule was moved, one port":      {"", false, []string{"delete table inet portcullis-deny; insert rule inet portcullis input accept"}},
+		"a rack, unowned, its deny is gone": {"a", true, []string{"delete table inet portcullis-deny"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			gw := twoPorts(t)
+			k := open(t, gw, Options{PC: c.pc, Interface: "pc0", Unowned: c.unowned})
+			if err := k.Apply(of(t, c.pc, "pc0", policy.Attest)); err != nil {
+				t.Fatal(err)
+			}
+			k.Close()
+			if _, err := gw.Run(context.Background(), "nft", c.before...); err != nil {
+				t.Fatal(err)
+			}
+			before := list(t, gw)
+			k = open(t, gw, Options{PC: c.pc, Interface: "pc1", Unowned: c.unowned})
+			err := k.Apply(of(t, c.pc, "pc1", policy.Idle))
+			if !errors.Is(err, ErrPortChanged) || !strings.Contains(err.Error(), "there is pc0, wanted is pc1") {
+				t.Fatalf("it says %v", err)
+			}
+			k.Close()
+			if after := list(t, gw); plain(after) != plain(before) {
+				t.Errorf("the tables were\n%s\nand are\n%s", before, after)
+			}
+			k = open(t, gw, Options{PC: c.pc, Interface: "pc0", Unowned: c.unowned})
+			if err := k.Apply(of(t, c.pc, "pc0", policy.Idle)); err != nil && !errors.Is(err, ErrNoBackstop) {
+				t.Errorf("with the old port: %v", err)
+			}
+			if k.Owned() == c.unowned {
+				t.Errorf("with the old port: owned is %t", k.Owned())
+			}
+		})
 	}
 }
