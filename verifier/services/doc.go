@@ -27,6 +27,10 @@ const ReasonSilent = "service-silent"
 // ReasonEnded: the service ended, and is started again.
 const ReasonEnded = "service-ended"
 
+// ReasonUnknown: the engine is fit, and did not tell for a minute how the service's
+// container stands. It is ended, and the service is started again.
+const ReasonUnknown = "service-unknown"
+
 // Guard is what the keeper asks of package guard; *guard.Guard is the one.
 type Guard interface {
 	Fit() error

@@ -3,6 +3,7 @@ package services
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ const (
 	lastWait  = time.Minute            // the most of it
 	steady    = time.Minute            // who ran that long begins at firstWait again
 	readyIn   = 30 * time.Second       // then it is told that it does not answer
+	tellsIn   = time.Minute            // so long a fit engine may fail to say how one container stands
 	lookEvery = 200 * time.Millisecond // at a socket that is to answer, and for a fit engine
 	askAgain  = 30 * time.Second       // for what was refused, where the log does not change
 	grace     = 5 * time.Second        // for the last work of one that is ended
@@ -193,7 +195,7 @@ func (o *one) owned(id string) bool {
 }
 
 // adopt finds the service's container of a former life. One that would be made otherwise
-// now is ended.
+// now is ended, and so is one of which a fit engine cannot tell whether it runs.
 func (o *one) adopt(ctx context.Context) string {
 	for _, c := range o.guard.Owned() {
 		if c.Purpose != o.s.Purpose {
@@ -213,12 +215,30 @@ func (o *one) adopt(ctx context.Context) string {
 	return ""
 }
 
+// errUnknown: what runs in a container cannot be known, and the engine is fit.
+var errUnknown = errors.New("the engine does not tell how the container stands")
+
 // standing asks until the engine has an answer: how the container stands, or that there is
-// none. One that is busy or starts anew says nothing about what runs.
+// none. One that is away or starts anew says nothing about what runs; one that is fit,
+// and fails for this container only, is not asked for ever (errUnknown): it is told, and the
+// services behind this one are not kept waiting.
 func (o *one) standing(ctx context.Context, id string) (at engine.Standing, err error) {
+	fit := o.clock.Now() // since then
 	for {
 		at, err = o.guard.Standing(ctx, id)
-		if err == nil || errors.Is(err, engine.ErrNotFound) || !o.sleep(ctx, lookEvery) {
+		if err == nil || errors.Is(err, engine.ErrNotFound) {
+			return at, err
+		}
+		if now := o.clock.Now(); o.guard.Fit() != nil {
+			fit = now
+		} else if now.Sub(fit) >= tellsIn {
+			err = fmt.Errorf("%w: %w", errUnknown, err)
+			o.set(declared.StateFailed, id, ReasonUnknown, err.Error())
+			o.tell("service.unknown", event.Fields{"container": id, "reason": ReasonUnknown, "detail": err.Error()})
+			o.up()
+			return at, err
+		}
+		if !o.sleep(ctx, lookEvery) {
 			return at, err
 		}
 	}
@@ -320,6 +340,10 @@ func (o *one) ended(ctx context.Context, id string, wait time.Duration) (failed 
 	at, err := o.standing(ctx, id)
 	if ctx.Err() != nil {
 		return false
+	}
+	if errors.Is(err, errUnknown) {
+		o.sleep(ctx, wait)
+		return true
 	}
 	if o.s.Bell != nil && err == nil && at.Exit == o.s.RestExit {
 		o.rest(ctx, id)

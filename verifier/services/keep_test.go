@@ -127,6 +127,84 @@ func TestAdoptedAfterQuestionsThatFailed(t *testing.T) {
 	}
 }
 
+// leaping is a clock on which nobody waits: the time that was asked for is over at once. It
+// ends what takes too long.
+type leaping struct {
+	mu   sync.Mutex
+	now  time.Time
+	ends time.Time
+	end  func()
+}
+
+func (l *leaping) Now() time.Time { l.mu.Lock(); defer l.mu.Unlock(); return l.now }
+
+func (l *leaping) After(d time.Duration) <-chan time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.now = l.now.Add(d); l.now.After(l.ends) {
+		l.end()
+	}
+	fired := make(chan time.Time, 1)
+	fired <- l.now
+	return fired
+}
+
+// mute is a guard before an engine that is fit, but for the first times it is asked, and
+// never tells how a container stands.
+type mute struct {
+	lost
+	unfit int
+}
+
+func (m *mute) Fit() error {
+	if m.unfit--; m.unfit >= 0 {
+		return errAway
+	}
+	return nil
+}
+
+func (m *mute) Standing(context.Context, string) (engine.Standing, error) {
+	return engine.Standing{}, errAway
+}
+
+// A container of which the engine never tells how it stands holds up nothing for longer than a
+// minute, counted while the engine is fit: it is told why, and ended to be made anew.
+func TestContainerThatTheEngineNeverTellsOf(t *testing.T) {
+	const unfit = 1000
+	s := Service{Own: guard.Own{Name: "portcullis-attestd", Purpose: declared.Purpose("attestd")}}
+	for name, c := range map[string]struct {
+		unfit int
+		ask   func(*one, context.Context) bool // true: it is held to be there
+		ended int
+	}{
+		"of a former life":  {0, func(o *one, ctx context.Context) bool { return o.adopt(ctx) != "" }, 1},
+		"after its end":     {0, func(o *one, ctx context.Context) bool { return !o.ended(ctx, "one", firstWait) }, 0},
+		"engine away first": {unfit, func(o *one, ctx context.Context) bool { return o.adopt(ctx) != "" }, 1},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		began, log, ups := time.Unix(1700000000, 0), &eventtest.Buffer{}, 0
+		clock := &leaping{now: began, ends: began.Add(unfit*lookEvery + 2*tellsIn), end: cancel}
+		g := &mute{lost: lost{owned: []guard.Owned{{ID: "one", Own: s.Own}}}, unfit: c.unfit}
+		run := &one{Keeper: New([]Service{s}, g, unchanged{}, clock, event.NewJSON(log, "verifierd", clock.Now)), s: s, up: func() { ups++ }}
+		held := c.ask(run, ctx)
+		if ctx.Err() != nil {
+			t.Errorf("%s: asked for ever", name)
+			continue
+		}
+		least := tellsIn + time.Duration(c.unfit)*lookEvery
+		if took := clock.Now().Sub(began); held || took < least-lookEvery || took > least+lookEvery+firstWait {
+			t.Errorf("%s: held %t, after %s", name, held, took)
+		}
+		if told := log.String(); strings.Count(told, `"service.unknown"`) != 1 || strings.Contains(told, `"service.ended"`) || !strings.Contains(told, ReasonUnknown) || ups == 0 || len(g.lost.ended) != c.ended {
+			t.Errorf("%s: ended %v, next %d times, told\n%s", name, g.lost.ended, ups, told)
+		}
+		if st := run.Status()[0]; st.State != declared.StateFailed || st.Reason != ReasonUnknown {
+			t.Errorf("%s: %+v", name, st)
+		}
+	}
+}
+
 // Nothing listens at a socket that is left; our own bell is nobody else.
 func TestAnswers(t *testing.T) {
 	dir := t.TempDir()
