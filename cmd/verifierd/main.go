@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -46,6 +47,10 @@ type settings struct {
 	units      bool
 }
 
+// memoryLimit keeps the heap small while an image of many names is read or compared: far
+// below MemoryMax of the unit, which counts the program and what it has written too.
+const memoryLimit = 40 << 20
+
 func main() {
 	var s settings
 	flag.StringVar(&s.config, "config", config.DefaultPath, "configuration file")
@@ -67,6 +72,7 @@ func main() {
 }
 
 func run(ctx context.Context, s settings) error {
+	debug.SetMemoryLimit(memoryLimit)
 	c, err := config.Load(s.config)
 	if err != nil {
 		return err

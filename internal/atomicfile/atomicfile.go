@@ -4,6 +4,7 @@ package atomicfile
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 )
@@ -12,13 +13,21 @@ import (
 // there, and gives it the name path. With durable the content and the name are on
 // the disk when it returns; without it a power cut may leave an empty file.
 func Replace(path string, data []byte, durable bool) error {
+	return Write(path, durable, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// Write is Replace with what fill writes. Where fill fails the old file stays.
+func Write(path string, durable bool, fill func(io.Writer) error) error {
 	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, ".new-*") // mode 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
+	err = fill(tmp)
 	if err == nil && durable {
 		err = tmp.Sync()
 	}

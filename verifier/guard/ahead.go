@@ -5,8 +5,6 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	"portcullis/verifier/image"
 )
 
 // Files that have to be read and hashed before a start are asked for when the container
@@ -21,10 +19,10 @@ const (
 )
 
 // hashedFile notes a file that was hashed, if it is worth being asked for earlier. c.mu is held.
-func (c *comparison) hashedFile(path string, f *image.File) {
-	if f.Size >= aheadLeast && len(c.slow) < aheadFiles && c.slowBytes+f.Size <= aheadBytes {
-		c.slow = append(c.slow, path)
-		c.slowBytes += f.Size
+func (c *comparison) hashedFile(x *content) {
+	if x.size >= aheadLeast && len(c.slow) < aheadFiles && c.slowBytes+x.size <= aheadBytes {
+		c.slow = append(c.slow, x.path())
+		c.slowBytes += x.size
 	}
 }
 

@@ -27,7 +27,7 @@ func TestHashedFilesAreAskedForAhead(t *testing.T) {
 		if err := c.onDisk(dir); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.sameFiles(dir, files); err != nil {
+		if err := c.sameFiles(t.Context(), dir, listOf(files)); err != nil {
 			t.Fatal(err)
 		}
 		if err := c.contents(t.Context()); err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync"
@@ -15,7 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"portcullis/verifier/image"
 	"portcullis/verifier/verity"
 )
 
@@ -52,11 +52,18 @@ type comparison struct {
 
 // content is a file whose bytes are to be compared.
 type content struct {
-	path string
-	file *image.File
-	form string
-	ino  uint64
+	dir, name string // of the layer, and in it
+	size      int64
+	sum       verity.Sum
+	form      string
+	ino       uint64
 }
+
+func (x *content) path() string { return filepath.Join(x.dir, x.name) }
+
+// todoMost is for how many files of a layer contents are put off, to be compared in the
+// order of the disk: 200,000 of them at once took more memory than all else.
+const todoMost = 8192
 
 // layersHeld tells how the contents of files were compared.
 type layersHeld struct {
@@ -102,13 +109,13 @@ const wideFile = 4 << 20
 func (c *comparison) contents(ctx context.Context) error {
 	var small, wide []content
 	for _, x := range c.todo {
-		if x.file.Size >= wideFile {
+		if x.size >= wideFile {
 			wide = append(wide, x)
 		} else {
 			small = append(small, x)
 		}
 	}
-	c.todo = nil
+	c.todo = c.todo[:0]
 	for _, list := range [][]content{small, wide} {
 		slices.SortStableFunc(list, func(a, b content) int { return cmp.Compare(a.ino, b.ino) })
 	}
@@ -152,21 +159,21 @@ func (c *comparison) each(ctx context.Context, todo []content, atATime, workers 
 // content compares one file.
 func (c *comparison) content(x content, workers int) error {
 	// What was a file a moment ago may be a pipe, or lead elsewhere.
-	f, err := os.OpenFile(x.path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := os.OpenFile(x.path(), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.EAGAIN) {
 		// Somebody has a lease on it, as only files can have, and is asked to give it back.
 		f, err = c.openLeased(x)
 	}
 	if err != nil {
-		return unreadable(x.file, err)
+		return unreadable(x.name, err)
 	}
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return unreadable(x.file, err)
+		return unreadable(x.name, err)
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Ino != x.ino || st.Size != x.file.Size || st.Dev != c.dev {
-		return refuse(ReasonImageStore, "/%.200q was exchanged", x.file.Path)
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Ino != x.ino || st.Size != x.size || st.Dev != c.dev {
+		return refuse(ReasonImageStore, "/%.200q was exchanged", x.name)
 	}
 	var sum verity.Sum
 	var sealed bool
@@ -187,10 +194,10 @@ func (c *comparison) content(x content, workers int) error {
 		sum = verity.Sum(h.Sum(nil))
 	}
 	if err != nil {
-		return unreadable(x.file, err)
+		return unreadable(x.name, err)
 	}
-	if sum != x.file.Sum {
-		return refuse(ReasonImageStore, "/%.200q is not the image's", x.file.Path)
+	if sum != x.sum {
+		return refuse(ReasonImageStore, "/%.200q is not the image's", x.name)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -201,7 +208,7 @@ func (c *comparison) content(x content, workers int) error {
 	if c.said.hashed++; c.said.why == nil {
 		c.said.why = why
 	}
-	c.hashedFile(x.path, x.file)
+	c.hashedFile(&x)
 	return nil
 }
 
@@ -209,7 +216,7 @@ func (c *comparison) content(x content, workers int) error {
 // (/proc/sys/fs/lease-break-time, 45 s). Only for that: the name may be a pipe's by now, whose
 // other end nobody opens; so what waits is what was looked at.
 func (c *comparison) openLeased(x content) (*os.File, error) {
-	fd, err := unix.Open(x.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(x.path(), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -239,11 +246,11 @@ func (c *comparison) seal(f *os.File) (verity.Sum, error) {
 
 // unreadable is a refusal, unless it is this process that has no room: with verity
 // the kernel gives an error for what is not the image's.
-func unreadable(f *image.File, err error) error {
+func unreadable(name string, err error) error {
 	for _, ours := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.EINTR} {
 		if errors.Is(err, ours) {
 			return err
 		}
 	}
-	return refuse(ReasonImageStore, "/%.200q cannot be read: %v", f.Path, err)
+	return refuse(ReasonImageStore, "/%.200q cannot be read: %v", name, err)
 }

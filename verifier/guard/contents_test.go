@@ -88,7 +88,7 @@ func layerOf(t *testing.T, contents ...[]byte) (string, []image.File) {
 func compareAll(t *testing.T, dir string, files []image.File, s verity.Files, form string, read bool) (layersHeld, error) {
 	t.Helper()
 	c := &comparison{files: s, form: form, read: read}
-	err := errors.Join(c.onDisk(dir), c.sameFiles(dir, files))
+	err := errors.Join(c.onDisk(dir), c.sameFiles(t.Context(), dir, listOf(files)))
 	if err == nil {
 		err = c.contents(t.Context())
 	}
@@ -223,11 +223,10 @@ func TestListOfAnOlderForm(t *testing.T) {
 // What the kernel finds wrong with a file when it is read is a refusal: a comparison that
 // reads ends a container by it.
 func TestFileThatCannotBeRead(t *testing.T) {
-	f := &image.File{Path: "f"}
-	if r, _ := reasonOf(unreadable(f, &os.PathError{Op: "read", Err: unix.EIO})); r != ReasonImageStore {
+	if r, _ := reasonOf(unreadable("f", &os.PathError{Op: "read", Err: unix.EIO})); r != ReasonImageStore {
 		t.Errorf("EIO is %q", r)
 	}
-	if r, _ := reasonOf(unreadable(f, &os.PathError{Op: "open", Err: unix.EMFILE})); r == ReasonImageStore {
+	if r, _ := reasonOf(unreadable("f", &os.PathError{Op: "open", Err: unix.EMFILE})); r == ReasonImageStore {
 		t.Error("a lack of descriptors is the image's fault")
 	}
 }

@@ -2,9 +2,11 @@ package guard
 
 import (
 	"context"
-	"encoding/json"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,29 +48,18 @@ func (s *state) keepTrees(layers []image.Layer) ([]treeOf, error) {
 	}
 	var out []treeOf
 	for _, l := range layers {
-		b, err := json.Marshal(l.Tree.Files)
-		t := treeOf{l.DiffID, digestOf(b), formVerity}
-		if err == nil {
-			err = atomicfile.Replace(s.treePath(t), b, true)
-		}
+		t := treeOf{DiffID: l.DiffID, Form: formVerity}
+		sum := sha256.New()
+		err := atomicfile.Write(s.treePath(t), true, func(w io.Writer) error {
+			return writeList(io.MultiWriter(w, sum), l.Tree.Files)
+		})
+		t.Digest = "sha256:" + hex.EncodeToString(sum.Sum(nil))
 		if err != nil {
 			return nil, fmt.Errorf("guard: lists of files: %w", err)
 		}
 		out = append(out, t)
 	}
 	return out, nil
-}
-
-func (s *state) tree(t treeOf) ([]image.File, error) {
-	b, err := os.ReadFile(s.treePath(t))
-	if err != nil {
-		return nil, err
-	}
-	if digestOf(b) != t.Digest {
-		return nil, refuse(ReasonImageStore, "the list of the layer %s was changed", t.DiffID)
-	}
-	var files []image.File
-	return files, json.Unmarshal(b, &files)
 }
 
 // layersOf asks where the layers of a container lie. A store that is put together in
@@ -98,18 +89,15 @@ func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first
 		return err
 	}
 	for n, t := range loaded.Trees {
-		files, err := g.state.tree(t)
-		if err != nil {
-			return err
-		}
 		c.form = t.Form
 		// The engine names the highest first; its own layer, with the names that it mounts over, is above all.
-		if err := c.sameFiles(dirs.Lower[len(dirs.Lower)-1-n], files); err != nil {
+		dir := dirs.Lower[len(dirs.Lower)-1-n]
+		if err := g.state.list(t, func(list names) error { return c.sameFiles(ctx, dir, list) }); err != nil {
 			return err
 		}
-	}
-	if err := c.contents(ctx); err != nil {
-		return err
+		if err := c.contents(ctx); err != nil {
+			return err
+		}
 	}
 	g.compared(made.Spec.Image.ID, c)
 	if err := onlyPlaces(dirs.Lower[0], engineNames); err != nil {
@@ -158,37 +146,53 @@ func onlyPlaces(dir string, names []string) error {
 }
 
 // sameFiles compares the directory of an unpacked layer with its list, both ways. What is
-// in the files is left to contents.
-func (c *comparison) sameFiles(dir string, files []image.File) error {
-	listed, opaque, parents := map[string]bool{}, map[string]bool{}, map[string]bool{".": true}
-	for i := range files {
-		listed[files[i].Path] = true
-		if files[i].Kind == image.KindOpaque {
-			opaque[files[i].Path] = true
-		}
-		for p := filepath.Dir(files[i].Path); !parents[p]; p = filepath.Dir(p) {
-			parents[p] = true
-		}
-	}
-	for i := range files {
-		if err := c.sameFile(dir, &files[i], opaque[files[i].Path]); err != nil {
-			return err
-		}
+// in the files is left to contents, as far as there is room to put it off.
+func (c *comparison) sameFiles(ctx context.Context, dir string, list names) error {
+	var listed nameList
+	if err := c.listedFiles(ctx, dir, list, &listed); err != nil {
+		return err
 	}
 	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		name, err := filepath.Rel(dir, p)
-		if err != nil || listed[name] {
+		if err != nil || listed.has(name) {
 			return err
 		}
-		if !d.IsDir() || !parents[name] {
+		if !d.IsDir() || !listed.under(name) {
 			return refuse(ReasonImageStore, "/%.200q is not of the image", name)
 		}
 		// A directory that the layer only has names in.
 		return sameXattrs(p, &image.File{Path: name, Kind: image.KindDir}, false, c.by)
 	})
+}
+
+// listedFiles compares all that is listed, and notes the names.
+func (c *comparison) listedFiles(ctx context.Context, dir string, list names, listed *nameList) error {
+	// A name waits for the next: that may say that it hides the directory below it.
+	var last *image.File
+	compare := func(opaque bool) error {
+		if last == nil {
+			return nil
+		}
+		if err := c.sameFile(dir, last, opaque); err != nil || len(c.todo) < todoMost {
+			return err
+		}
+		return c.contents(ctx)
+	}
+	err := list(func(f *image.File) error {
+		if err := listed.add(f.Path); err != nil {
+			return err
+		}
+		err := compare(last != nil && f.Kind == image.KindOpaque && f.Path == last.Path)
+		last = f
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return compare(false)
 }
 
 // shift is what an engine with user namespaces adds to the owners that an image
@@ -242,7 +246,7 @@ func (c *comparison) sameFile(dir string, f *image.File, opaque bool) error {
 		if st.Size != f.Size {
 			return refuse(ReasonImageStore, "/%.200q has %d bytes, the image has %d", f.Path, st.Size, f.Size)
 		}
-		c.todo = append(c.todo, content{path, f, c.form, st.Ino})
+		c.todo = append(c.todo, content{dir, f.Path, f.Size, f.Sum, c.form, st.Ino})
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func TestAttack_LeaseAndThenAPipe(t *testing.T) {
 	} {
 		dir, files := layerOf(t, []byte("one"))
 		c := &comparison{files: verity.Kernel{}, form: formVerity}
-		if err := errors.Join(c.onDisk(dir), c.sameFiles(dir, files)); err != nil {
+		if err := errors.Join(c.onDisk(dir), c.sameFiles(t.Context(), dir, listOf(files))); err != nil {
 			t.Fatal(err)
 		}
 		path := filepath.Join(dir, "f0")
@@ -42,7 +42,7 @@ func TestAttack_LeaseAndThenAPipe(t *testing.T) {
 		}()
 		select {
 		case err := <-done:
-			if r, _ := reasonOf(unreadable(c.todo[0].file, err)); err == nil || r != ReasonImageStore {
+			if r, _ := reasonOf(unreadable(c.todo[0].name, err)); err == nil || r != ReasonImageStore {
 				t.Errorf("%s: %v", name, err)
 			}
 		case <-time.After(10 * time.Second):
@@ -55,7 +55,7 @@ func TestAttack_LeaseAndThenAPipe(t *testing.T) {
 func TestLeaseThatIsGivenBack(t *testing.T) {
 	dir, files := layerOf(t, []byte("one"))
 	c := &comparison{files: verity.Kernel{}, form: formVerity}
-	if err := errors.Join(c.onDisk(dir), c.sameFiles(dir, files)); err != nil {
+	if err := errors.Join(c.onDisk(dir), c.sameFiles(t.Context(), dir, listOf(files))); err != nil {
 		t.Fatal(err)
 	}
 	opened, let := held(t, filepath.Join(dir, "f0"))

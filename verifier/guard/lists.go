@@ -1,0 +1,138 @@
+package guard
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"os"
+	"sort"
+
+	"portcullis/verifier/image"
+)
+
+// A list of files goes through memory name by name: an image may have 200,000 of them,
+// of which the JSON alone takes more than all else that verifierd has.
+
+// writeList writes a list: an array in JSON.
+func writeList(to io.Writer, files []image.File) error {
+	w := bufio.NewWriterSize(to, 64<<10)
+	before := "["
+	for i := range files {
+		b, err := json.Marshal(&files[i])
+		if err != nil {
+			return err
+		}
+		w.WriteString(before) // an error stays until Flush
+		w.Write(b)
+		before = ","
+	}
+	if len(files) == 0 {
+		w.WriteString(before)
+	}
+	w.WriteString("]")
+	return w.Flush()
+}
+
+// names gives f one name of a list after the other. f may keep it.
+type names func(f func(*image.File) error) error
+
+// list opens the list of a layer and holds it against its digest before the first of its names
+// is looked at.
+func (s *state) list(t treeOf, use func(names) error) error {
+	f, err := os.Open(s.treePath(t))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return err
+	}
+	if !t.is(sum.Sum(nil)) {
+		return t.changed()
+	}
+	return use(func(each func(*image.File) error) error {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		return t.read(f, each)
+	})
+}
+
+func (t treeOf) is(sum []byte) bool { return "sha256:"+hex.EncodeToString(sum) == t.Digest }
+
+func (t treeOf) changed() error {
+	return refuse(ReasonImageStore, "the list of the layer %s was changed", t.DiffID)
+}
+
+// read goes through the text of a list. Whether it was the right one shows in the end.
+func (t treeOf) read(from io.Reader, each func(*image.File) error) error {
+	sum := sha256.New()
+	dec := json.NewDecoder(io.TeeReader(from, sum))
+	if _, err := dec.Token(); err != nil {
+		return refuse(ReasonImageStore, "the list of the layer %s: %v", t.DiffID, err)
+	}
+	for dec.More() {
+		var next image.File
+		if err := dec.Decode(&next); err != nil {
+			return refuse(ReasonImageStore, "the list of the layer %s: %v", t.DiffID, err)
+		}
+		if err := each(&next); err != nil {
+			return err
+		}
+	}
+	// What follows the list belongs to its digest, too.
+	if _, err := io.Copy(sum, from); err != nil {
+		return err
+	}
+	if !t.is(sum.Sum(nil)) {
+		return t.changed()
+	}
+	return nil
+}
+
+// nameList is the names of a layer in the order of its list, by bytes, one behind the other.
+type nameList struct {
+	text []byte
+	ends []int // of each name in text
+}
+
+func (l *nameList) at(i int) []byte {
+	begin := 0
+	if i > 0 {
+		begin = l.ends[i-1]
+	}
+	return l.text[begin:l.ends[i]]
+}
+
+// add takes the next name. A list in another order is none that was written here.
+func (l *nameList) add(name string) error {
+	if n := len(l.ends); n > 0 && bytes.Compare(l.at(n-1), []byte(name)) > 0 {
+		return refuse(ReasonImageStore, "/%.200q is not in its place in the list", name)
+	}
+	l.text = append(l.text, name...)
+	l.ends = append(l.ends, len(l.text))
+	return nil
+}
+
+// from is where name is, or would be.
+func (l *nameList) from(name string) int {
+	return sort.Search(len(l.ends), func(i int) bool { return bytes.Compare(l.at(i), []byte(name)) >= 0 })
+}
+
+func (l *nameList) has(name string) bool {
+	i := l.from(name)
+	return i < len(l.ends) && string(l.at(i)) == name
+}
+
+// under tells whether a directory has listed names in it.
+func (l *nameList) under(dir string) bool {
+	if dir == "." {
+		return true
+	}
+	i := l.from(dir + "/")
+	return i < len(l.ends) && bytes.HasPrefix(l.at(i), []byte(dir+"/"))
+}

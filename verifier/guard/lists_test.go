@@ -1,0 +1,245 @@
+package guard
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"portcullis/verifier/image"
+	"portcullis/verifier/verity"
+)
+
+// listOf is a list that lies in memory.
+func listOf(files []image.File) names {
+	return func(each func(*image.File) error) error {
+		for i := range files {
+			if err := each(&files[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// A list that is written name by name is the one that was written at once before: other images
+// share a layer's list, and know its digest.
+func TestListIsWrittenAsBefore(t *testing.T) {
+	for _, files := range [][]image.File{
+		{},
+		{{Path: "a", Kind: image.KindFile, Mode: 0o4755, UID: 1, Size: 7, Sum: sumOf([]byte("<&>"))}},
+		{{Path: ".", Kind: image.KindDir}, {Path: "<b>&\u2028", Kind: image.KindLink, Link: "\"c\"", Xattrs: `"user.x"="y"`}},
+	} {
+		want, err := json.Marshal(files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		if err := writeList(&b, files); err != nil || b.String() != string(want) {
+			t.Errorf("%v: %s, want %s", err, &b, want)
+		}
+	}
+}
+
+// What is looked up in the text of all names is what was found by a table of them.
+func TestNamesOfAList(t *testing.T) {
+	files := []string{"-x", ".", "a", "a-b", "a/b", "a/b", "a/c.d/e", "a0/f", "b"}
+	var l nameList
+	for _, name := range files {
+		if err := l.add(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	parents := []string{".", "a", "a/c.d", "a0"}
+	for _, name := range append([]string{"", "/", "a/", "a/b/", "a/c", "a/c.", "A", "c", "e", "f", "-", "a/c.d/", "a/c.d/e/f"}, append(files, parents...)...) {
+		if l.has(name) != slices.Contains(files, name) || l.under(name) != slices.Contains(parents, name) {
+			t.Errorf("%q: %t, directory %t", name, l.has(name), l.under(name))
+		}
+	}
+	if err := l.add("a"); err == nil {
+		t.Error("a list in another order is taken")
+	}
+	if new(nameList).has("") || new(nameList).under("a") || !new(nameList).under(".") {
+		t.Error("an empty list")
+	}
+}
+
+// TestAttack_ListChanged: nothing of a list is looked at that is not the one that was kept,
+// nor of one that is changed while it is read.
+func TestAttack_ListChanged(t *testing.T) {
+	s, err := openState(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	trees, err := s.keepTrees([]image.Layer{{DiffID: digestOf(nil), Tree: &image.Tree{Files: []image.File{{Path: "a", Kind: image.KindDir}, {Path: "b", Kind: image.KindDir}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := s.treePath(trees[0])
+	kept, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := func(b []byte) {
+		if err := os.WriteFile(path, b, 0o600); err != nil { // the same file: it may be open
+			t.Fatal(err)
+		}
+	}
+	for name, b := range map[string][]byte{"another name": bytes.Replace(kept, []byte(`"b"`), []byte(`"c"`), 1), "less": kept[:len(kept)/2], "more": append(slices.Clone(kept), ' '), "nothing": nil} {
+		change(b)
+		err := s.list(trees[0], func(names) error { t.Errorf("%s: it is looked at", name); return nil })
+		if own, ok := errors.AsType[*Error](err); !ok || own.Reason != ReasonImageStore {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	change(kept)
+	seen := 0
+	err = s.list(trees[0], func(list names) error {
+		change(bytes.Replace(kept, []byte(`"b"`), []byte(`"c"`), 1))
+		return list(func(*image.File) error { seen++; return nil })
+	})
+	if own, ok := errors.AsType[*Error](err); !ok || own.Reason != ReasonImageStore {
+		t.Errorf("changed after it was held against its digest: %d seen, %v", seen, err)
+	}
+}
+
+// A directory hides the one below it where the next line of its list says so, and only there.
+func TestOpaqueDirectoryOfAList(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	own := image.File{Kind: image.KindDir, Mode: 0o755, UID: os.Getuid(), GID: os.Getgid()}
+	entry := func(name string, kind byte) image.File { f := own; f.Path, f.Kind = name, kind; return f }
+	c := &comparison{files: verity.Kernel{}, form: formVerity}
+	if err := c.onDisk(dir); err != nil {
+		t.Fatal(err)
+	}
+	compare := func(files ...image.File) error { return c.sameFiles(t.Context(), dir, listOf(files)) }
+	if err := compare(entry("a", image.KindDir), entry("b", image.KindDir)); err != nil {
+		t.Error(err)
+	}
+	for _, at := range []string{"a", "b"} {
+		files := []image.File{entry("a", image.KindDir), entry("b", image.KindDir)}
+		i := slices.IndexFunc(files, func(f image.File) bool { return f.Path == at })
+		files = slices.Insert(files, i+1, entry(at, image.KindOpaque))
+		if err := compare(files...); err == nil {
+			t.Errorf("%s hides nothing, and should", at)
+		}
+	}
+	if err := unix.Lsetxattr(filepath.Join(dir, "a"), opaqueAttr, []byte("y"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := compare(entry("a", image.KindDir), entry("a", image.KindOpaque), entry("b", image.KindDir)); err != nil {
+		t.Error(err)
+	}
+	if err := compare(entry("a", image.KindDir), entry("b", image.KindDir)); err == nil {
+		t.Error("a hides what is below it, and should not")
+	}
+}
+
+// More files than are put off at once are compared, all of them.
+func TestMoreFilesThanArePutOff(t *testing.T) {
+	dir := t.TempDir()
+	var files []image.File
+	for i := range todoMost + 2 {
+		f := image.File{Path: fmt.Sprintf("f%06d", i), Kind: image.KindFile, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid(), Size: 1, Sum: sumOf([]byte("x"))}
+		if err := os.WriteFile(filepath.Join(dir, f.Path), []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	for _, i := range []int{-1, 0, todoMost - 1, todoMost, todoMost + 1} {
+		if i >= 0 {
+			files[i].Sum = sumOf([]byte("y"))
+		}
+		said, err := compareAll(t, dir, files, verity.Kernel{}, formVerity, false)
+		if i < 0 && (err != nil || said.hashed+said.sealed != len(files)) || i >= 0 && err == nil {
+			t.Errorf("file %d: %+v, %v", i, said, err)
+		}
+		if i >= 0 {
+			files[i].Sum = sumOf([]byte("x"))
+		}
+	}
+}
+
+// BenchmarkCompare compares an image of 200,000 names in ten layers, and tells the most
+// memory that the process had (VmHWM) while it did, beside what it had before.
+func BenchmarkCompare(b *testing.B) {
+	const layers, perLayer, perDir = 10, 20000, 100
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(40 << 20)) // as cmd/verifierd
+	s, err := openState(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	var dirs []string
+	var trees []treeOf
+	for l := range layers {
+		tree, dir := &image.Tree{}, b.TempDir()
+		for n := range perLayer {
+			f := image.File{Path: fmt.Sprintf("usr/lib/portcullis/package-%05d/name-%05d-%05d", n/perDir, l, n), Kind: image.KindFile, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid(), Sum: sumOf(nil)}
+			path := filepath.Join(dir, f.Path)
+			if n%perDir == 0 {
+				err = os.MkdirAll(filepath.Dir(path), 0o755)
+			}
+			if err = errors.Join(err, os.WriteFile(path, nil, 0o644)); err != nil {
+				b.Fatal(err)
+			}
+			tree.Files = append(tree.Files, f)
+		}
+		t, err := s.keepTrees([]image.Layer{{DiffID: digestOf([]byte(dir)), Tree: tree}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		trees, dirs = append(trees, t...), append(dirs, dir)
+	}
+	g := &Guard{state: s, opt: Options{Verity: verity.Kernel{}}}
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // VmHWM begins anew (proc(5))
+		b.Fatal(err)
+	}
+	before := most(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		c := g.comparer(false)
+		err := c.onDisk(dirs[0])
+		for n, t := range trees {
+			if err == nil {
+				err = s.list(t, func(list names) error { return c.sameFiles(b.Context(), dirs[n], list) })
+			}
+			if err == nil {
+				err = c.contents(b.Context())
+			}
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(before, "MiB-before")
+	b.ReportMetric(most(b), "MiB-most")
+}
+
+// most is VmHWM, MiB.
+func most(b *testing.B) float64 {
+	b.Helper()
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "\nVmHWM:")
+	var kib float64
+	if _, err := fmt.Sscan(rest, &kib); err != nil {
+		b.Fatal(err)
+	}
+	return kib / 1024
+}
