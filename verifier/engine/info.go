@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -107,6 +108,34 @@ func (c *Client) Layers(ctx context.Context, id string) (Layers, error) {
 		return Layers{}, err
 	}
 	return s.layers(ctx, i.ID)
+}
+
+// ImageLayers names the directories in which an image was unpacked, the lowest first, as the
+// overlay2 store tells it; nil with another store, which tells it of containers alone. That is
+// no more than what the engine says: before a start Layers is asked.
+func (c *Client) ImageLayers(ctx context.Context, id string) ([]string, error) {
+	i, err := c.api.ImageInspect(ctx, id)
+	if err != nil {
+		return nil, wrap("image", err)
+	}
+	if i.GraphDriver.Name != "overlay2" {
+		return nil, nil
+	}
+	return imageDirs(i.GraphDriver.Data), nil
+}
+
+// imageDirs reads what overlay2 says of an image: its highest layer, and those below it with the
+// highest first.
+func imageDirs(data map[string]string) []string {
+	if data["UpperDir"] == "" {
+		return nil
+	}
+	dirs := []string{data["UpperDir"]}
+	if lower := data["LowerDir"]; lower != "" {
+		dirs = append(dirs, strings.Split(lower, ":")...)
+	}
+	slices.Reverse(dirs)
+	return dirs
 }
 
 // LayersTold is nil when Layers can answer for the containers of this engine.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -125,6 +126,22 @@ func TestAttack_LayerMountedFromElsewhere(t *testing.T) {
 		}
 		if err := overlay2(s.told); !errors.Is(err, ErrStore) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What overlay2 says of an image: the highest layer, then those below it with the highest first.
+func TestLayersOfAnImage(t *testing.T) {
+	for name, c := range map[string]struct {
+		data map[string]string
+		want []string
+	}{
+		"three layers":  {map[string]string{"UpperDir": "/d/c/diff", "LowerDir": "/d/b/diff:/d/a/diff"}, []string{"/d/a/diff", "/d/b/diff", "/d/c/diff"}},
+		"one layer":     {map[string]string{"UpperDir": "/d/a/diff"}, []string{"/d/a/diff"}},
+		"another store": {nil, nil},
+	} {
+		if got := imageDirs(c.data); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }

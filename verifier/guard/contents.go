@@ -20,8 +20,8 @@ import (
 )
 
 // The contents of a layer's files are compared in one of two ways. Where the kernel and
-// the file system of the engine's store have fs-verity, each file is given it the first time
-// that it is looked at: from then on nobody writes to it, root neither, and the kernel
+// the file system of the engine's store have fs-verity, each file is given it after the load
+// (seal.go), or when it is looked at before that: from then on nobody writes to it, root neither, and the kernel
 // holds each page against the file's digest when it is read from the disk. What is left to
 // ask before a start is that digest, which no file is read for. Elsewhere, and where
 // that fails, every byte is read and hashed as if there were no such thing.
@@ -36,6 +36,7 @@ const (
 type comparison struct {
 	by    shift
 	files verity.Files
+	turns *turns
 	form  string // of the sums, one of the above
 	// read makes the kernel look at files with verity too, all of each: a disk that was
 	// changed below the file system shows in no other way.
@@ -49,6 +50,10 @@ type comparison struct {
 	slow      []string // files that were hashed, for ahead
 	slowBytes int64
 }
+
+// turns are taken by who switches verity on for a file, by the file's number: the kernel lets one
+// do it and tells the others that it is busy.
+type turns [64]sync.Mutex
 
 // content is a file whose bytes are to be compared.
 type content struct {
@@ -88,7 +93,7 @@ func (h layersHeld) String() string {
 }
 
 func (g *Guard) comparer(read bool) *comparison {
-	return &comparison{by: g.shift(), files: g.opt.Verity, form: formVerity, read: read}
+	return &comparison{by: g.shift(), files: g.opt.Verity, turns: &g.turns, form: formVerity, read: read}
 }
 
 // onDisk takes the file system that dir lies on for that of all names.
@@ -156,8 +161,8 @@ func (c *comparison) each(ctx context.Context, todo []content, atATime, workers 
 	return nil
 }
 
-// content compares one file.
-func (c *comparison) content(x content, workers int) error {
+// open opens a file that is to be compared, if it is the one that was looked at.
+func (c *comparison) open(x content) (*os.File, error) {
 	// What was a file a moment ago may be a pipe, or lead elsewhere.
 	f, err := os.OpenFile(x.path(), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.EAGAIN) {
@@ -165,29 +170,40 @@ func (c *comparison) content(x content, workers int) error {
 		f, err = c.openLeased(x)
 	}
 	if err != nil {
-		return unreadable(x.name, err)
+		return nil, unreadable(x.name, err)
 	}
-	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return unreadable(x.name, err)
+		f.Close()
+		return nil, unreadable(x.name, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Ino != x.ino || st.Size != x.size || st.Dev != c.dev {
-		return refuse(ReasonImageStore, "/%.200q was exchanged", x.name)
+		f.Close()
+		return nil, refuse(ReasonImageStore, "/%.200q was exchanged", x.name)
 	}
+	return f, nil
+}
+
+// content compares one file.
+func (c *comparison) content(x content, workers int) error {
+	f, err := c.open(x)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	var sum verity.Sum
 	var sealed bool
 	why := errors.New("its list is of an older form")
 	if x.form == formVerity {
-		sum, why = c.seal(f)
+		sum, why = c.seal(f, x.ino)
 		sealed = why == nil
 	}
 	switch {
 	case sealed && c.read:
-		_, err = io.Copy(io.Discard, io.NewSectionReader(f, 0, st.Size))
+		_, err = io.Copy(io.Discard, io.NewSectionReader(f, 0, x.size))
 	case !sealed && x.form == formVerity:
 		unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice: it may be refused
-		sum, err = verity.Of(f, st.Size, workers)
+		sum, err = verity.Of(f, x.size, workers)
 	case !sealed:
 		h := sha256.New()
 		_, err = io.Copy(h, f)
@@ -232,10 +248,17 @@ func (c *comparison) openLeased(x content) (*os.File, error) {
 }
 
 // seal asks for a file's digest, and switches verity on where the file has none. What
-// it was when nobody could write to it any more is what is compared.
-func (c *comparison) seal(f *os.File) (verity.Sum, error) {
+// it was when nobody could write to it any more is what is compared. Where somebody else here is
+// at it, that is waited for: the kernel has no more to do than before.
+func (c *comparison) seal(f *os.File, ino uint64) (verity.Sum, error) {
 	sum, err := c.files.Measure(f)
 	if !errors.Is(err, verity.ErrNone) {
+		return sum, err
+	}
+	turn := &c.turns[ino%uint64(len(c.turns))]
+	turn.Lock()
+	defer turn.Unlock()
+	if sum, err := c.files.Measure(f); !errors.Is(err, verity.ErrNone) {
 		return sum, err
 	}
 	if err := c.files.Enable(f); err != nil {

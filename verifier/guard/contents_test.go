@@ -25,6 +25,11 @@ type sealer struct {
 	sums     map[uint64]verity.Sum // by inode
 	refusal  error                 // of Enable
 	measured int
+	enabled  int             // calls of Enable
+	times    map[uint64]int  // the same, by inode
+	before   func()          // by Enable, before there can be no writer any more
+	during   func(*os.File)  // by Enable, before it reads the file
+	busy     map[uint64]bool // inodes that are being enabled
 }
 
 func (s *sealer) inode(f *os.File) (uint64, int64, error) {
@@ -51,6 +56,9 @@ func (s *sealer) Enable(f *os.File) error {
 	if s.refusal != nil {
 		return s.refusal
 	}
+	if s.before != nil {
+		s.before()
+	}
 	// A lease for reading is not given where there is a writer (fcntl(2)).
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK); err != nil {
 		return unix.ETXTBSY
@@ -60,6 +68,13 @@ func (s *sealer) Enable(f *os.File) error {
 	if err != nil {
 		return err
 	}
+	if err := s.begin(ino); err != nil {
+		return err
+	}
+	defer func() { s.mu.Lock(); delete(s.busy, ino); s.mu.Unlock() }()
+	if s.during != nil {
+		s.during(f)
+	}
 	sum, err := verity.Of(f, size, 1)
 	if err != nil {
 		return err
@@ -67,6 +82,21 @@ func (s *sealer) Enable(f *os.File) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sums[ino] = sum
+	return nil
+}
+
+// begin lets one at a time enable a file, as the kernel does.
+func (s *sealer) begin(ino uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.busy == nil {
+		s.busy, s.times = map[uint64]bool{}, map[uint64]int{}
+	}
+	s.times[ino]++
+	if s.enabled++; s.busy[ino] {
+		return unix.EBUSY
+	}
+	s.busy[ino] = true
 	return nil
 }
 
@@ -87,7 +117,7 @@ func layerOf(t *testing.T, contents ...[]byte) (string, []image.File) {
 
 func compareAll(t *testing.T, dir string, files []image.File, s verity.Files, form string, read bool) (layersHeld, error) {
 	t.Helper()
-	c := &comparison{files: s, form: form, read: read}
+	c := &comparison{files: s, turns: new(turns), form: form, read: read}
 	err := errors.Join(c.onDisk(dir), c.sameFiles(t.Context(), dir, listOf(files)))
 	if err == nil {
 		err = c.contents(t.Context())

@@ -66,6 +66,8 @@ type Guard struct {
 	again     atomic.Bool        // tasks looks again soon
 	work      sync.WaitGroup     // what Run began beside itself
 	filling   sync.Mutex         // held while kept images are loaded
+	turns     turns              // of who switches verity on for a file
+	unsealed  chan struct{}      // there is something in toSeal
 
 	mu      sync.Mutex
 	info    engine.Info
@@ -74,6 +76,7 @@ type Guard struct {
 	tested  time.Time
 	layers  layersHeld          // of the last image that was compared as a whole
 	slow    map[string][]string // files of an image that its last comparison hashed, by its ID
+	toSeal  map[string]bool     // configurations of images whose files are to get verity
 }
 
 // New reads what a former life left. The guard refuses to start anything until a
@@ -96,7 +99,7 @@ func New(opt Options) (*Guard, error) {
 	}
 	g := &Guard{opt: opt, state: s, wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{},
-		comparing: map[string]bool{}, slow: map[string][]string{}}
+		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}}
 	for _, b := range opt.Binaries {
 		// Their bytes are read when the engine is met: where none runs that is not needed.
 		p, err := markOf(b)

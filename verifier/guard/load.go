@@ -81,6 +81,7 @@ func (g *Guard) put(ctx context.Context, a *image.Archive, caller string, keep b
 		return "", err
 	}
 	g.opt.Events.Emit("image.loaded", event.Fields{"image": i.Config, "manifest": i.Manifest, "approval": permission.Approval, "index": permission.Index, "caller": caller})
+	g.sealLater(i.Config)
 	if renewed {
 		// What went with it comes back from what is kept.
 		g.fill(context.WithoutCancel(ctx))

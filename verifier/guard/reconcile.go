@@ -26,6 +26,7 @@ const Every = 5 * time.Second
 func (g *Guard) Run(ctx context.Context) error {
 	go g.listen(ctx)
 	go g.sampling(ctx)
+	g.work.Go(func() { g.sealing(ctx) })
 	defer g.work.Wait()
 	changed := g.opt.Approvals.Changed()
 	for {
@@ -102,6 +103,10 @@ func (g *Guard) meet(ctx context.Context) {
 		f["fit"], f["reason"], f["detail"] = false, ReasonUnfit, err.Error()
 	}
 	g.opt.Events.Emit("engine.met", f)
+	// What a former life did not come to.
+	for _, known := range g.state.images() {
+		g.sealLater(known.Image.Config)
+	}
 	g.fill(ctx)
 }
 

@@ -30,6 +30,7 @@ import (
 	"portcullis/verifier/lock"
 	"portcullis/verifier/record"
 	"portcullis/verifier/stamp"
+	"portcullis/verifier/verity"
 )
 
 // rig is a guard in front of a real engine.
@@ -40,6 +41,7 @@ type rig struct {
 	press     *stamp.Press
 	socket    string // the guard's
 	log       *eventtest.Buffer
+	kernel    *kernel // its fs-verity, as far as the guard sees it
 	probe     []byte
 	cancel    context.CancelFunc
 	done      sync.WaitGroup
@@ -101,7 +103,7 @@ func start() (*rig, error) {
 		return nil, err
 	}
 	r := &rig{daemon: d, approvals: a, press: stamp.New(time.Now), socket: filepath.Join(d.Dir, "guard.sock"),
-		log: &eventtest.Buffer{}, cancel: cancel}
+		log: &eventtest.Buffer{}, kernel: &kernel{Files: verity.Kernel{}}, cancel: cancel}
 	r.probe, err = dockerd.Probe(ctx)
 	if err == nil {
 		err = r.lockUp(ctx)
@@ -145,7 +147,7 @@ func (r *rig) guard(ctx context.Context) error {
 	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Read: func(ctx context.Context, from io.Reader) (*image.Archive, error) {
 		return image.Read(ctx, from, r.daemon.Dir, image.Options{})
 	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Kept: filepath.Join(r.daemon.Dir, "state", "images"), Socket: r.socket, Door: r.daemon.Socket,
-		Containerd: r.daemon.Containerd(), Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
+		Containerd: r.daemon.Containerd(), Verity: r.kernel, Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
 	if err != nil {
 		return err
 	}

@@ -187,8 +187,9 @@ func (d *Digest) Sum() Sum {
 	return out
 }
 
-// Of is the digest of the size bytes that r has, hashed by up to workers at a time. A
-// reader that has less is io.ErrUnexpectedEOF.
+// Of is the digest of the size bytes that r has, hashed by up to workers at a time, of which the
+// caller is one: what the priority of its thread is holds for the work of one worker. A reader
+// that has less is io.ErrUnexpectedEOF.
 func Of(r io.ReaderAt, size int64, workers int) (Sum, error) {
 	n := (size + SegmentSize - 1) / SegmentSize
 	if n <= 1 {
@@ -206,30 +207,32 @@ func Of(r io.ReaderAt, size int64, workers int) (Sum, error) {
 		wg   sync.WaitGroup
 	)
 	sums := make([]Sum, n)
-	for range max(1, min(int64(workers), n)) {
-		wg.Go(func() {
-			b := buffers.Get().(*[SegmentSize]byte)
-			defer buffers.Put(b)
-			for {
-				mu.Lock()
-				i := next
-				next++
-				stop := bad != nil || i >= n
-				mu.Unlock()
-				if stop {
-					return
-				}
-				part := b[:min(SegmentSize, size-i*SegmentSize)]
-				if err := readAt(r, part, i*SegmentSize); err != nil {
-					mu.Lock()
-					bad = err
-					mu.Unlock()
-					return
-				}
-				sums[i] = segment(part)
+	work := func() {
+		b := buffers.Get().(*[SegmentSize]byte)
+		defer buffers.Put(b)
+		for {
+			mu.Lock()
+			i := next
+			next++
+			stop := bad != nil || i >= n
+			mu.Unlock()
+			if stop {
+				return
 			}
-		})
+			part := b[:min(SegmentSize, size-i*SegmentSize)]
+			if err := readAt(r, part, i*SegmentSize); err != nil {
+				mu.Lock()
+				bad = err
+				mu.Unlock()
+				return
+			}
+			sums[i] = segment(part)
+		}
 	}
+	for range min(int64(workers), n) - 1 {
+		wg.Go(work)
+	}
+	work()
 	wg.Wait()
 	if bad != nil {
 		return Sum{}, bad
