@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"hash"
@@ -96,7 +95,7 @@ type budget struct {
 type packedReader struct {
 	ctx    context.Context
 	from   io.Reader
-	digest hash.Hash
+	digest *aside
 	budget *budget
 }
 
@@ -117,7 +116,7 @@ func (p *packedReader) Read(b []byte) (int, error) {
 // unpackedReader does so for the tar stream, and stops bombs.
 type unpackedReader struct {
 	from   io.Reader
-	digest hash.Hash // nil where somebody else hashes the same bytes
+	digest *aside // nil where somebody else hashes the same bytes
 	budget *budget
 }
 
@@ -141,7 +140,8 @@ var buffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 256<<1
 
 // read goes through a layer once and fills in what it is.
 func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
-	packed := &packedReader{ctx, b.reader(), sha256.New(), g}
+	packed := &packedReader{ctx, b.reader(), newAside(), g}
+	defer packed.digest.end()
 	r := buffers.Get().(*bufio.Reader)
 	r.Reset(packed)
 	defer buffers.Put(r)
@@ -154,9 +154,10 @@ func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
 		return err
 	}
 	defer z.Close()
-	unpacked := &unpackedReader{z, sha256.New(), g}
-	if p == packedNot {
-		unpacked.digest = nil // the same bytes: they are hashed once
+	unpacked := &unpackedReader{from: z, budget: g}
+	if p != packedNot { // else they are the same bytes, which are hashed once
+		unpacked.digest = newAside()
+		defer unpacked.digest.end()
 	}
 	before := g.unpacked
 	if l.Tree, err = readTar(unpacked, g); err != nil {
@@ -168,10 +169,12 @@ func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
 	if n, err := io.Copy(io.Discard, r); err != nil || n > 0 {
 		return errors.Join(refuse(ReasonTar, "%d bytes behind the end of the packed layer", n), err)
 	}
-	if unpacked.digest == nil {
-		unpacked.digest = packed.digest
+	digest := packed.digest.sum()
+	diffID := digest
+	if unpacked.digest != nil {
+		diffID = unpacked.digest.sum()
 	}
-	return l.compare(p, b.size, g.unpacked-before, sum(packed.digest), sum(unpacked.digest))
+	return l.compare(p, b.size, g.unpacked-before, digest, diffID)
 }
 
 // compare holds what was read against what was named.
