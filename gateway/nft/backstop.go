@@ -227,7 +227,12 @@ func (k *Kernel) opened(live *inventory) (bool, error) {
 func (k *Kernel) putBack(live *inventory) error {
 	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: ruleset.DenyTable}
 	have := live.tables[key("inet", ruleset.DenyTable)]
-	if have != nil && have.table.Flags != 0 {
+	switch {
+	case have != nil && have.table.Flags&nftables.TableFlagPersist != 0:
+		// It outlived its owner. The kernel takes that flag from no table: it goes as a whole.
+		k.owner.DelTable(have.table)
+		have = nil
+	case have != nil && have.table.Flags != 0:
 		// It sleeps. The kernel takes no new base chains in the transaction that wakes it.
 		k.owner.AddTable(t)
 		if err := k.owner.Flush(); err != nil {

@@ -163,6 +163,9 @@ func (k *Kernel) adopt(live *inventory) (adopted bool, err error) {
 		return false, nil
 	}
 	for _, t := range live.tables {
+		if t.table.Name == ruleset.DenyTable {
+			continue // nobody's, and each gatewayd of a rack adds to it
+		}
 		if t.table.Flags&(nftables.TableFlagOwner|nftables.TableFlagPersist) == nftables.TableFlagPersist {
 			k.owner.AddTable(&nftables.Table{Family: t.table.Family, Name: t.table.Name, Flags: k.flags})
 			adopted = true

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
+
 	"portcullis/gateway/policy"
 	"portcullis/gateway/ruleset"
 	"portcullis/internal/netns"
@@ -233,6 +235,40 @@ func TestInvariant01_StaticDenyIsPutBack(t *testing.T) {
 	restore("loaded anew", a, true)
 	if text := list(t, gw); !strings.Contains(deny(text), `"p*"`) || ports(text) != `"pc0"` {
 		t.Errorf("loaded anew: the static deny is\n%s", deny(text))
+	}
+}
+
+// TestInvariant01_StaticDenyThatOutlivedItsOwner: a table that stays without its owner is in the place of the
+// static deny. No gatewayd makes it its own, by which it would keep the others out; it is put back.
+func TestInvariant01_StaticDenyThatOutlivedItsOwner(t *testing.T) {
+	gw := twoPorts(t)
+	a := open(t, gw, Options{PC: "a", Interface: "pc0"})
+	if err := a.Apply(of(t, "a", "pc0", policy.Attest)); err != nil {
+		t.Fatal(err)
+	}
+	if !a.Owned() {
+		t.Fatal("this kernel knows no tables that outlive their owner: Linux 6.9 or later is needed")
+	}
+	if _, err := gw.Run(context.Background(), "nft", "delete table inet portcullis-deny"); err != nil {
+		t.Fatal(err)
+	}
+	other := open(t, gw, Options{})
+	other.owner.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: ruleset.DenyTable, Flags: nftables.TableFlagOwner | nftables.TableFlagPersist})
+	if err := errors.Join(other.owner.Flush(), other.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b := open(t, gw, Options{PC: "b", Interface: "pc1"})
+	if err := b.Apply(of(t, "b", "pc1", policy.Idle)); !errors.Is(err, ErrNoBackstop) {
+		t.Errorf("without the deny of a rack: %v", err)
+	}
+	if drifted, err := a.Restore(); !drifted || err != nil {
+		t.Errorf("drifted %t, %v", drifted, err)
+	}
+	if err := b.Apply(of(t, "b", "pc1", policy.Idle)); err != nil {
+		t.Error(err)
+	}
+	if drifted, err := a.Restore(); drifted || err != nil {
+		t.Errorf("with both: drifted %t, %v", drifted, err)
 	}
 }
 

@@ -379,6 +379,7 @@ func TestWhatIsNotPutBackIsTriedAgain(t *testing.T) {
 		}
 		f.clock.advance(1)
 		f.eventually("it is tried again", func() bool { return asked() == n+2 })
+		f.status() // the try is over: what it was to be told is, and when the next one is due
 	}
 	last := f.log.String()
 	last = last[strings.LastIndex(strings.TrimSpace(last), "\n")+1:]

@@ -16,8 +16,13 @@ import (
 // A list of files goes through memory name by name: an image may have 200,000 of them,
 // of which the JSON alone takes more than all else that verifierd has.
 
-// writeList writes a list: an array in JSON.
+// writeList writes a list: an array in JSON. That of an empty layer is null, as it has always
+// been: an image that was loaded long ago may share the layer, and knows the digest.
 func writeList(to io.Writer, files []image.File) error {
+	if files == nil {
+		_, err := io.WriteString(to, "null")
+		return err
+	}
 	w := bufio.NewWriterSize(to, 64<<10)
 	before := "["
 	for i := range files {

@@ -34,6 +34,7 @@ func listOf(files []image.File) names {
 // share a layer's list, and know its digest.
 func TestListIsWrittenAsBefore(t *testing.T) {
 	for _, files := range [][]image.File{
+		nil, // of a layer without a name
 		{},
 		{{Path: "a", Kind: image.KindFile, Mode: 0o4755, UID: 1, Size: 7, Sum: sumOf([]byte("<&>"))}},
 		{{Path: ".", Kind: image.KindDir}, {Path: "<b>&\u2028", Kind: image.KindLink, Link: "\"c\"", Xattrs: `"user.x"="y"`}},
@@ -45,6 +46,11 @@ func TestListIsWrittenAsBefore(t *testing.T) {
 		var b bytes.Buffer
 		if err := writeList(&b, files); err != nil || b.String() != string(want) {
 			t.Errorf("%v: %s, want %s", err, &b, want)
+		}
+		seen := 0
+		err = treeOf{Digest: digestOf(want)}.read(&b, func(*image.File) error { seen++; return nil })
+		if err != nil || seen != len(files) {
+			t.Errorf("%s: %d names, %v", want, seen, err)
 		}
 	}
 }

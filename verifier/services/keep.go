@@ -21,6 +21,7 @@ const (
 	steady    = time.Minute            // who ran that long begins at firstWait again
 	readyIn   = 30 * time.Second       // then it is told that it does not answer
 	tellsIn   = time.Minute            // so long a fit engine may fail to say how one container stands
+	answersIn = 10 * time.Second       // and so long it may take for one answer: it may hang on that container
 	lookEvery = 200 * time.Millisecond // at a socket that is to answer, and for a fit engine
 	askAgain  = 30 * time.Second       // for what was refused, where the log does not change
 	grace     = 5 * time.Second        // for the last work of one that is ended
@@ -225,7 +226,9 @@ var errUnknown = errors.New("the engine does not tell how the container stands")
 func (o *one) standing(ctx context.Context, id string) (at engine.Standing, err error) {
 	fit := o.clock.Now() // since then
 	for {
-		at, err = o.guard.Standing(ctx, id)
+		question, done := context.WithTimeout(ctx, answersIn)
+		at, err = o.guard.Standing(question, id)
+		done()
 		if err == nil || errors.Is(err, engine.ErrNotFound) {
 			return at, err
 		}

@@ -150,10 +150,11 @@ func (l *leaping) After(d time.Duration) <-chan time.Time {
 }
 
 // mute is a guard before an engine that is fit, but for the first times it is asked, and
-// never tells how a container stands.
+// never tells how a container stands: it hangs on some questions until they are given up.
 type mute struct {
 	lost
 	unfit int
+	hangs int // questions without an end
 }
 
 func (m *mute) Fit() error {
@@ -163,7 +164,10 @@ func (m *mute) Fit() error {
 	return nil
 }
 
-func (m *mute) Standing(context.Context, string) (engine.Standing, error) {
+func (m *mute) Standing(ctx context.Context, _ string) (engine.Standing, error) {
+	if _, ends := ctx.Deadline(); !ends {
+		m.hangs++
+	}
 	return engine.Standing{}, errAway
 }
 
@@ -198,6 +202,9 @@ func TestContainerThatTheEngineNeverTellsOf(t *testing.T) {
 		}
 		if told := log.String(); strings.Count(told, `"service.unknown"`) != 1 || strings.Contains(told, `"service.ended"`) || !strings.Contains(told, ReasonUnknown) || ups == 0 || len(g.lost.ended) != c.ended {
 			t.Errorf("%s: ended %v, next %d times, told\n%s", name, g.lost.ended, ups, told)
+		}
+		if g.hangs > 0 {
+			t.Errorf("%s: an engine that hangs is waited for without end, %d times", name, g.hangs)
 		}
 		if st := run.Status()[0]; st.State != declared.StateFailed || st.Reason != ReasonUnknown {
 			t.Errorf("%s: %+v", name, st)
