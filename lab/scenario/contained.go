@@ -236,8 +236,11 @@ while [ -n "$(pgrep -f "^/usr/bin/pxed ")" ]; do sleep 0.1; done && echo $((($(d
 			if _, err := fmt.Sscanf(took, "%d", &ms); err != nil || ms > revokedLimit {
 				return fmt.Errorf("pxed ended after %q ms", took)
 			}
-			if _, err := s.first(mark, lab.With("container.ended", "reason", approval.ReasonRevoked)); err != nil {
-				return err
+			// It is told when the container is removed, for which an emulated engine takes its time.
+			told, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if _, err := s.Log.Wait(told, mark, lab.With("container.ended", "reason", approval.ReasonRevoked)); err != nil {
+				return fmt.Errorf("no container.ended: %w; %s", err, s.Why(mark))
 			}
 			if err := s.becomes(ctx, "pxed", declared.StateRefused, time.Minute); err != nil {
 				return err
