@@ -233,7 +233,6 @@ func (a *Archive) write(w io.Writer) error {
 		return err
 	}
 	t := tar.NewWriter(w)
-	buffer := make([]byte, copySize)
 	for _, f := range files {
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o644, Size: f.size, Format: tar.FormatUSTAR}
 		if f.size > 8<<30-1 {
@@ -242,7 +241,7 @@ func (a *Archive) write(w io.Writer) error {
 		if err := t.WriteHeader(h); err != nil {
 			return err
 		}
-		if _, err := io.CopyBuffer(t, f.data, buffer); err != nil {
+		if _, err := io.Copy(t, f.data); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"hash"
@@ -95,7 +96,7 @@ type budget struct {
 type packedReader struct {
 	ctx    context.Context
 	from   io.Reader
-	digest *aside
+	digest hash.Hash
 	budget *budget
 }
 
@@ -116,7 +117,7 @@ func (p *packedReader) Read(b []byte) (int, error) {
 // unpackedReader does so for the tar stream, and stops bombs.
 type unpackedReader struct {
 	from   io.Reader
-	digest *aside // nil where somebody else hashes the same bytes
+	digest hash.Hash // nil where somebody else hashes the same bytes
 	budget *budget
 }
 
@@ -140,8 +141,7 @@ var buffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 256<<1
 
 // read goes through a layer once and fills in what it is.
 func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
-	packed := &packedReader{ctx, b.reader(), newAside(), g}
-	defer packed.digest.end()
+	packed := &packedReader{ctx, b.reader(), sha256.New(), g}
 	r := buffers.Get().(*bufio.Reader)
 	r.Reset(packed)
 	defer buffers.Put(r)
@@ -154,10 +154,9 @@ func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
 		return err
 	}
 	defer z.Close()
-	unpacked := &unpackedReader{from: z, budget: g}
-	if p != packedNot { // else they are the same bytes, which are hashed once
-		unpacked.digest = newAside()
-		defer unpacked.digest.end()
+	unpacked := &unpackedReader{z, sha256.New(), g}
+	if p == packedNot {
+		unpacked.digest = nil // the same bytes: they are hashed once
 	}
 	before := g.unpacked
 	if l.Tree, err = readTar(unpacked, g); err != nil {
@@ -169,12 +168,10 @@ func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
 	if n, err := io.Copy(io.Discard, r); err != nil || n > 0 {
 		return errors.Join(refuse(ReasonTar, "%d bytes behind the end of the packed layer", n), err)
 	}
-	digest := packed.digest.sum()
-	diffID := digest
-	if unpacked.digest != nil {
-		diffID = unpacked.digest.sum()
+	if unpacked.digest == nil {
+		unpacked.digest = packed.digest
 	}
-	return l.compare(p, b.size, g.unpacked-before, digest, diffID)
+	return l.compare(p, b.size, g.unpacked-before, sum(packed.digest), sum(unpacked.digest))
 }
 
 // compare holds what was read against what was named.
