@@ -34,9 +34,7 @@ func TestAttack_PowerCutDoesNotForgetAQuarantine(t *testing.T) {
 	os.RemoveAll(f.dir)
 	back()
 	f.start()
-	if s := f.status(); s.Phase != v1.Phase_PHASE_QUARANTINE || s.Session != one {
-		t.Errorf("came back as %s of %s", s.Phase, s.Session)
-	}
+	f.cameBackAs(v1.Phase_PHASE_QUARANTINE)
 	if err := f.phase(one, v1.Phase_PHASE_RUN, 60_000); err == nil {
 		t.Error("the session runs again")
 	}
@@ -86,9 +84,7 @@ func TestAttack_NothingIsAnsweredOfASessionThatTheFileHasInItsBoot(t *testing.T)
 		f.must(f.phase(one, v1.Phase_PHASE_QUARANTINE, 0))
 		f.powerCut()
 		f.start()
-		if s := f.status(); s.Phase != v1.Phase_PHASE_QUARANTINE || s.Session != one {
-			t.Errorf("came back as %s of %s", s.Phase, s.Session)
-		}
+		f.cameBackAs(v1.Phase_PHASE_QUARANTINE)
 	}
 }
 
@@ -107,9 +103,7 @@ func TestARunGoesOnWithoutTheDisk(t *testing.T) {
 	f.must(os.Rename(f.dir+".away", f.dir))
 	f.powerCut()
 	f.start()
-	if s := f.status(); s.Phase != v1.Phase_PHASE_QUARANTINE {
-		t.Errorf("came back as %s", s.Phase)
-	}
+	f.cameBackAs(v1.Phase_PHASE_QUARANTINE)
 }
 
 // A Pi that is shut down in order, or a gatewayd that is killed under a kernel that goes on,

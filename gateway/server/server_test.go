@@ -103,6 +103,15 @@ func (f *fixture) status() *v1.GetGatewayStatusResponse {
 	}
 	return r.Msg
 }
+
+// cameBackAs holds which phase the session one is in after a start.
+func (f *fixture) cameBackAs(want v1.Phase) {
+	f.t.Helper()
+	if s := f.status(); s.Phase != want || s.Session != one {
+		f.t.Errorf("came back as %s of %s, not as %s", s.Phase, s.Session, want)
+	}
+}
+
 func (f *fixture) must(err error) {
 	f.t.Helper()
 	if err != nil {

@@ -102,9 +102,7 @@ func TestStoppedAfterTheDiskFailedStoresWhatWasAnswered(t *testing.T) {
 	back()
 	f.stop()
 	f.start()
-	if s := f.status(); s.Phase != v1.Phase_PHASE_QUARANTINE {
-		t.Errorf("came back as %s", s.Phase)
-	}
+	f.cameBackAs(v1.Phase_PHASE_QUARANTINE)
 }
 
 // A crash before the disk has it: the port comes back without a run.
@@ -114,9 +112,7 @@ func TestCrashBeforeTheDiskComesBackShut(t *testing.T) {
 	os.RemoveAll(f.dir)
 	back()
 	f.start()
-	if s := f.status(); s.Phase != v1.Phase_PHASE_ATTEST || s.Session != one {
-		t.Errorf("came back as %s of %s", s.Phase, s.Session)
-	}
+	f.cameBackAs(v1.Phase_PHASE_ATTEST)
 }
 
 // Where the kernel refuses the one set, and then the whole tables, nobody is told that it is done.
