@@ -28,7 +28,8 @@ func TestRekeyCostsNothing(t *testing.T) {
 			t.Fatalf("epoch %v after %v", e["epoch"], last)
 		}
 		last++
-		if at, _ = l.await(at+1, "evidence", nil); l.verdict().State != portcullisv1.TrustState_TRUST_STATE_TRUSTED {
+		// On a busy machine the next exchange may come before it: at stays.
+		if l.await(at+1, "evidence", nil); l.verdict().State != portcullisv1.TrustState_TRUST_STATE_TRUSTED {
 			t.Fatal("no longer trusted")
 		}
 	}
