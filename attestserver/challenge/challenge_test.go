@@ -271,6 +271,27 @@ func TestChunksArriveInOrderAndWhole(t *testing.T) {
 	}
 }
 
+// What one PC can make attestd hold is bounded, however many ops its answer has.
+func TestAttack_LargeAnswers(t *testing.T) {
+	p, _ := peer(t)
+	w := want()
+	w.Full, w.Enrol = true, []string{"ktext"}
+	s := compose(t, new(Chooser), w, p)
+	held := 0
+	for i := range s.Ops {
+		size := protocol.MaxData
+		if s.Ops[i].Enrol {
+			size = protocol.MaxEnrolData
+		}
+		if reason(s.Chunk(&protocol.Chunk{Id: s.Message.Id, Index: uint32(i), Size: uint64(size), Data: []byte{1}})) == "" {
+			held += size
+		}
+	}
+	if held > protocol.MaxAnswerData || held < protocol.MaxAnswerData-protocol.MaxEnrolData {
+		t.Errorf("%d bytes are held of %d ops", held, len(s.Ops))
+	}
+}
+
 func reason(err error) string {
 	var refused *Error
 	if errors.As(err, &refused) {

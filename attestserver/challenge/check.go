@@ -44,8 +44,8 @@ func (s *Sent) Chunk(c *protocol.Chunk) error {
 	switch {
 	case c.Size > limit:
 		return refuse(protocol.EvidenceMalformed, "%s: %d bytes of data, at most %d", s.Ops[i].Name(), c.Size, limit)
-	case s.chunks[i] == nil && s.total+c.Size > protocol.MaxEnrolData:
-		return refuse(protocol.EvidenceMalformed, "%d bytes of data in all, at most %d", s.total+c.Size, protocol.MaxEnrolData)
+	case s.chunks[i] == nil && s.total+c.Size > protocol.MaxAnswerData:
+		return refuse(protocol.EvidenceMalformed, "%d bytes of data in all, at most %d", s.total+c.Size, protocol.MaxAnswerData)
 	case s.chunks[i] == nil:
 		// The pages are touched as data comes in, not before.
 		s.chunks[i] = make([]byte, c.Size)

@@ -346,3 +346,33 @@ func FuzzJudge(f *testing.F) {
 		}
 	})
 }
+
+// writes is asked when a reference is written.
+type writes struct {
+	protocol.References
+	ask func()
+}
+
+func (w writes) Write(kind, key string, fill func(protocol.Draft) error) error {
+	w.ask()
+	return w.References.Write(kind, key, fill)
+}
+
+// What taking a reference takes is there once, and not once for each PC of a rack.
+func TestEnrol_OneAtATime(t *testing.T) {
+	m := newMachine(t)
+	for _, op := range []string{protocol.OpKtext, protocol.OpKrodata} {
+		in, written := m.input(op, true), false
+		in.Refs = writes{in.Refs, func() {
+			if written = true; !expect.Taking() {
+				t.Errorf("%s: another PC's may be taken now", op)
+			}
+		}}
+		if f := m.twins[op].(protocol.Enroller).Enrol(in); len(f) > 0 || !written {
+			t.Errorf("%s: %+v", op, f)
+		}
+		if expect.Taking() {
+			t.Errorf("%s: no other PC's can be taken", op)
+		}
+	}
+}

@@ -76,3 +76,12 @@ func TakeRodata(w io.WriterAt, kernel io.ReaderAt, size int64, base, text uint64
 	err := e.take(j, key, d, w, kernel, size)
 	return j.list, err
 }
+
+// Taking tells whether a reference is being taken.
+func Taking() bool {
+	free := taking.TryLock()
+	if free {
+		taking.Unlock()
+	}
+	return !free
+}

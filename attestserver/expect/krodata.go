@@ -80,6 +80,8 @@ func (*Krodata) Enrolled(st *protocol.ImageState, refs protocol.References) (boo
 
 // Enrol implements protocol.Enroller.
 func (e *Krodata) Enrol(in protocol.JudgeInput) []protocol.Finding {
+	taking.Lock()
+	defer taking.Unlock()
 	j := &judge{op: e.Name()}
 	var d protocol.KrodataData
 	if !j.read(in, &d) {

@@ -53,6 +53,8 @@ func (*Ktext) Enrolled(st *protocol.ImageState, refs protocol.References) (bool,
 // it patched at boot; the digest of every piece must come out as the PC sent it,
 // so that a byte that was changed elsewhere cannot get into the reference.
 func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
+	taking.Lock()
+	defer taking.Unlock()
 	j := &judge{op: e.Name()}
 	var d protocol.KtextData
 	if !j.readUpTo(in, &d, protocol.MaxEnrolData) || !e.rightPlace(j, &d) {

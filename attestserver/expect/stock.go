@@ -18,15 +18,14 @@ import (
 // errRefused abandons a reference: the judge has the findings.
 var errRefused = errors.New("the answer is not what a reference is taken from")
 
-// unpacking is held while the signed kernel is unpacked, for whatever PC: its window takes
-// tens of MiB.
-var unpacking sync.Mutex
+// taking is held while a reference is taken from the signed kernel, for whatever PC: an
+// answer that is decoded, the mask and the window of what is unpacked take tens of MiB, and
+// the PCs of a rack that boot a new image at the same time would have as much each.
+var taking sync.Mutex
 
-// withKernel opens the image's kernel file. What unpacking it took is given back:
-// enrolments are rare, memory is not ample.
+// withKernel opens the image's kernel file, for who holds taking. What unpacking it took is
+// given back: enrolments are rare, memory is not ample.
 func (im *image) withKernel(do func(f *os.File, size int64) error) error {
-	unpacking.Lock()
-	defer unpacking.Unlock()
 	f, err := os.Open(filepath.Join(im.Dir, manifest.Kernel))
 	if err != nil {
 		return err

@@ -13,7 +13,8 @@ import (
 const (
 	MaxParams      = 64 << 10 // parameters of one op
 	MaxData        = 4 << 20  // Output.Data in a challenge
-	MaxEnrolData   = 48 << 20 // Output.Data while a reference is taken
+	MaxEnrolData   = 8 << 20  // Output.Data while a reference is taken; 1.6 MiB is what Debian's kernel text takes
+	MaxAnswerData  = 16 << 20 // of all ops of a challenge together: attestd holds it in memory
 	MaxOps         = 32       // ops in one challenge
 	MaxReasonBytes = 512      // an op's error text, a finding's detail
 )
