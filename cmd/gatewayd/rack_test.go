@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -130,6 +133,85 @@ func TestInvariant01_RackOpensNoPortButItsOwn(t *testing.T) {
 	if text := k.listed("tables"); strings.Count(text, "table ") != 5 {
 		t.Errorf("tables are\n%s", text)
 	}
+}
+
+// TestInvariant01_RackOpenSetIsKept: while two real gatewayds open and shut their ports, nft puts elements into the set of
+// open ports and takes them out at random. What they tell is what nft did, and in the end the set has their
+// two ports. One that is put there, or whose tables somebody has deleted, is shut again.
+func TestInvariant01_RackOpenSetIsKept(t *testing.T) {
+	k := newRack(t)
+	k.deny()
+	k.a.start()
+	k.b.start()
+	foreign := []string{portNobody, trunk, "x0", "*"}
+	edited := make(chan struct{})
+	go func() {
+		defer close(edited)
+		random := rand.New(rand.NewPCG(7, 8))
+		for range 40 {
+			verb, x := "add", append(foreign, portA)[random.IntN(len(foreign)+1)]
+			if random.IntN(3) == 0 || x == portA {
+				verb = "delete"
+			}
+			k.a.gw.Run(context.Background(), "nft", verb+" element inet portcullis-deny open { "+x+" }") // it may not be there
+		}
+	}()
+	for going := true; going; {
+		select {
+		case <-edited:
+			going = false
+		default:
+		}
+		for _, r := range []*rig{k.a, k.b} {
+			r.openBoot(first)
+			for _, p := range []v1.Phase{v1.Phase_PHASE_ATTEST, v1.Phase_PHASE_RUN, v1.Phase_PHASE_QUARANTINE} {
+				r.must(r.phase(first, p, time.Minute))
+			}
+			r.openBoot(second)
+		}
+	}
+	open := func(want string) func() bool {
+		return func() bool {
+			_, text, _ := strings.Cut(k.listed("set", "inet", "portcullis-deny", "open"), "elements = {")
+			found := regexp.MustCompile(`"[^"]*"|\*`).FindAllString(text, -1)
+			slices.Sort(found)
+			return strings.Join(found, " ") == want
+		}
+	}
+	const both = `"` + portA + `" "` + portB + `"`
+	k.a.eventually("their two ports are in the set", open(both))
+	told := map[any]int{}
+	for _, r := range []*rig{k.a, k.b} {
+		r.status() // what it saw is told
+		for e := range r.drain() {
+			if e["event"] == "gateway.failed" {
+				t.Errorf("%s: %v", r.name, e)
+			}
+			if e["event"] != "drift" {
+				continue
+			}
+			told[e["reason"]]++
+			ports, _ := e["ports"].([]any)
+			ok := len(ports) > 0
+			for _, p := range ports {
+				name, _ := p.(string)
+				ok = ok && (e["reason"] == "open-foreign" && slices.Contains(foreign, name) || e["reason"] == "open-missing" && name == portA && r == k.a)
+			}
+			if !ok {
+				t.Errorf("%s tells %v", r.name, e)
+			}
+		}
+	}
+	if told["open-foreign"] == 0 { // what was taken out may be back by the next change of its own gatewayd
+		t.Errorf("they told of %v", told)
+	}
+	// Its gatewayd is dead and somebody deletes its tables: the static deny has its port.
+	k.b.kill(syscall.SIGKILL)
+	if _, err := k.a.gw.Run(k.a.ctx(), "nft", "delete table inet portcullis.rack-b; delete table netdev portcullis-link.rack-b; add element inet portcullis-deny open { "+portNobody+", "+trunk+" }"); err != nil {
+		t.Fatal(err)
+	}
+	k.a.eventually("A's port alone is in the set", open(`"`+portA+`"`))
+	k.shut("B's tables are gone", portA, portB, portNobody, trunk)
 }
 
 // TestInvariant04_RackPortsDoNotTouchEachOther: two real gatewayds in one namespace. What one

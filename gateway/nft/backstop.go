@@ -176,56 +176,40 @@ func (k *Kernel) keepDeny() error {
 	return nil
 }
 
-// restoreDeny puts the static deny of a rack back where it is not whole, with our port
-// open: each other gatewayd adds its own when it sees the change. One that was loaded anew is the
-// one that counts, and has our port added, whose own tables are in force.
-func (k *Kernel) restoreDeny() (drifted bool, err error) {
+// restoreDeny puts the static deny of a rack back where it is not whole, and the elements of its set
+// open right: each gatewayd opens its own port when it sees the change. One that was loaded anew is the one that counts.
+func (k *Kernel) restoreDeny() (found []Drift, err error) {
 	if k.deny == nil {
-		return false, nil
+		return nil, nil
 	}
-	live, err := k.inventory()
+	var live *inventory
+	var seen *backstop
+	_, err = k.steady(func() (err error) {
+		if live, err = k.inventory(); err == nil {
+			seen, err = k.seeDeny(live)
+		}
+		return err
+	})
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	seen, err := k.seeDeny(live)
-	if err != nil {
-		return false, err
+	if seen == nil || !slices.Equal(seen.denied, k.deny.denied) {
+		found = []Drift{{Reason: DenyChanged}}
 	}
 	if seen == nil {
-		return true, k.putBack(live)
-	}
-	other := !slices.Equal(seen.denied, k.deny.denied)
-	k.deny = seen
-	opened, err := k.opened(live)
-	if opened || err != nil {
-		return other, err
-	}
-	if err := k.queueDeny(live); err != nil {
-		return true, err
-	}
-	if err := k.owner.Flush(); err != nil {
-		return true, fmt.Errorf("nft: static deny: %w", err)
-	}
-	return true, nil
-}
-
-// opened tells whether our port is no longer the static deny's.
-func (k *Kernel) opened(live *inventory) (bool, error) {
-	elements, err := k.reader.GetSetElements(live.tables[key("inet", ruleset.DenyTable)].sets[ruleset.OpenSet])
-	if err != nil {
-		return false, fmt.Errorf("nft: read the static deny: %w", err)
-	}
-	for _, e := range elements {
-		if bytes.Equal(e.Key, ruleset.InterfaceKey(k.opt.Interface)) {
-			return true, nil
+		if err := k.putBack(live); err != nil {
+			return found, err
 		}
+	} else {
+		k.deny = seen
 	}
-	return false, nil
+	open, err := k.restoreOpen()
+	return append(found, open...), err
 }
 
 // putBack makes the table out of the copy, and looks whether it is there.
 func (k *Kernel) putBack(live *inventory) error {
-	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: ruleset.DenyTable}
+	t := denyTable()
 	have := live.tables[key("inet", ruleset.DenyTable)]
 	switch {
 	case have != nil && have.table.Flags&nftables.TableFlagPersist != 0:

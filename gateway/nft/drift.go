@@ -22,32 +22,47 @@ type Editor struct {
 	Comm string
 }
 
+// Reason tells what somebody has changed; the event drift has it.
+type Reason string
+
+// Reasons.
+const (
+	TablesChanged Reason = "tables-changed" // our own tables
+	DenyChanged   Reason = "deny-changed"   // the static deny of a rack is gone, is not as its file has it, or is of other names
+	OpenMissing   Reason = "open-missing"   // our port was taken out of the set open of the static deny
+	OpenForeign   Reason = "open-foreign"   // a port was put into it that no gatewayd judges
+)
+
+// Drift is one thing that somebody has changed.
+type Drift struct {
+	Reason Reason
+	Ports  []string // of the set open; "*" = an element for all of them
+}
+
 // Restore compares what the kernel shows of our tables with what it showed after
 // our own last transaction. When somebody changed it, the ruleset is applied again; then
-// the static deny of a rack is put back where it is gone.
-func (k *Kernel) Restore() (drifted bool, err error) {
+// the static deny of a rack is put back where it is gone, and its set open put right.
+func (k *Kernel) Restore() (found []Drift, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.want == nil {
-		return false, nil
+		return nil, nil
 	}
 	own, err := k.restoreOwn()
 	deny, failed := k.restoreDeny()
-	return own || deny, errors.Join(err, failed)
+	return append(own, deny...), errors.Join(err, failed)
 }
 
-func (k *Kernel) restoreOwn() (drifted bool, err error) {
+func (k *Kernel) restoreOwn() ([]Drift, error) {
 	now, err := k.snapshot()
-	if err != nil {
-		return false, err
+	if err != nil || now == k.digest {
+		return nil, err
 	}
-	if now == k.digest {
-		return false, nil
-	}
+	found := []Drift{{Reason: TablesChanged}}
 	if err := k.apply(k.want, k.missed == nil); err != nil {
-		return true, err
+		return found, err
 	}
-	return true, k.remember()
+	return found, k.remember()
 }
 
 func (k *Kernel) remember() error {
@@ -59,9 +74,54 @@ func (k *Kernel) remember() error {
 	return nil
 }
 
+// steadyTries bounds how often something is read again since somebody changed a ruleset meanwhile.
+const steadyTries = 64
+
+// errUnsettled: there was no moment without a change. It is tried again.
+var errUnsettled = errors.New("nft: the rulesets cannot be read: somebody changes them all the time")
+
+// steady reads within one generation of the rulesets and gives that. A list that is read while somebody
+// changes anything, be it not ours, may lack entries or have them twice.
+func (k *Kernel) steady(read func() error) (generation uint32, err error) {
+	for range steadyTries {
+		if err := k.settled(); err != nil {
+			return 0, fmt.Errorf("nft: wait for a change to end: %w", err)
+		}
+		before, err := k.reader.GetGen()
+		if err != nil {
+			return 0, fmt.Errorf("nft: read the generation: %w", err)
+		}
+		failed := read()
+		after, err := k.reader.GetGen()
+		if err != nil {
+			return 0, fmt.Errorf("nft: read the generation: %w", err)
+		}
+		if before.ID == after.ID {
+			return after.ID, failed
+		}
+	}
+	return 0, errUnsettled
+}
+
+// settled waits until no change is under way: the kernel counts the generation before it takes the old rules out.
+// An empty transaction changes nothing and waits for those before it.
+func (k *Kernel) settled() error {
+	var batch []netlink.Message
+	for _, t := range []netlink.HeaderType{unix.NFNL_MSG_BATCH_BEGIN, unix.NFNL_MSG_BATCH_END} {
+		batch = append(batch, netlink.Message{Header: netlink.Header{Type: t, Flags: netlink.Request}, Data: []byte{0, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}})
+	}
+	_, err := k.dump.SendMessages(batch)
+	return err
+}
+
 // snapshot hashes tables, chains, rules and sets (not their elements) as the kernel
 // lists them, without the handles, which change at every refill.
-func (k *Kernel) snapshot() ([32]byte, error) {
+func (k *Kernel) snapshot() (digest [32]byte, err error) {
+	_, err = k.steady(func() (err error) { digest, err = k.read(); return err })
+	return digest, err
+}
+
+func (k *Kernel) read() ([32]byte, error) {
 	h := sha256.New()
 	for _, t := range []struct {
 		family nftables.TableFamily

@@ -32,7 +32,7 @@ func TestForeignEditIsSeenUndoneAndAttributed(t *testing.T) {
 			if e == (Editor{}) {
 				close(listens)
 			}
-			drifted, err := k.Restore()
+			drifted, err := changed(k)
 			if err != nil {
 				t.Error(err)
 			}
@@ -75,6 +75,12 @@ func TestForeignEditIsSeenUndoneAndAttributed(t *testing.T) {
 			t.Errorf("%s: the ruleset is not what it was:\n%s", edit, after)
 		}
 	}
+}
+
+// changed tells whether there was anything to put back.
+func changed(k *Kernel) (bool, error) {
+	found, err := k.Restore()
+	return len(found) > 0, err
 }
 
 // plain takes out what counts or counts down.
@@ -121,7 +127,7 @@ func TestOwnChangesAreNoDrift(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if drifted, err := k.Restore(); drifted || err != nil {
+		if drifted, err := changed(k); drifted || err != nil {
 			t.Errorf("%s: drift %v, %v", to, drifted, err)
 		}
 	}

@@ -54,7 +54,7 @@ func TestPortsHaveTablesOfTheirOwn(t *testing.T) {
 			}
 			before := list(t, gw)
 			for _, k := range []*Kernel{a, b} {
-				if drifted, err := k.Restore(); drifted || err != nil {
+				if drifted, err := changed(k); drifted || err != nil {
 					t.Errorf("%s takes the other's tables for a change of its own: %v", k.opt.PC, err)
 				}
 				left, found, err := k.Grants()
@@ -73,7 +73,7 @@ func TestPortsHaveTablesOfTheirOwn(t *testing.T) {
 			if err := a.Apply(of(t, "a", "pc0", policy.Quarantine)); err != nil {
 				t.Fatal(err)
 			}
-			if drifted, err := b.Restore(); drifted || err != nil {
+			if drifted, err := changed(b); drifted || err != nil {
 				t.Errorf("b: drifted %t, %v", drifted, err)
 			}
 			part := func(text string) string {
@@ -165,7 +165,7 @@ func TestInvariant01_StaticDenyIsPutBack(t *testing.T) {
 	}
 	restore := func(when string, k *Kernel, want bool) {
 		t.Helper()
-		if drifted, err := k.Restore(); drifted != want || err != nil {
+		if drifted, err := changed(k); drifted != want || err != nil {
 			t.Errorf("%s: %s says drifted %t, %v", when, k.opt.PC, drifted, err)
 		}
 	}
@@ -261,13 +261,13 @@ func TestInvariant01_StaticDenyThatOutlivedItsOwner(t *testing.T) {
 	if err := b.Apply(of(t, "b", "pc1", policy.Idle)); !errors.Is(err, ErrNoBackstop) {
 		t.Errorf("without the deny of a rack: %v", err)
 	}
-	if drifted, err := a.Restore(); !drifted || err != nil {
+	if drifted, err := changed(a); !drifted || err != nil {
 		t.Errorf("drifted %t, %v", drifted, err)
 	}
 	if err := b.Apply(of(t, "b", "pc1", policy.Idle)); err != nil {
 		t.Error(err)
 	}
-	if drifted, err := a.Restore(); drifted || err != nil {
+	if drifted, err := changed(a); drifted || err != nil {
 		t.Errorf("with both: drifted %t, %v", drifted, err)
 	}
 }
@@ -311,7 +311,7 @@ func portGivenUp(t *testing.T, unowned bool) {
 	if text := list(t, gw); strings.Contains(text, "ingress-pc0") || !strings.Contains(text, "ingress-pc1") {
 		t.Errorf("the link table is\n%s", text)
 	}
-	if drifted, err := a.Restore(); drifted || err != nil {
+	if drifted, err := changed(a); drifted || err != nil {
 		t.Errorf("drifted %t, %v", drifted, err)
 	}
 	// The static deny was loaded meanwhile, so that the old name is not there.

@@ -1,5 +1,7 @@
 package ruleset
 
+import "strings"
+
 // Names of the tables where the Pi has one port. Where it has several (a rack), each
 // port's gatewayd has tables of its own: the same names, a dot, the name of the PC.
 const (
@@ -15,6 +17,9 @@ const (
 // IPTableOf names the inet table of a PC; "" is the only one. Names of PCs have no
 // dot (config.PCName), so no two of them and no other table of ours are alike.
 func IPTableOf(pc string) string { return IPTable + suffix(pc) }
+
+// IsIPTable tells whether a name is that of the inet table of some PC.
+func IsIPTable(name string) bool { return name == IPTable || strings.HasPrefix(name, IPTable+".") }
 
 // LinkTableOf names the netdev table of a PC.
 func LinkTableOf(pc string) string { return LinkTable + suffix(pc) }

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"portcullis/gateway/nft"
 	"portcullis/gateway/policy"
 	"portcullis/gateway/ruleset"
 )
@@ -18,7 +19,7 @@ type fakeKernel struct {
 	at      time.Time
 	applies int
 	broken  error
-	drift   bool
+	drift   []nft.Drift
 	refuses int // so many times Restore fails
 	asked   int // how often Restore was called
 }
@@ -41,13 +42,13 @@ func (k *fakeKernel) Counters() (map[string]uint64, error) {
 func (k *fakeKernel) BanLeft() (time.Duration, error) { return time.Minute, nil }
 func (k *fakeKernel) LinkBound() error                { return nil }
 
-func (k *fakeKernel) Restore() (bool, error) {
+func (k *fakeKernel) Restore() ([]nft.Drift, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.asked++
 	if k.refuses > 0 {
 		k.refuses--
-		return true, errors.New("no")
+		return k.drift, errors.New("no")
 	}
 	return k.drift, nil
 }

@@ -35,8 +35,8 @@ type Kernel interface {
 	Grants() (left map[policy.Target]time.Duration, found bool, err error)
 	// LinkBound is nil when the link table sits on the port.
 	LinkBound() error
-	// Restore puts back what somebody else changed.
-	Restore() (drifted bool, err error)
+	// Restore puts back what somebody else changed, and tells what that was.
+	Restore() (found []nft.Drift, err error)
 }
 
 // Wire is the rest of what the machine must do around the tables.

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"portcullis/gateway/link"
@@ -106,6 +107,9 @@ const (
 	restoreLast  = 5 * time.Second
 )
 
+// portsTold bounds how many ports an event names: the set of them has room for thousands.
+const portsTold = 16
+
 // Changed is called for each new generation of the machine's rulesets: when ours
 // is not what it was, it is put back and the editor named.
 func (g *Gateway) Changed(ctx context.Context, e nft.Editor) error {
@@ -117,9 +121,15 @@ func (g *Gateway) Changed(ctx context.Context, e nft.Editor) error {
 // restore puts back what somebody changed. Where that fails Run tries again, since there may be no
 // other change by which it would be noticed.
 func (g *Gateway) restore(e nft.Editor) error {
-	drifted, err := g.opt.Kernel.Restore()
-	if drifted {
-		g.opt.Events.Emit("drift", event.Fields{"pid": int(e.PID), "comm": e.Comm, "restored": err == nil})
+	found, err := g.opt.Kernel.Restore()
+	for _, d := range found {
+		fields := event.Fields{"reason": string(d.Reason), "pid": int(e.PID), "comm": e.Comm, "restored": err == nil}
+		if len(d.Ports) > 0 {
+			fields["count"], fields["ports"] = len(d.Ports), d.Ports[:min(len(d.Ports), portsTold)]
+		}
+		g.opt.Events.Emit("drift", fields)
+	}
+	if slices.ContainsFunc(found, func(d nft.Drift) bool { return d.Reason == nft.TablesChanged }) {
 		// The elements' time went on meanwhile: what is left now is what counts.
 		err = errors.Join(err, g.enforce(g.remaining(g.policy)))
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -357,14 +358,34 @@ func TestStateThatCannotBeWrittenIsWrittenLater(t *testing.T) {
 
 func TestDriftIsToldWithItsEditor(t *testing.T) {
 	f := newFixture(t)
-	f.kernel.drift = true
-	f.must(f.g.Changed(context.Background(), nft.Editor{PID: 42, Comm: "nft"}))
-	var e map[string]any
-	for _, line := range strings.Split(strings.TrimSpace(f.log.String()), "\n") {
-		f.must(json.Unmarshal([]byte(line), &e))
+	many := make([]string, portsTold+1)
+	for i := range many {
+		many[i] = fmt.Sprint("x", i)
 	}
-	if e["event"] != "drift" || e["pid"] != 42.0 || e["comm"] != "nft" || e["restored"] != true {
-		t.Errorf("event %v", e)
+	f.kernel.drift = []nft.Drift{{Reason: nft.TablesChanged}, {Reason: nft.OpenForeign, Ports: many}}
+	applies := f.kernel.applies
+	f.must(f.g.Changed(context.Background(), nft.Editor{PID: 42, Comm: "nft"}))
+	lines := strings.Split(strings.TrimSpace(f.log.String()), "\n")
+	for i, want := range []map[string]any{{"reason": "tables-changed"}, {"reason": "open-foreign", "count": float64(portsTold + 1)}} {
+		var e map[string]any
+		f.must(json.Unmarshal([]byte(lines[len(lines)-2+i]), &e))
+		want["event"], want["pid"], want["comm"], want["restored"] = "drift", 42.0, "nft", true
+		for key, v := range want {
+			if e[key] != v {
+				t.Errorf("event %v, want %s %v", e, key, v)
+			}
+		}
+		if ports, _ := e["ports"].([]any); i == 1 && (len(ports) != portsTold || ports[0] != "x0") {
+			t.Errorf("event %v", e)
+		}
+	}
+	if f.kernel.applies != applies+1 {
+		t.Errorf("the tables are applied %d times", f.kernel.applies-applies)
+	}
+	f.kernel.drift = f.kernel.drift[1:]
+	f.must(f.g.Changed(context.Background(), nft.Editor{PID: 42, Comm: "nft"}))
+	if f.kernel.applies != applies+1 {
+		t.Error("what was done to the static deny has the own tables applied")
 	}
 }
 
@@ -377,7 +398,7 @@ func TestWhatIsNotPutBackIsTriedAgain(t *testing.T) {
 		defer f.kernel.mu.Unlock()
 		return f.kernel.asked
 	}
-	f.kernel.refuses, f.kernel.drift = 8, true
+	f.kernel.refuses, f.kernel.drift = 8, []nft.Drift{{Reason: nft.DenyChanged}}
 	if err := f.g.Changed(context.Background(), nft.Editor{PID: 42, Comm: "nft"}); err == nil {
 		t.Error("that it failed is not told")
 	}
