@@ -122,13 +122,3 @@ func (p *PC) Fetch(ctx context.Context, b *Boot, name string, w io.Writer) error
 	_, err = io.Copy(w, resp.Body)
 	return err
 }
-
-// FetchAll gets what a boot over UEFI HTTP Boot needs.
-func (p *PC) FetchAll(ctx context.Context, b *Boot) error {
-	for _, name := range []string{manifest.UKI, manifest.Envelope, manifest.Root} {
-		if err := p.Fetch(ctx, b, name, io.Discard); err != nil {
-			return err
-		}
-	}
-	return nil
-}

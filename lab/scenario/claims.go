@@ -38,8 +38,11 @@ func (s *Stage) fetched(ctx context.Context) (b *attack.Boot, f claim.Facts, sta
 		return
 	}
 	started = time.Now()
-	if err = s.played().FetchAll(ctx, b); err != nil {
-		return
+	// Not the UKI again: that would be the moment from which pxed counts.
+	for _, name := range []string{manifest.Envelope, manifest.Root} {
+		if err = s.played().Fetch(ctx, b, name, io.Discard); err != nil {
+			return
+		}
 	}
 	if _, err = s.Log.Wait(served, mark, lab.With("session.served", "session", b.Session)); err != nil {
 		return
@@ -89,7 +92,7 @@ func secondClaim() Scene {
 			}
 			first, reason, err := s.claimAs(ctx, f, started)
 			if err != nil || reason != "" {
-				return fmt.Errorf("the first claim was refused: %s %w", reason, err)
+				return fmt.Errorf("the first claim was refused: %s %v", reason, err)
 			}
 			defer first.Close()
 			if err := s.mustBeRefused(ctx, f, started, "claim-double"); err != nil {
