@@ -114,12 +114,9 @@ func program(t *testing.T, pkg string) []byte {
 // registers were extended as a new boot would.
 func TestAttackUnsealAfterTheBoot(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
 	var dir string
-	m := boot(t, cardOf(t, p.Card), inDir(&dir))
-	expect(t, m, `portcullis: stage=cap [^\n]*registers=11,15`)
-	expect(t, m, `portcullis: stage=switch-root`)
-	running(t, m)
+	m, _, console := goesOn(t, inDir(&dir))
+	said(t, console, `portcullis: stage=cap [^\n]*registers=11,15`, `portcullis: stage=switch-root`)
 	const path = "/run/unsealer"
 	if r := command(t, dir, program(t, "./unsealer"), "/bin/sh", "-c", "cat >"+path+" && chmod 700 "+path); r.Exit != 0 {
 		t.Fatalf("%s%s", r.Stderr, r.Error)

@@ -145,7 +145,7 @@ type asleep struct {
 // suspend ends a machine; change is what it was booted with.
 func suspend(t *testing.T, m *pi.Machine, c pi.Card, change ...func(*pi.Config)) asleep {
 	t.Helper()
-	a := asleep{card: c, state: filepath.Join(filepath.Dir(c.Image), "machine"), change: change}
+	a := asleep{card: c, state: filepath.Join(filepath.Dir(c.Image), "machine"), change: slices.Clip(change)}
 	ctx, cancel := context.WithTimeout(t.Context(), bootLimit)
 	defer cancel()
 	if err := m.Suspend(ctx, a.state); err != nil {

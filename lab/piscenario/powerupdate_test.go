@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"regexp"
 	"testing"
 	"time"
 
-	"portcullis/images/bundle"
 	"portcullis/images/card"
 	"portcullis/lab/channel"
 	"portcullis/lab/medium"
@@ -19,6 +17,7 @@ import (
 // powerUpdate is what the cuts of an update share.
 type powerUpdate struct {
 	before asleep  // release 1 runs, the update is there
+	dir    string  // outlives the cuts
 	staged pi.Card // release 2 is written and will be started on trial
 	gate   *asleep // the services of release 2 are up, it is not committed yet; made when it is needed
 	// What the update's dry run has shown: it takes span and writes so often.
@@ -26,24 +25,16 @@ type powerUpdate struct {
 	configuration, boot int
 }
 
-const bundleOnStick = stickMount + "/new" + bundle.Extension
-
 // updateToCut makes a Pi that is about to update, and lets it do so once.
 func updateToCut(t *testing.T) *powerUpdate {
 	t.Helper()
-	p := provisioned(t)
-	stick := withDisk(updateStick(t, "UPDATES", map[string]string{"new" + bundle.Extension: image(t, pi.Variant{Sequence: 2}).Bundle}))
-	c := cardOf(t, p.Card)
-	m := boot(t, c, stick, withOneCPU)
-	running(t, m)
-	mountStick(t, m)
-	u := &powerUpdate{before: suspend(t, m, c, stick)}
+	u := &powerUpdate{before: runningPi(t), dir: bigDir(t)}
 	dry := u.before.resume(t)
 	conf, boot := part(t, dry.card, card.PartConf), part(t, dry.card, card.PartBootB)
 	dry.disk.Count(conf)
 	dry.disk.Count(boot)
 	began := time.Now()
-	if r := portcullis(t, dry.Machine, "update", bundleOnStick, "--no-reboot"); r.Exit != 0 {
+	if r := portcullis(t, dry.Machine, "update", newOnStick, "--no-reboot"); r.Exit != 0 {
 		t.Fatalf("update: %s %s", r.Stderr, r.Error)
 	}
 	u.span, u.configuration, u.boot, u.staged = time.Since(began), dry.disk.Writes(conf), dry.disk.Writes(boot), dry.card
@@ -102,7 +93,7 @@ func (u *powerUpdate) cutWriting(t *testing.T, r *rand.Rand) (outcome, pi.Card) 
 	defer cancel()
 	ended := make(chan channel.Response, 1)
 	go func() {
-		resp, _ := p.Exec(ctx, "portcullis", "update", bundleOnStick, "--no-reboot") // ends with the power
+		resp, _ := p.Exec(ctx, "portcullis", "update", newOnStick, "--no-reboot") // ends with the power
 		ended <- resp
 	}()
 	class := "while an update is written"
@@ -170,7 +161,7 @@ func (u *powerUpdate) cutTrial(t *testing.T, r *rand.Rand) (outcome, pi.Card) {
 func (u *powerUpdate) atGate(t *testing.T) asleep {
 	t.Helper()
 	if u.gate == nil {
-		c := shared(t, u.staged, filepath.Dir(u.before.card.Image))
+		c := shared(t, u.staged, u.dir)
 		m := boot(t, c, withOneCPU)
 		expect(t, m, servicesUp)
 		a := suspend(t, m, c)

@@ -89,13 +89,15 @@ func cardOf(t *testing.T, c pi.Card) pi.Card {
 // of megabytes and the temporary directory may be in memory.
 func bigDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(filepath.Join(builder.Repository, "build", "pi"), ".test-")
+	dir, err := os.MkdirTemp(bigDirs(), ".test-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
+
+func bigDirs() string { return filepath.Join(builder.Repository, "build", "pi") }
 
 // boot powers a card on; at the end of the test the machine is killed, and where
 // the test has failed the end of its console is shown.

@@ -44,7 +44,7 @@ func health(t *testing.T, c pi.Card) luks2.Health {
 func TestVolumeKeyStaysInside(t *testing.T) {
 	t.Parallel()
 	p := provisioned(t)
-	c := cardOf(t, p.Card)
+	m, c, console := goesOn(t)
 	h, _, s := header(t, c)
 	key, _, err := h.Unlock(s, []byte(p.Recovery))
 	if err != nil {
@@ -55,12 +55,10 @@ func TestVolumeKeyStaysInside(t *testing.T) {
 		"volume key in hex": []byte(hex.EncodeToString(key[:16])), "second half in hex": []byte(hex.EncodeToString(key[32:48])),
 		"volume key in base64": []byte(base64.StdEncoding.EncodeToString(key)[:32]),
 	}
-	m := boot(t, c)
-	expect(t, m, `portcullis: stage=switch-root`)
-	running(t, m)
+	said(t, console, `portcullis: stage=switch-root`)
 	logs := output(t, m, "/bin/sh", "-c", "journalctl -a --no-pager; dmesg; cat /run/portcullis/pi.json; cat /proc/cmdline; env")
 	powerOff(t, m)
-	for what, text := range map[string]string{"the first boot's console": p.Console, "the console": m.Console().Text(), "the logs": logs} {
+	for what, text := range map[string]string{"the first boot's console": p.Console, "the console": console + m.Console().Text(), "the logs": logs} {
 		find(t, what, []byte(text), secrets)
 	}
 	find(t, "the logs", []byte(logs), map[string][]byte{"recovery key": []byte(p.Recovery)})

@@ -3,7 +3,6 @@ package piscenario
 import (
 	"encoding/hex"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -18,22 +17,15 @@ import (
 // as a bundle nor by putting its boot partition in force by hand.
 func TestUpdate(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
-	c := cardOf(t, p.Card)
-	stick := updateStick(t, "UPDATES", map[string]string{
-		"new" + bundle.Extension: image(t, pi.Variant{Sequence: 2}).Bundle, "old" + bundle.Extension: p.Image.Bundle,
-	})
-	m := boot(t, c, withDisk(stick))
-	running(t, m)
-	mountStick(t, m)
+	m, c, _ := goesOn(t)
 	before := slots(t, m)
 	if before.Active.Sequence != 1 || before.Active.Slot != card.SlotA || before.Trial != nil {
 		t.Fatalf("%+v", before)
 	}
-	if r := portcullis(t, m, "update", stickMount+"/old"+bundle.Extension); r.Exit != 0 || !strings.Contains(string(r.Stdout), "in use") {
+	if r := portcullis(t, m, "update", oldOnStick); r.Exit != 0 || !strings.Contains(string(r.Stdout), "in use") {
 		t.Errorf("the release in use: %d %s%s", r.Exit, r.Stdout, r.Stderr)
 	}
-	install(t, m, "new"+bundle.Extension)
+	install(t, m, newOnStick)
 	expect(t, m, `portcullis: stage=slot [^\n]*slot=b trial=yes attempt=1`)
 	expect(t, m, `release 2 in slot b works and is the active one now`)
 	running(t, m)
@@ -42,7 +34,7 @@ func TestUpdate(t *testing.T) {
 		t.Errorf("%+v", after)
 	}
 	mountStick(t, m)
-	says(t, portcullis(t, m, "update", stickMount+"/old"+bundle.Extension), bundle.ReasonOld)
+	says(t, portcullis(t, m, "update", oldOnStick), bundle.ReasonOld)
 	powerOff(t, m)
 
 	t.Run("the old release put back by hand is refused by the chip", func(t *testing.T) {
@@ -93,16 +85,8 @@ func TestUpdateFromAStick(t *testing.T) {
 // the old one by itself, and the reason is kept.
 func TestBrokenUpdateFallsBack(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
-	recipe, err := filepath.Abs("testdata/broken.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	stick := updateStick(t, "UPDATES", map[string]string{"broken" + bundle.Extension: image(t, pi.Variant{Sequence: 2, Recipe: recipe}).Bundle})
-	m := boot(t, cardOf(t, p.Card), withDisk(stick))
-	running(t, m)
-	mountStick(t, m)
-	install(t, m, "broken"+bundle.Extension)
+	m, _, _ := goesOn(t)
+	install(t, m, brokenOnStick)
 	for attempt := 1; attempt <= card.MaxAttempts; attempt++ {
 		expect(t, m, fmt.Sprintf(`portcullis: stage=slot [^\n]*slot=b trial=yes attempt=%d`, attempt))
 	}

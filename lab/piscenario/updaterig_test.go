@@ -20,6 +20,13 @@ import (
 // updateStick is a disk with these files of the host, for a Pi to read.
 func updateStick(t *testing.T, label string, from map[string]string) string {
 	t.Helper()
+	path := filepath.Join(bigDir(t), "stick.img")
+	writeStick(t, path, label, from)
+	return path
+}
+
+func writeStick(t *testing.T, path, label string, from map[string]string) {
+	t.Helper()
 	size := int64(64 << 20)
 	var files []fat.File
 	for name, path := range from {
@@ -35,7 +42,6 @@ func updateStick(t *testing.T, label string, from map[string]string) string {
 		size += (st.Size() + card.Align) / card.Align * card.Align
 		files = append(files, fat.File{Path: name, Size: st.Size(), Content: f})
 	}
-	path := filepath.Join(bigDir(t), "stick.img")
 	out, err := os.Create(path)
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +49,6 @@ func updateStick(t *testing.T, label string, from map[string]string) string {
 	if err := errors.Join(out.Truncate(size), fat.BuildFiles(out, fat.Options{Size: size, Label: label}, files), out.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return path
 }
 
 // withDisk plugs a disk in.
@@ -83,10 +88,10 @@ func slots(t *testing.T, m *pi.Machine) update.Status {
 	return s
 }
 
-// install updates the Pi from a file on the mounted stick and restarts it.
+// install updates the Pi from a file that it can read and restarts it.
 func install(t *testing.T, m *pi.Machine, file string) {
 	t.Helper()
-	if r := portcullis(t, m, "update", stickMount+"/"+file, "--no-reboot", "--json"); r.Exit != 0 {
+	if r := portcullis(t, m, "update", file, "--no-reboot", "--json"); r.Exit != 0 {
 		t.Fatalf("update: %s %s", r.Stderr, r.Error)
 	} else {
 		t.Logf("update: %s", r.Stdout)

@@ -9,12 +9,8 @@ import (
 // with a limit of its own; at no moment in between does it stop.
 func TestWatchdogIsHandedOver(t *testing.T) {
 	t.Parallel()
-	p := provisioned(t)
-	m := boot(t, cardOf(t, p.Card))
-	expect(t, m, `portcullis: stage=watchdog [^\n]*seconds=\d+`)
-	expect(t, m, `portcullis: stage=switch-root`)
-	expect(t, m, `watchdog: watchdog0: watchdog did not stop!`)
-	running(t, m)
+	m, _, console := goesOn(t)
+	said(t, console, `portcullis: stage=watchdog [^\n]*seconds=\d+`, `portcullis: stage=switch-root`, `watchdog: watchdog0: watchdog did not stop!`)
 	got := output(t, m, "/bin/sh", "-c", "cat /sys/class/watchdog/watchdog0/state; ls -l /proc/1/fd; journalctl -b --no-pager")
 	for _, want := range []string{"active\n", "-> /dev/watchdog0\n", "Using hardware watchdog"} {
 		if !strings.Contains(got, want) {

@@ -17,6 +17,7 @@ const recoveryShown = `portcullis: recovery key[^\n]*\n[^a-z]*((?:[cbdefghijklnr
 // Zymbit module, opens with both, and with neither of them replaced. The recovery key
 // opens it in the machine with another module.
 func TestCombinedCard(t *testing.T) {
+	t.Parallel()
 	c := fresh(t, pi.Variant{ZymbitDebs: vendorDebs(t)})
 	mustSend(t, c.Zymbit(bound("1")))
 	own, other := newModule(t), newModule(t)
