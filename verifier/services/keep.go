@@ -153,36 +153,48 @@ func (o *one) tell(name string, f event.Fields) {
 func (o *one) keep(ctx context.Context) {
 	wait := firstWait
 	id := o.adopt(ctx)
+	began := o.clock.Now()
 	for ctx.Err() == nil {
 		if id == "" {
 			if id = o.start(ctx); id == "" {
 				continue
 			}
+			began = o.clock.Now()
 		}
-		began := o.clock.Now()
-		o.ready(ctx, id)
-		err := o.guard.Ended(ctx, id)
+		at, err := o.lasts(ctx, id)
 		if ctx.Err() != nil {
 			return
-		}
-		if err != nil {
-			// The engine is away, or the guard has removed the container: then it is not owned any more.
-			if !o.owned(id) {
-				o.tell("service.ended", event.Fields{"container": id, "reason": ReasonEnded, "detail": "its container was ended"})
-				id = ""
-			}
-			o.sleep(ctx, lookEvery)
-			continue
 		}
 		if o.clock.Now().Sub(began) >= steady {
 			wait = firstWait
 		}
-		if o.ended(ctx, id, wait) {
+		if o.ended(ctx, id, wait, at, err) {
 			wait = min(2*wait, lastWait)
 		} else {
 			wait = firstWait
 		}
 		id = ""
+	}
+}
+
+// lasts returns when a container does not run any more, and how it stands then: it is gone
+// (engine.ErrNotFound), or that cannot be known (errUnknown).
+func (o *one) lasts(ctx context.Context, id string) (engine.Standing, error) {
+	for {
+		if at, err := o.ready(ctx, id); err != nil || !at.Running {
+			return at, err
+		}
+		if o.guard.Ended(ctx, id) != nil && !o.owned(id) {
+			return engine.Standing{}, engine.ErrNotFound // the guard has removed it
+		}
+		// While the engine is away it is asked for again and again; where waiting is what fails,
+		// and may for ever, what counts is what the engine says when it is asked.
+		if at, err := o.standing(ctx, id); err != nil || !at.Running {
+			return at, err
+		}
+		if !o.sleep(ctx, lookEvery) {
+			return engine.Standing{}, ctx.Err()
+		}
 	}
 }
 
@@ -223,28 +235,38 @@ var errUnknown = errors.New("the engine does not tell how the container stands")
 // none. One that is away or starts anew says nothing about what runs; one that is fit,
 // and fails for this container only, is not asked for ever (errUnknown): it is told, and the
 // services behind this one are not kept waiting.
-func (o *one) standing(ctx context.Context, id string) (at engine.Standing, err error) {
-	fit := o.clock.Now() // since then
-	for {
-		question, done := context.WithTimeout(ctx, answersIn)
-		at, err = o.guard.Standing(question, id)
-		done()
-		if err == nil || errors.Is(err, engine.ErrNotFound) {
-			return at, err
-		}
-		if now := o.clock.Now(); o.guard.Fit() != nil {
-			fit = now
-		} else if now.Sub(fit) >= tellsIn {
-			err = fmt.Errorf("%w: %w", errUnknown, err)
-			o.set(declared.StateFailed, id, ReasonUnknown, err.Error())
-			o.tell("service.unknown", event.Fields{"container": id, "reason": ReasonUnknown, "detail": err.Error()})
-			o.up()
-			return at, err
-		}
-		if !o.sleep(ctx, lookEvery) {
+func (o *one) standing(ctx context.Context, id string) (engine.Standing, error) {
+	for fit := o.clock.Now(); ; {
+		at, err := o.ask(ctx, id, &fit)
+		if !errors.Is(err, errAgain) || !o.sleep(ctx, lookEvery) {
 			return at, err
 		}
 	}
+}
+
+// errAgain: the engine did not answer, and has to be asked again.
+var errAgain = errors.New("no answer")
+
+// ask asks once; the engine has been fit, and has told nothing, since fit.
+func (o *one) ask(ctx context.Context, id string, fit *time.Time) (engine.Standing, error) {
+	question, done := context.WithTimeout(ctx, answersIn)
+	at, err := o.guard.Standing(question, id)
+	done()
+	now := o.clock.Now()
+	switch {
+	case err == nil || errors.Is(err, engine.ErrNotFound):
+		*fit = now
+		return at, err
+	case o.guard.Fit() != nil:
+		*fit = now
+	case now.Sub(*fit) >= tellsIn:
+		err = fmt.Errorf("%w: %w", errUnknown, err)
+		o.set(declared.StateFailed, id, ReasonUnknown, err.Error())
+		o.tell("service.unknown", event.Fields{"container": id, "reason": ReasonUnknown, "detail": err.Error()})
+		o.up()
+		return at, err
+	}
+	return at, fmt.Errorf("%w: %w", errAgain, err)
 }
 
 // start makes the container; "" where that has to be tried again.
@@ -260,6 +282,9 @@ func (o *one) start(ctx context.Context) string {
 		}
 	}
 	changed := o.log.Changed() // first: what comes meanwhile is seen
+	if answers(o.s.Socket) && !o.cleared(ctx) {
+		return ""
+	}
 	if answers(o.s.Socket) {
 		if o.was(ReasonElsewhere) {
 			o.tell("service.elsewhere", event.Fields{"reason": ReasonElsewhere, "detail": "something answers at " + o.s.Socket})
@@ -304,6 +329,32 @@ func (o *one) start(ctx context.Context) string {
 	return ""
 }
 
+// cleared ends what is left of the service itself, which is nobody else at its socket: a
+// container that could not be ended before, or of which nothing was known.
+func (o *one) cleared(ctx context.Context) bool {
+	for _, c := range o.guard.Owned() {
+		if c.Purpose != o.s.Purpose {
+			continue
+		}
+		err := o.guard.EndOwn(ctx, c.ID, grace)
+		if ctx.Err() != nil {
+			return false
+		}
+		if err == nil {
+			o.tell("service.stopped", event.Fields{"container": c.ID})
+			continue
+		}
+		if reason := guard.Reason(err); o.was(reason) {
+			o.tell("service.stopped", event.Fields{"container": c.ID, "failed": err.Error()})
+			o.set(declared.StateFailed, c.ID, reason, "it cannot be ended: "+err.Error())
+		}
+		o.up()
+		o.sleep(ctx, firstWait)
+		return false
+	}
+	return true
+}
+
 // was tells whether reason is another one than before.
 func (o *one) was(reason string) bool {
 	o.mu.Lock()
@@ -311,12 +362,15 @@ func (o *one) was(reason string) bool {
 	return o.status[o.s.Purpose].Reason != reason
 }
 
-// ready waits until the service answers at its socket, or its container has ended.
-func (o *one) ready(ctx context.Context, id string) {
+// ready waits until the service answers at its socket, or its container does not run, and
+// tells how that stands as lasts does.
+func (o *one) ready(ctx context.Context, id string) (engine.Standing, error) {
 	began := o.clock.Now()
+	fit := began
 	for late := false; !answers(o.s.Socket); {
-		if at, err := o.guard.Standing(ctx, id); err != nil || !at.Running {
-			return
+		at, err := o.ask(ctx, id, &fit)
+		if err == nil && !at.Running || err != nil && !errors.Is(err, errAgain) {
+			return at, err
 		}
 		if !late && o.clock.Now().Sub(began) >= readyIn {
 			late = true
@@ -325,7 +379,7 @@ func (o *one) ready(ctx context.Context, id string) {
 			o.up()
 		}
 		if !o.sleep(ctx, lookEvery) {
-			return
+			return at, ctx.Err()
 		}
 	}
 	// Once of a container: while the engine is away it is asked for again and again.
@@ -335,15 +389,12 @@ func (o *one) ready(ctx context.Context, id string) {
 	}
 	o.set(declared.StateRunning, id, "", "")
 	o.up()
+	return engine.Standing{Running: true}, nil
 }
 
-// ended takes note of the end of a container, and waits: for the bell, or for its turn.
-// failed is false for one that was done.
-func (o *one) ended(ctx context.Context, id string, wait time.Duration) (failed bool) {
-	at, err := o.standing(ctx, id)
-	if ctx.Err() != nil {
-		return false
-	}
+// ended takes note of the end of a container as lasts has told it, and waits: for the bell, or
+// for its turn. failed is false for one that was done.
+func (o *one) ended(ctx context.Context, id string, wait time.Duration, at engine.Standing, err error) (failed bool) {
 	if errors.Is(err, errUnknown) {
 		o.sleep(ctx, wait)
 		return true
@@ -352,7 +403,7 @@ func (o *one) ended(ctx context.Context, id string, wait time.Duration) (failed 
 		o.rest(ctx, id)
 		return false
 	}
-	detail := ""
+	detail := "its container is gone"
 	if err == nil {
 		detail = o.guard.LastWords(ctx, id)
 	}

@@ -2,9 +2,11 @@ package services
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -181,8 +183,11 @@ func TestContainerThatTheEngineNeverTellsOf(t *testing.T) {
 		ask   func(*one, context.Context) bool // true: it is held to be there
 		ended int
 	}{
-		"of a former life":  {0, func(o *one, ctx context.Context) bool { return o.adopt(ctx) != "" }, 1},
-		"after its end":     {0, func(o *one, ctx context.Context) bool { return !o.ended(ctx, "one", firstWait) }, 0},
+		"of a former life": {0, func(o *one, ctx context.Context) bool { return o.adopt(ctx) != "" }, 1},
+		"after its end": {0, func(o *one, ctx context.Context) bool {
+			at, err := o.lasts(ctx, "one")
+			return !o.ended(ctx, "one", firstWait, at, err)
+		}, 0},
 		"engine away first": {unfit, func(o *one, ctx context.Context) bool { return o.adopt(ctx) != "" }, 1},
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -209,6 +214,149 @@ func TestContainerThatTheEngineNeverTellsOf(t *testing.T) {
 		if st := run.Status()[0]; st.State != declared.StateFailed || st.Reason != ReasonUnknown {
 			t.Errorf("%s: %+v", name, st)
 		}
+	}
+}
+
+// scripted is a guard before an engine that is fit, and answers as a test says.
+type scripted struct {
+	lost
+	standing func(asked int) (engine.Standing, error)
+	end      func(asked int) error
+	start    func()
+	wait     func(context.Context) error
+
+	stood, stops int
+}
+
+func (s *scripted) Fit() error { return nil }
+
+func (s *scripted) Standing(context.Context, string) (engine.Standing, error) {
+	s.stood++
+	return s.standing(s.stood)
+}
+
+func (s *scripted) Ended(ctx context.Context, _ string) error { return s.wait(ctx) }
+
+func (s *scripted) EndOwn(_ context.Context, id string, _ time.Duration) error {
+	s.stops++
+	err := s.end(s.stops)
+	if err == nil {
+		s.owned = nil
+	}
+	return err
+}
+
+func (s *scripted) StartOwn(context.Context, guard.Own) (string, error) {
+	s.start()
+	return "", errAway
+}
+
+func (s *scripted) LastWords(context.Context, string) string { return "last words" }
+
+// names are those of the events that were told.
+func names(log *eventtest.Buffer) (out []string) {
+	for line := range strings.Lines(log.String()) {
+		var e struct{ Event string }
+		if json.Unmarshal([]byte(line), &e) == nil {
+			out = append(out, e.Event)
+		}
+	}
+	return out
+}
+
+// The end of a service is seen also where waiting for it always fails; what cannot be known of
+// it is told and ended; and a container of its own that answers still is nobody else's.
+func TestEndWithoutAnEngineThatWaits(t *testing.T) {
+	runs := func() (engine.Standing, error) { return engine.Standing{Running: true}, nil }
+	for name, c := range map[string]struct {
+		standing func(asked int, gone func()) (engine.Standing, error)
+		fails    int // so often it cannot be ended
+		told     []string
+		detail   string
+	}{
+		"it ended": {func(asked int, gone func()) (engine.Standing, error) {
+			if asked < 5 {
+				return runs()
+			}
+			gone()
+			return engine.Standing{Exit: 3}, nil
+		}, 0, []string{"service.adopted", "service.ready", "service.ended"}, `"exit":3`},
+		"it is gone": {func(asked int, gone func()) (engine.Standing, error) {
+			if asked < 5 {
+				return runs()
+			}
+			gone()
+			return engine.Standing{}, engine.ErrNotFound
+		}, 0, []string{"service.adopted", "service.ready", "service.ended"}, "its container is gone"},
+		"nothing is told of it any more": {func(asked int, _ func()) (engine.Standing, error) {
+			if asked < 5 {
+				return runs()
+			}
+			return engine.Standing{}, errAway
+		}, 0, []string{"service.adopted", "service.ready", "service.unknown", "service.stopped"}, ReasonUnknown},
+		"nothing was ever told of it": {func(int, func()) (engine.Standing, error) { return engine.Standing{}, errAway },
+			0, []string{"service.unknown", "service.stopped"}, ReasonUnknown},
+		"nothing was told of it, and it cannot be ended": {func(int, func()) (engine.Standing, error) { return engine.Standing{}, errAway },
+			4, []string{"service.unknown", "service.stopped", "service.stopped", "service.stopped"}, `"failed"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "s")
+			gone := another(t, socket)
+			s := Service{Own: guard.Own{Name: "portcullis-attestd", Purpose: declared.Purpose("attestd")}, Socket: socket}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			log, started, ups := &eventtest.Buffer{}, 0, 0
+			began := time.Unix(1700000000, 0)
+			clock := &leaping{now: began, ends: began.Add(4 * tellsIn), end: cancel}
+			g := &scripted{lost: lost{owned: []guard.Owned{{ID: "one", Own: s.Own}}}, start: func() { started++; cancel() },
+				standing: func(asked int) (engine.Standing, error) { return c.standing(asked, gone) },
+				end: func(asked int) error {
+					if asked <= c.fails {
+						return errAway
+					}
+					gone()
+					return nil
+				},
+				wait: func(context.Context) error { return errAway }}
+			run := &one{Keeper: New([]Service{s}, g, unchanged{}, clock, event.NewJSON(log, "verifierd", clock.Now)), s: s, up: func() { ups++ }}
+			run.keep(ctx)
+			if told := names(log); !slices.Equal(told, c.told) || !strings.Contains(log.String(), c.detail) || started != 1 || ups == 0 {
+				t.Errorf("started %d times, next %d times, told\n%s", started, ups, log)
+			}
+		})
+	}
+}
+
+// One question that fails while a service comes up hides nothing: it is told when it is ready,
+// and the next one may start.
+func TestQuestionThatFailsWhileItStarts(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	s := Service{Own: guard.Own{Name: "portcullis-pxed", Purpose: declared.Purpose("pxed")}, Socket: socket}
+	failed := make(chan struct{})
+	g := &scripted{lost: lost{owned: []guard.Owned{{ID: "one", Own: s.Own}}},
+		standing: func(asked int) (engine.Standing, error) {
+			if asked == 2 {
+				close(failed)
+				return engine.Standing{}, errAway
+			}
+			return engine.Standing{Running: true}, nil
+		},
+		wait: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }}
+	log, up := &eventtest.Buffer{}, make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	defer func() { cancel(); <-done }()
+	run := &one{Keeper: New([]Service{s}, g, unchanged{}, clock.Real{}, event.NewJSON(log, "verifierd", time.Now)), s: s, up: sync.OnceFunc(func() { close(up) })}
+	go func() { defer close(done); run.keep(ctx) }()
+	<-failed
+	another(t, socket)
+	select {
+	case <-up:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the next one is not started")
+	}
+	if st := run.Status()[0]; st.State != declared.StateRunning || !strings.Contains(log.String(), `"service.ready"`) {
+		t.Errorf("%+v, told\n%s", st, log)
 	}
 }
 
