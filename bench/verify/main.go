@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -18,7 +19,17 @@ import (
 )
 
 func main() {
-	bench.Main(bench.Spec{Name: "verify", Runs: 3, Usage: "loads of each kind, each of an image of its own", Run: run})
+	only := -1
+	bench.Main(bench.Spec{Name: "verify", Runs: 3, Usage: "loads of each kind, each of an image of its own; with -cold, starts",
+		Flags: func(f *flag.FlagSet) {
+			f.IntVar(&only, "cold", only, "only starts with nothing in memory, of an image of so many `MiB`")
+		},
+		Run: func(ctx context.Context, n int) (bench.Report, error) {
+			if only < 0 {
+				return run(ctx, n)
+			}
+			return runCold(ctx, n, only)
+		}})
 }
 
 // mib is the size of the images that are loaded.
@@ -49,49 +60,96 @@ func (r report) Print(w io.Writer) {
 	}
 	fmt.Fprintf(w, "create and start   p50 %6.0f ms; without the guard %6.0f ms: %+.0f %%\n", r.Start.Guard, r.Start.Docker, r.Start.more())
 	for _, mib := range coldMiB {
-		c := r.Cold[mib]
-		fmt.Fprintf(w, "  %3d MiB, cold    p50 %6.0f ms; without the guard %6.0f ms: %+.0f %%\n", mib, c.Guard, c.Docker, c.more())
+		printCold(w, mib, r.Cold[mib])
 	}
 	fmt.Fprintf(w, "verifierd          %.1f MiB, at most %.1f MiB\nload of the machine %s\n", r.RSSMiB, r.PeakMiB, r.Load)
 }
 
-func run(ctx context.Context, n int) (_ bench.Report, err error) {
-	for program, pkg := range map[string]string{"skopeo": "skopeo", "docker": "docker.io"} {
+func run(ctx context.Context, n int) (bench.Report, error) {
+	r := report{MiB: mib, Calls: map[string]calls{}, Cold: map[int]starts{}}
+	err := engines(ctx, map[string]string{"skopeo": "skopeo", "docker": "docker.io"}, func(guarded *guarded, bare *dockerd.Engine) (err error) {
+		if r.RSSMiB, _, err = guarded.memory(); err != nil {
+			return err
+		}
+		for i := range n {
+			if err := r.loads(ctx, guarded, bare, i); err != nil {
+				return err
+			}
+		}
+		if err := r.latencies(ctx, guarded, bare); err != nil {
+			return err
+		}
+		for _, mib := range coldMiB {
+			if r.Cold[mib], err = cold(ctx, guarded, bare, mib, coldStarts); err != nil {
+				return err
+			}
+		}
+		_, r.PeakMiB, err = guarded.memory()
+		return err
+	})
+	if err == nil {
+		r.Load, err = loadOfMachine()
+	}
+	return r, err
+}
+
+// coldReport is one row of starts.
+type coldReport struct {
+	MiB  int    `json:"mib"`
+	Cold starts `json:"cold_start"`
+	Load string `json:"load"` // of the machine, at the end
+}
+
+func (r coldReport) Print(w io.Writer) {
+	printCold(w, r.MiB, r.Cold)
+	fmt.Fprintf(w, "  all, in ms, with the guard %.0f, without %.0f\nload of the machine %s\n", r.Cold.All[0], r.Cold.All[1], r.Load)
+}
+
+func printCold(w io.Writer, mib int, c starts) {
+	fmt.Fprintf(w, "  %3d MiB, cold    p50 %6.0f ms; without the guard %6.0f ms: %+.0f %%\n", mib, c.Guard, c.Docker, c.more())
+}
+
+func runCold(ctx context.Context, n, mib int) (bench.Report, error) {
+	r := coldReport{MiB: mib}
+	err := engines(ctx, map[string]string{"docker": "docker.io"}, func(guarded *guarded, bare *dockerd.Engine) (err error) {
+		r.Cold, err = cold(ctx, guarded, bare, mib, n)
+		return err
+	})
+	if err == nil {
+		r.Load, err = loadOfMachine()
+	}
+	return r, err
+}
+
+// engines starts both engines for f. The programs of these packages have to be there.
+func engines(ctx context.Context, programs map[string]string, f func(*guarded, *dockerd.Engine) error) (err error) {
+	for program, pkg := range programs {
 		if _, err := exec.LookPath(program); err != nil {
-			return nil, fmt.Errorf("%s (Debian package %s) is missing: %w", program, pkg, err)
+			return fmt.Errorf("%s (Debian package %s) is missing: %w", program, pkg, err)
 		}
 	}
 	guarded, err := startGuarded(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, guarded.close()) }()
 	bare, err := dockerd.Prepare()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, bare.Close()) }()
 	if err := bare.Start(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	r := report{MiB: mib, Calls: map[string]calls{}, Cold: map[int]starts{}}
-	if r.RSSMiB, _, err = guarded.memory(); err != nil {
-		return nil, err
-	}
-	for i := range n {
-		if err := r.loads(ctx, guarded, bare, i); err != nil {
-			return nil, err
-		}
-	}
-	if err := errors.Join(r.latencies(ctx, guarded, bare), r.cold(ctx, guarded, bare)); err != nil {
-		return nil, err
-	}
-	if _, r.PeakMiB, err = guarded.memory(); err != nil {
-		return nil, err
-	}
+	return f(guarded, bare)
+}
+
+func loadOfMachine() (string, error) {
 	load, err := os.ReadFile("/proc/loadavg")
-	r.Load = strings.Join(strings.Fields(string(load))[:3], " ")
-	return r, err
+	if err != nil {
+		return "", err
+	}
+	return strings.Join(strings.Fields(string(load))[:3], " "), nil
 }
 
 // loads loads one image by each way. Who begins changes with each round.

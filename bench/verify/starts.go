@@ -14,7 +14,10 @@ import (
 )
 
 // starts are medians of creating and starting a container, ms.
-type starts struct{ Guard, Docker float64 }
+type starts struct {
+	Guard, Docker float64
+	All           [2][]float64 // with and without the guard, in the order in which they were made
+}
 
 func (s starts) more() float64 { return 100 * (s.Guard/s.Docker - 1) }
 
@@ -71,25 +74,17 @@ func alternate(ctx context.Context, with, without caller, images [2]string, time
 			took[n] = append(took[n], t)
 		}
 	}
-	return starts{bench.Median(took[0]), bench.Median(took[1])}, nil
+	return starts{bench.Median(took[0]), bench.Median(took[1]), took}, nil
 }
 
 // cold measures starts of which nothing is in memory: neither the image nor a program of
 // the engine or of ours.
-func (r *report) cold(ctx context.Context, g *guarded, bare *dockerd.Engine) error {
-	with, without := newCaller(g.socket), newCaller(bare.Socket)
-	for _, mib := range coldMiB {
-		images, err := both(ctx, g, bare, mib)
-		if err != nil {
-			return err
-		}
-		s, err := alternate(ctx, with, without, images, coldStarts, dropCaches)
-		if err != nil {
-			return err
-		}
-		r.Cold[mib] = s
+func cold(ctx context.Context, g *guarded, bare *dockerd.Engine, mib, times int) (starts, error) {
+	images, err := both(ctx, g, bare, mib)
+	if err != nil {
+		return starts{}, err
 	}
-	return nil
+	return alternate(ctx, newCaller(g.socket), newCaller(bare.Socket), images, times, dropCaches)
 }
 
 // dropCaches writes everything to the disk and forgets it (proc_sys_vm(5)).

@@ -25,6 +25,8 @@ type Spec struct {
 	Name  string
 	Runs  int    // where -n is not given, at least 1
 	Usage string // of -n
+	// Flags defines further flags; nil: there are none.
+	Flags func(*flag.FlagSet)
 	// Run measures n times; ctx ends with an interrupt.
 	Run func(ctx context.Context, n int) (Report, error)
 }
@@ -43,6 +45,9 @@ func (s Spec) main(ctx context.Context, args []string, out, errs io.Writer) int 
 	flags.SetOutput(errs)
 	n := flags.Int("n", s.Runs, s.Usage)
 	asJSON := flags.Bool("json", false, "one JSON object")
+	if s.Flags != nil {
+		s.Flags(flags)
+	}
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0

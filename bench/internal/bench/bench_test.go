@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"strings"
@@ -17,11 +18,12 @@ type took struct {
 func (r took) Print(w io.Writer) { fmt.Fprintf(w, "%d runs\n", r.Runs) }
 
 func TestCommandLine(t *testing.T) {
-	spec := Spec{Name: "b", Runs: 3, Usage: "runs", Run: func(_ context.Context, n int) (Report, error) {
+	var more int
+	spec := Spec{Name: "b", Runs: 3, Usage: "runs", Flags: func(f *flag.FlagSet) { f.IntVar(&more, "more", 0, "runs beside") }, Run: func(_ context.Context, n int) (Report, error) {
 		if n == 7 {
 			return nil, errors.New("no luck")
 		}
-		return took{n}, nil
+		return took{n + more}, nil
 	}}
 	for _, c := range []struct {
 		args      string
@@ -30,6 +32,7 @@ func TestCommandLine(t *testing.T) {
 	}{
 		{"", 0, "3 runs\n", ""},
 		{"-n 5", 0, "5 runs\n", ""},
+		{"-n 5 -more 2", 0, "7 runs\n", ""},
 		{"-n 5 --json", 0, `{"runs":5}` + "\n", ""},
 		{"-n 7", 1, "", "b: no luck\n"},
 		{"-n 0", 2, "", "at least 1"},
@@ -38,6 +41,7 @@ func TestCommandLine(t *testing.T) {
 		{"--help", 0, "", "-json"},
 	} {
 		var out, errs bytes.Buffer
+		more = 0
 		code := spec.main(t.Context(), strings.Fields(c.args), &out, &errs)
 		if code != c.code || out.String() != c.out || !strings.Contains(errs.String(), c.errs) {
 			t.Errorf("%q: exit %d, wrote %q, %q", c.args, code, out.String(), errs.String())
