@@ -68,7 +68,7 @@ func TestMain(m *testing.M) {
 }
 
 // newRig gives the engine that the tests of this package share, empty.
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	sharedMu.Lock()
 	defer sharedMu.Unlock()
@@ -174,7 +174,7 @@ func (r *rig) close() error {
 }
 
 // docker runs Docker's own client against the guard.
-func (r *rig) docker(t *testing.T, stdin io.Reader, args ...string) (string, error) {
+func (r *rig) docker(t testing.TB, stdin io.Reader, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -188,7 +188,7 @@ func (r *rig) docker(t *testing.T, stdin io.Reader, args ...string) (string, err
 }
 
 // image makes, approves and loads an image of its own.
-func (r *rig) image(t *testing.T, profile approval.Profile) dockerd.Image {
+func (r *rig) image(t testing.TB, profile approval.Profile) dockerd.Image {
 	t.Helper()
 	i, err := dockerd.Make("test/"+strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-"))+":1", r.probe, t.Name())
 	if err != nil {
@@ -208,7 +208,7 @@ var plain = approval.Profile{User: "1000:1000", Network: approval.NetworkNone, A
 	Limits: approval.Limits{MemoryBytes: 64 << 20, Pids: 32, MilliCPU: 1000}}
 
 // send sends one request to a socket and returns status and body.
-func send(t *testing.T, socket, method, uri, contentType string, body []byte) (int, string) {
+func send(t testing.TB, socket, method, uri, contentType string, body []byte) (int, string) {
 	t.Helper()
 	c, err := net.Dial("unix", socket)
 	if err != nil {
@@ -238,7 +238,7 @@ func send(t *testing.T, socket, method, uri, contentType string, body []byte) (i
 }
 
 // waitFor asks until ok.
-func waitFor(t *testing.T, what string, limit time.Duration, ok func() bool) time.Duration {
+func waitFor(t testing.TB, what string, limit time.Duration, ok func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
 	for !ok() {
@@ -282,12 +282,12 @@ func (a *approvals) reset() {
 }
 
 // approve signs an approval of a name of its own.
-func (a *approvals) approve(t *testing.T, i dockerd.Image, purpose string, p approval.Profile) {
+func (a *approvals) approve(t testing.TB, i dockerd.Image, purpose string, p approval.Profile) {
 	t.Helper()
 	a.approveImage(t, a.identity(t, i), purpose, p)
 }
 
-func (a *approvals) approveImage(t *testing.T, i approval.Image, purpose string, p approval.Profile) {
+func (a *approvals) approveImage(t testing.TB, i approval.Image, purpose string, p approval.Profile) {
 	t.Helper()
 	a.next++
 	envelope, err := approval.Approval{Schema: approval.Schema, Name: fmt.Sprintf("test-%d", a.next), Version: 1, Purpose: purpose,
@@ -352,7 +352,7 @@ func (a *approvals) reasons() (out []string) {
 func (a *approvals) has(reason string) bool { return slices.Contains(a.reasons(), reason) }
 
 // identity is what the reader of archives makes of an image.
-func (a *approvals) identity(t *testing.T, i dockerd.Image) approval.Image {
+func (a *approvals) identity(t testing.TB, i dockerd.Image) approval.Image {
 	t.Helper()
 	read, err := image.Read(t.Context(), bytes.NewReader(i.Tar), t.TempDir(), image.Options{})
 	if err != nil {

@@ -34,7 +34,7 @@ func (k *kernel) Measure(f *os.File) (verity.Sum, error) { return k.now().Measur
 func (k *kernel) Enable(f *os.File) error                { return k.now().Enable(f) }
 
 // take gives the rig another one for this test.
-func (k *kernel) take(t *testing.T, next verity.Files) {
+func (k *kernel) take(t testing.TB, next verity.Files) {
 	t.Helper()
 	set := func(f verity.Files) verity.Files {
 		k.mu.Lock()
