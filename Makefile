@@ -30,13 +30,15 @@ test: setup
 	@$(AS_ROOT) deploy/room.sh 16
 	$(AS_ROOT) $(MAKE) --no-print-directory test-go fuzz-ci
 
+# Of the quick packages one more than there are processors at a time: some wait most of
+# theirs, attestserver/server for seven eighths of two minutes.
 # The packages below lab/ boot machines and are run one after the other, after the
 # quick ones; where a package lets tests run side by side, two do: a Pi that boots is
 # busy on one core most of the time. Their results are never cached: the services they
 # run are not among their imports.
 test-go:
 	$(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
-	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v '^portcullis/lab')
+	$(GO) test -timeout 10m -p $$(($$(nproc) + 1)) $$($(GO) list ./... | grep -v '^portcullis/lab')
 	$(GO) test -timeout 60m -p 1 -parallel 2 -count 1 ./lab/...
 
 # What a stranger's bytes reach first: DHCP decision, TFTP names, HTTP ranges, manifest,
