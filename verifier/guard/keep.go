@@ -118,9 +118,11 @@ func (g *Guard) has(ctx context.Context, config string) bool {
 // kept any longer; one that is only not permitted now may be at the next boot.
 func (g *Guard) loadAgain(ctx context.Context, file string) error {
 	path := filepath.Join(g.opt.Kept, file)
-	a, err := image.Open(ctx, path, image.Options{})
+	lists := newLists{state: g.state}
+	defer lists.Close()
+	a, err := image.Open(ctx, path, image.Options{Layer: lists.add})
 	if err == nil {
-		_, err = g.put(ctx, a, verifierItself, false)
+		_, err = g.put(ctx, a, &lists, verifierItself, false)
 		err = errors.Join(err, a.Close())
 	}
 	if err == nil {

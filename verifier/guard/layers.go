@@ -2,11 +2,7 @@ package guard
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"portcullis/internal/atomicfile"
 	"portcullis/verifier/engine"
 	"portcullis/verifier/image"
 )
@@ -39,27 +34,6 @@ func (s *state) treePath(t treeOf) string {
 		name += ".verity"
 	}
 	return filepath.Join(filepath.Dir(s.path), "trees", name+".json")
-}
-
-// keepTrees writes the lists of an archive's layers, the lowest first.
-func (s *state) keepTrees(layers []image.Layer) ([]treeOf, error) {
-	if err := os.MkdirAll(filepath.Dir(s.treePath(treeOf{})), 0o700); err != nil {
-		return nil, fmt.Errorf("guard: lists of files: %w", err)
-	}
-	var out []treeOf
-	for _, l := range layers {
-		t := treeOf{DiffID: l.DiffID, Form: formVerity}
-		sum := sha256.New()
-		err := atomicfile.Write(s.treePath(t), true, func(w io.Writer) error {
-			return writeList(io.MultiWriter(w, sum), l.Tree.Files)
-		})
-		t.Digest = "sha256:" + hex.EncodeToString(sum.Sum(nil))
-		if err != nil {
-			return nil, fmt.Errorf("guard: lists of files: %w", err)
-		}
-		out = append(out, t)
-	}
-	return out, nil
 }
 
 // layersOf asks where the layers of a container lie. A store that is put together in

@@ -6,10 +6,16 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sort"
 
+	"golang.org/x/sys/unix"
+
+	"portcullis/internal/atomicfile"
 	"portcullis/verifier/image"
 )
 
@@ -39,6 +45,60 @@ func writeList(to io.Writer, files []image.File) error {
 	}
 	w.WriteString("]")
 	return w.Flush()
+}
+
+// newLists are the lists of an image that is being read. Each is written when its layer was
+// read, so that no more than one layer's is in memory, into a file that has no name: who
+// may not load the image leaves nothing behind.
+type newLists struct {
+	state *state
+	files []*os.File
+	trees []treeOf // a list of files for each layer, the lowest first
+}
+
+// add writes the list of the next layer.
+func (n *newLists) add(l *image.Layer) error {
+	dir := filepath.Dir(n.state.treePath(treeOf{}))
+	err := os.MkdirAll(dir, 0o700)
+	var f *os.File
+	if err == nil {
+		f, err = os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("guard: lists of files: %w", err)
+	}
+	sum := sha256.New()
+	if err := writeList(io.MultiWriter(f, sum), l.Tree.Files); err != nil {
+		return fmt.Errorf("guard: lists of files: %w", errors.Join(err, f.Close()))
+	}
+	n.files = append(n.files, f)
+	n.trees = append(n.trees, treeOf{DiffID: l.DiffID, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Form: formVerity})
+	return nil
+}
+
+// keep puts the lists where they are looked for.
+func (n *newLists) keep() ([]treeOf, error) {
+	for i, t := range n.trees {
+		err := atomicfile.Write(n.state.treePath(t), true, func(w io.Writer) error {
+			_, err := n.files[i].Seek(0, io.SeekStart)
+			if err == nil {
+				_, err = io.Copy(w, n.files[i])
+			}
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("guard: lists of files: %w", err)
+		}
+	}
+	return n.trees, nil
+}
+
+func (n *newLists) Close() error {
+	var all []error
+	for _, f := range n.files {
+		all = append(all, f.Close())
+	}
+	return errors.Join(all...)
 }
 
 // names gives f one name of a list after the other. f may keep it.

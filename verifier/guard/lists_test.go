@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"portcullis/verifier/image"
+	"portcullis/verifier/image/imagetest"
 	"portcullis/verifier/verity"
 )
 
@@ -75,6 +77,68 @@ func TestNamesOfAList(t *testing.T) {
 	}
 	if new(nameList).has("") || new(nameList).under("a") || !new(nameList).under(".") {
 		t.Error("an empty list")
+	}
+}
+
+// keepTrees writes the lists of layers that lie in memory.
+func (s *state) keepTrees(layers []image.Layer) ([]treeOf, error) {
+	n := newLists{state: s}
+	defer n.Close()
+	for i := range layers {
+		if err := n.add(&layers[i]); err != nil {
+			return nil, err
+		}
+	}
+	return n.keep()
+}
+
+// The lists of an image are those that were written when all of its layers had been read, byte for
+// byte; before it may be loaded they have no names.
+func TestListsWhileTheImageIsRead(t *testing.T) {
+	entry := func(kind byte, name, to string) tar.Header {
+		return tar.Header{Typeflag: kind, Name: name, Linkname: to, Mode: 0o4755, Uid: 7, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "<\u2028>"}}
+	}
+	same := imagetest.OneFile(t, "etc/a&b", "one")
+	file := imagetest.OCI(t, same, imagetest.Tar(t), imagetest.Tar(t, entry(tar.TypeDir, "usr/", ""), entry(tar.TypeReg, "usr/<a>", ""), entry(tar.TypeLink, "usr/b", "usr/<a>"),
+		entry(tar.TypeSymlink, "c", "usr/\"q\""), entry(tar.TypeReg, "etc/.wh.a&b", ""), entry(tar.TypeReg, "usr/.wh..wh..opq", "")), same).File(t)
+	held, err := image.Open(t.Context(), file, image.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	s, err := openState(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lists := newLists{state: s}
+	read, err := image.Open(t.Context(), file, image.Options{Layer: lists.add})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	dir := filepath.Dir(s.treePath(treeOf{}))
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("of an image that may not be loaded: %v, %v", left, err)
+	}
+	trees, err := lists.keep()
+	if err := errors.Join(err, lists.Close()); err != nil || len(trees) != 4 {
+		t.Fatalf("%d lists, %v", len(trees), err)
+	}
+	for i, l := range held.Layers {
+		want, err := json.Marshal(l.Tree.Files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := os.ReadFile(s.treePath(trees[i]))
+		if err != nil || !bytes.Equal(is, want) || trees[i] != (treeOf{l.DiffID, digestOf(want), formVerity}) {
+			t.Errorf("layer %d: %v, %+v\n%s\nwant\n%s", i, err, trees[i], is, want)
+		}
+		if read.Layers[i].Tree != nil {
+			t.Errorf("layer %d stays in memory", i)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 3 {
+		t.Errorf("%v, %v", left, err)
 	}
 }
 
@@ -233,6 +297,58 @@ func BenchmarkCompare(b *testing.B) {
 	}
 	b.ReportMetric(before, "MiB-before")
 	b.ReportMetric(most(b), "MiB-most")
+}
+
+// BenchmarkImport reads images of 200,000 names and writes their lists, as an import does, and
+// tells the most memory as BenchmarkCompare does.
+func BenchmarkImport(b *testing.B) {
+	const names, perDir = 200000, 100
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(40 << 20)) // as cmd/verifierd
+	for _, layers := range []int{10, 1} {
+		b.Run(fmt.Sprintf("layers=%d", layers), func(b *testing.B) {
+			file := manyNames(b, layers, names/layers, perDir)
+			s, err := openState(b.TempDir())
+			if err != nil {
+				b.Fatal(err)
+			}
+			debug.FreeOSMemory()
+			if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // VmHWM begins anew (proc(5))
+				b.Fatal(err)
+			}
+			before := most(b)
+			for b.Loop() {
+				f, err := os.Open(file)
+				if err != nil {
+					b.Fatal(err)
+				}
+				lists := newLists{state: s}
+				a, err := image.Read(b.Context(), f, filepath.Dir(file), image.Options{Layer: lists.add})
+				if err != nil {
+					b.Fatal(err)
+				}
+				_, err = lists.keep()
+				if err := errors.Join(err, lists.Close(), a.Close(), f.Close()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(before, "MiB-before")
+			b.ReportMetric(most(b), "MiB-most")
+		})
+	}
+}
+
+// manyNames is an OCI layout of empty files, as a tar.
+func manyNames(b *testing.B, layers, perLayer, perDir int) string {
+	b.Helper()
+	var all [][]byte
+	for l := range layers {
+		var entries []tar.Header
+		for n := range perLayer {
+			entries = append(entries, tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/lib/portcullis/package-%05d/name-%05d-%05d", n/perDir, l, n), Mode: 0o644})
+		}
+		all = append(all, imagetest.Tar(b, entries...))
+	}
+	return imagetest.OCI(b, all...).File(b)
 }
 
 // most is VmHWM, MiB.

@@ -29,16 +29,18 @@ func (g *Guard) load(c *call) error {
 // Import reads an archive, asks for the permission and loads the image. It returns
 // the name under which it can be run.
 func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (string, error) {
-	a, err := g.opt.Read(ctx, from)
+	lists := newLists{state: g.state}
+	defer lists.Close()
+	a, err := g.opt.Read(ctx, from, lists.add)
 	if err != nil {
 		return "", err
 	}
 	defer a.Close()
-	return g.put(ctx, a, caller, true)
+	return g.put(ctx, a, &lists, caller, true)
 }
 
-// put loads an image that was read; keep is for one that did not come out of what is kept.
-func (g *Guard) put(ctx context.Context, a *image.Archive, caller string, keep bool) (string, error) {
+// put loads an image that was read, with its lists; keep is for one that did not come out of what is kept.
+func (g *Guard) put(ctx context.Context, a *image.Archive, lists *newLists, caller string, keep bool) (string, error) {
 	i := a.Image()
 	permission, err := g.opt.Approvals.Decide(approval.Request{Action: approval.Load, Image: i, Caller: caller})
 	if err != nil {
@@ -51,7 +53,7 @@ func (g *Guard) put(ctx context.Context, a *image.Archive, caller string, keep b
 	if err != nil {
 		return "", err
 	}
-	trees, err := g.state.keepTrees(a.Layers)
+	trees, err := lists.keep()
 	if err != nil {
 		return "", err
 	}

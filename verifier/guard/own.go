@@ -141,7 +141,9 @@ func (g *Guard) ImportOwn(ctx context.Context, purpose, file string) error {
 	}
 	defer f.Close()
 	// A copy, as of every other: the file stays with its system, which an update replaces.
-	a, err := g.opt.Read(ctx, f)
+	lists := newLists{state: g.state}
+	defer lists.Close()
+	a, err := g.opt.Read(ctx, f, lists.add)
 	if err != nil {
 		return err
 	}
@@ -149,7 +151,7 @@ func (g *Guard) ImportOwn(ctx context.Context, purpose, file string) error {
 	if i := a.Image(); !i.Equal(of.Approval.Image) {
 		return missing
 	}
-	_, err = g.put(ctx, a, verifierItself, true)
+	_, err = g.put(ctx, a, &lists, verifierItself, true)
 	return err
 }
 

@@ -25,7 +25,7 @@ type Layer struct {
 	Size      int64  // packed, bytes
 	Unpacked  int64  // bytes
 	MediaType string
-	Tree      *Tree // its files
+	Tree      *Tree // its files; nil behind Options.Layer
 
 	packing packing
 	file    string // name in the source
@@ -139,7 +139,13 @@ func (a *Archive) read(ctx context.Context, o Options) error {
 		return err
 	}
 	for i := range a.Layers {
-		if err := a.Layers[i].read(ctx, a.Layers[i].blob, g); err != nil {
+		l := &a.Layers[i]
+		err := l.read(ctx, l.blob, g)
+		if err == nil && o.Layer != nil {
+			err = o.Layer(l)
+			l.Tree = nil
+		}
+		if err != nil {
 			return fmt.Errorf("layer %d: %w", i, err)
 		}
 	}

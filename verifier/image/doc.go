@@ -77,4 +77,7 @@ type Options struct {
 	Limits   Limits
 	Platform string                  // "linux/arm64"; "" = any, if there is only one
 	Progress func(done, total int64) // packed bytes; called about every MiB; may be nil
+	// Layer is called with each layer when all of it was read and is what was named, the lowest
+	// first. Its Tree is not held any longer then; without Layer all of them stay.
+	Layer func(*Layer) error
 }

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -92,6 +93,43 @@ func TestOneImageInEveryForm(t *testing.T) {
 	defer e.Close()
 	if !e.Image().Equal(j) {
 		t.Error("a saved image changes when it is written and read again")
+	}
+}
+
+// Each layer is handed on when it is known to be the one that was named, in its order, and its
+// names are not held any longer.
+func TestLayersAreHandedOnOneByOne(t *testing.T) {
+	layers := [][]byte{OneFile(t, "a", "one"), Tar(t), OneFile(t, "c", "three")}
+	dir := OCI(t, layers...).Dir(t)
+	var seen []string
+	var last *Layer
+	end := errors.New("no more")
+	o := Options{Layer: func(l *Layer) error {
+		if l.Tree == nil || last != nil && last.Tree != nil {
+			t.Errorf("layer %d: its tree is %v, that before it %v", len(seen), l.Tree, last)
+		}
+		last = l
+		if seen = append(seen, l.DiffID); len(seen) > len(layers) {
+			return end
+		}
+		return nil
+	}}
+	a, err := readDir(t, dir, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(seen, a.Image().Layers) || last.Tree != nil {
+		t.Errorf("%v, the image has %v", seen, a.Image().Layers)
+	}
+	if _, err := readDir(t, dir, o); !errors.Is(err, end) {
+		t.Errorf("who refuses a layer is not heard: %v", err)
+	}
+	// The third layer is not the one that was named.
+	files := OCI(t, layers...)
+	files["blobs/sha256/"+Digest(layers[2])[7:]] = OneFile(t, "c", "THREE")
+	seen, last = nil, nil
+	if _, err := readDir(t, files.Dir(t), o); Reason(err) != ReasonBlob || len(seen) != 2 {
+		t.Errorf("%v after %d layers", err, len(seen))
 	}
 }
 
