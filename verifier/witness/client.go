@@ -115,6 +115,10 @@ func (c *Client) line(now *translog.Checkpoint, answer []byte) ([]byte, error) {
 	if err != nil {
 		return nil, refuse(ReasonSignature, "%s: %v", c.Key.name, err)
 	}
+	// An answer may bring text of its own along, in front of the signature: that is over both then.
+	if n.Text != text+"\n" {
+		return nil, refuse(ReasonSignature, "%s has signed something else than the checkpoint", c.Key.name)
+	}
 	return []byte("— " + n.Sigs[0].Name + " " + n.Sigs[0].Base64 + "\n"), nil
 }
 

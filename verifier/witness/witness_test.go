@@ -128,6 +128,46 @@ func TestWitnessCosignsGrowth(t *testing.T) {
 	}
 }
 
+// TestAttack_WitnessSignsAnotherText: a witness whose answer goes on before its signature has signed
+// something else than the checkpoint. Kept beside that, its signature would be a wrong one at the
+// next start, and nothing would be permitted.
+func TestAttack_WitnessSignsAnotherText(t *testing.T) {
+	l := newLog(t, "example.com/log")
+	r := l.with("a", 3)
+	private := newKey(t)
+	key, err := NewKey("example.com/w1", private.Public().(ed25519.PublicKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _, _ := strings.Cut(string(r.Checkpoint.Note), "\n\n")
+	for between, want := range map[string]string{"": "", "and more\n": ReasonSignature} {
+		signed := text + "\n"
+		if between != "" {
+			signed += "\n" + between
+		}
+		whole, err := note.Sign(&note.Note{Text: signed}, &signer{key, private, clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer := strings.TrimPrefix(string(whole), text+"\n\n")
+		h := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			if q.Method == http.MethodGet {
+				http.NotFound(w, q)
+				return
+			}
+			io.WriteString(w, answer)
+		}))
+		line, err := (&Client{URL: h.URL, Key: key, HTTP: h.Client()}).Cosign(t.Context(), r, l.key)
+		h.Close()
+		if Reason(err) != want {
+			t.Errorf("answer %q: %q, %v", answer, line, err)
+		}
+		if names, cerr := Cosigners(append(bytes.Clone(r.Checkpoint.Note), line...), l.key, []*Key{key}); err == nil && (cerr != nil || len(names) != 1) {
+			t.Errorf("answer %q: what was taken is signed by %v: %v", answer, names, cerr)
+		}
+	}
+}
+
 func TestAttack_ForkAndRollbackAreNotCosigned(t *testing.T) {
 	l := newLog(t, "example.com/log")
 	dir, private := t.TempDir(), newKey(t)
