@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"net/netip"
 	"strings"
 	"syscall"
@@ -154,13 +155,14 @@ func TestInvariant01_DenyBeforeListenAndAfterKill(t *testing.T) {
 	r.eventually("the renewed run carries the flow again", func() bool { return r.passes(c) })
 }
 
-// passes tells whether one byte comes back over an echo connection within a quarter second.
-func (r *rig) passes(c interface {
-	Write([]byte) (int, error)
-	Read([]byte) (int, error)
-	SetDeadline(time.Time) error
-}) bool {
-	c.SetDeadline(time.Now().Add(250 * time.Millisecond))
+// passes tells whether one byte comes back over an echo connection within a quarter second: where none should.
+func (r *rig) passes(c net.Conn) bool { return echoed(c, 250*time.Millisecond) }
+
+// carries is the same where one should.
+func (r *rig) carries(c net.Conn) bool { return echoed(c, 10*time.Second) }
+
+func echoed(c net.Conn, within time.Duration) bool {
+	c.SetDeadline(time.Now().Add(within))
 	if _, err := c.Write([]byte{1}); err != nil {
 		return false
 	}

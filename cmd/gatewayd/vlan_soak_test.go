@@ -25,8 +25,7 @@ var vlanModules = []string{
 	"nf_nat", "nft_ct", "nft_limit", "nft_log", "nft_masq", "nft_numgen", "nft_chain_nat", "nfnetlink_log", "nf_log_syslog",
 }
 
-// vlanTests run there. What they measure of time is bounded for a real machine, so only
-// those are among them that ask what passes and what does not.
+// vlanTests run there: what passes and what does not.
 const vlanTests = "^(TestInvariant01_RackOpensNoPortButItsOwn|TestInvariant01_RackPortGivenUp)$"
 
 // TestRackOnVLANs runs tests of a rack in a virtual machine whose kernel has 802.1Q: the ports
