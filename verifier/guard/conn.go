@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -41,6 +42,7 @@ type watched struct {
 	caller string
 	guard  *Guard
 	leave  func()
+	asked  atomic.Bool // the guard has a request of it: what is written answers that one
 }
 
 func (w *watched) Close() error {
@@ -48,12 +50,10 @@ func (w *watched) Close() error {
 	return w.Conn.Close()
 }
 
-// ownRefusal is how net/http answers what it cannot read as a request: no handler
-// hears of it, and no handler of ours answers in plain text.
-var ownRefusal = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
-
+// Write sees what net/http answers by itself, where it hands no request to the guard. It
+// does not go by what is written: that may be a container's output.
 func (w *watched) Write(b []byte) (int, error) {
-	if (bytes.HasPrefix(b, []byte("HTTP/1.1 4")) || bytes.HasPrefix(b, []byte("HTTP/1.1 5"))) && bytes.Contains(b[:min(len(b), 256)], ownRefusal) {
+	if !w.asked.Load() {
 		line, _, _ := bytes.Cut(b, []byte("\r\n"))
 		if err := w.guard.Refuse(record.Refusal{Action: ActionConnect, Reason: ReasonMalformed, Detail: "answered " + string(line), Caller: w.caller}); err != nil {
 			return 0, err // nobody is answered what is not written down

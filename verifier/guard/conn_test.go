@@ -1,9 +1,21 @@
 package guard
 
 import (
+	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
+
+	"portcullis/internal/clock"
+	"portcullis/internal/event"
+	"portcullis/internal/event/eventtest"
+	"portcullis/verifier/engine"
+	"portcullis/verifier/stamp"
 )
 
 // pair is a caller's connection, as the guard has it, and its other end.
@@ -40,5 +52,105 @@ func TestCallerWhoOnlyReadsIsThere(t *testing.T) {
 	other.Close()
 	if open(w) {
 		t.Error("a caller who is gone is taken for one who reads")
+	}
+}
+
+// forged is what the HTTP server writes by itself to who sends no request.
+const forged = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n400 Bad Request"
+
+// played is a guard before an engine that is played: it has one container, which writes forged.
+func played(t *testing.T) (socket string, a *approvals) {
+	t.Helper()
+	dir := t.TempDir()
+	door, err := net.Listen("unix", filepath.Join(dir, "engine"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plays := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Api-Version", "1.41")
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/attach"):
+			c, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"+forged)
+			c.Close()
+		case strings.HasSuffix(r.URL.Path, "/json"):
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprint(w, `{"Id":"one"}`)
+		}
+	})}
+	a, err = newApprovals(filepath.Join(dir, "approvals"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := engine.New(door.Addr().String(), stamp.New(time.Now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := New(Options{Engine: c, Approvals: a, StateDir: filepath.Join(dir, "state"), Clock: clock.Real{}, Events: event.NewJSON(&eventtest.Buffer{}, "guard", time.Now)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.info.API = "1.41"
+	if err := g.state.change(func(f *stateFile) { f.Containers["one"] = madeByGuard{} }); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", filepath.Join(dir, "guard"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- plays.Serve(door) }()
+	go func() { ended <- g.Serve(t.Context(), l) }() // ends with the test, before what follows
+	t.Cleanup(func() { plays.Close(); <-ended; <-ended })
+	return l.Addr().String(), a
+}
+
+// What the HTTP server answers by itself is in the log, whatever it is, also after a request that
+// was answered.
+func TestNobodyIsAnsweredUnseen(t *testing.T) {
+	const ping = "GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n"
+	for name, c := range map[string]struct{ sent, reason string }{
+		"no request":             {"nonsense\r\n\r\n", ReasonMalformed},
+		"no request behind one":  {ping + "nonsense\r\n\r\n", ReasonMalformed},
+		"a coding nobody has":    {"POST /images/load HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: x\r\n\r\n", ReasonMalformed},
+		"something is expected":  {"GET /_ping HTTP/1.1\r\nHost: x\r\nExpect: x\r\n\r\n", ReasonMalformed},
+		"about the whole server": {"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", ReasonPath},
+		"two lengths":            {"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}", ReasonMalformed},
+		"a length and chunks":    {"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ReasonLength},
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket, log := played(t)
+			conn, err := net.Dial("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			io.WriteString(conn, c.sent)
+			answer, err := io.ReadAll(conn)
+			if err != nil || !slices.Equal(log.reasons(), []string{c.reason}) {
+				t.Errorf("in the log %v, want %s; %v, answered\n%s", log.reasons(), c.reason, err, answer)
+			}
+		})
+	}
+}
+
+// TestAttack_ContainerWritesIntoTheLog: what a container writes is no answer of the HTTP server.
+func TestAttack_ContainerWritesIntoTheLog(t *testing.T) {
+	socket, log := played(t)
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	io.WriteString(c, "POST /v1.41/containers/one/attach?stream=1&stdout=1 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+	if answer, err := io.ReadAll(c); err != nil || !strings.HasSuffix(string(answer), forged) {
+		t.Errorf("%v: %q", err, answer)
+	}
+	if got := log.reasons(); len(got) != 0 {
+		t.Errorf("a container wrote into the log: %v", got)
 	}
 }

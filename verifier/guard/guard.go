@@ -219,7 +219,11 @@ func (c *call) uri() string {
 
 // ServeHTTP judges one request.
 func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	caller, _ := r.Context().Value(callerKey{}).(string)
+	caller := ""
+	if w, ok := r.Context().Value(callerKey{}).(*watched); ok {
+		w.asked.Store(true)
+		caller = w.caller
+	}
 	g.mu.Lock()
 	newest, err := minor(g.info.API)
 	g.mu.Unlock()
@@ -324,10 +328,18 @@ func (g *Guard) Serve(ctx context.Context, l net.Listener) error {
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if w, ok := c.(*watched); ok {
-				return context.WithValue(ctx, callerKey{}, w.caller)
+				return context.WithValue(ctx, callerKey{}, w)
 			}
 			return ctx
-		}}
+		},
+		ConnState: func(c net.Conn, to http.ConnState) {
+			// The answer is out; a connection that left HTTP never gets here.
+			if w, ok := c.(*watched); ok && to == http.StateIdle {
+				w.asked.Store(false)
+			}
+		},
+		DisableGeneralOptionsHandler: true,
+	}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
 	err := s.Serve(&watchedListener{Listener: l, guard: g, ctx: ctx, places: make(chan struct{}, MaxCallers)})
