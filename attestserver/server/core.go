@@ -238,6 +238,9 @@ func (c *core) ask(now time.Time) {
 		want.Deadline *= FullFactor
 	}
 	if len(want.Enrol) > 0 {
+		if !c.stands(now, want.Deadline) {
+			return
+		}
 		c.changed(now, c.link.sequence+1, c.machine.Enrolling())
 	} else {
 		c.takeAsks(now, &want)
@@ -245,6 +248,7 @@ func (c *core) ask(now time.Time) {
 	sent, err := c.chooser.Compose(want, c.link.peer, c.link.sequence+1, c.link.head)
 	if err != nil {
 		// Our own fault: nothing was asked, so the verdict runs out.
+		c.leave()
 		c.o.Events.Emit("challenge.failed", event.Fields{"session": c.machine.Session(), "detail": err.Error()})
 		c.due = now.Add(c.o.Plan.Cap())
 		return
@@ -368,6 +372,7 @@ func (c *core) end() {
 }
 
 func (c *core) disconnect() {
+	c.leave()
 	if c.link != nil {
 		c.link.close()
 	}

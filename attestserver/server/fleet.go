@@ -40,6 +40,7 @@ func NewFleet(pcs []*Server) (*Fleet, error) {
 	f := &Fleet{record: pcs[0].o.Record, pcs: slices.Clone(pcs)}
 	slices.SortFunc(f.pcs, func(a, b *Server) int { return cmp.Compare(a.o.Name, b.o.Name) })
 	for i, s := range f.pcs {
+		s.line = f.pcs[0].line
 		switch name := s.o.Name; {
 		case s.o.Record != f.record:
 			return nil, errors.New("attestd: PCs with verdict logs of their own")

@@ -6,12 +6,14 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -129,6 +131,66 @@ func TestRackQuarantinesOnePC(t *testing.T) {
 	at, _ := bad.await(0, "verdict", map[string]any{"state": "unknown", "session": sid})
 	bad.agent(sid, newKey(t))
 	bad.awaitState(at, "trusted") // who boots again begins anew
+}
+
+// All PCs of a rack boot a new image: few are asked for references at a time, and in the
+// end all are trusted, also where one that has its turn hangs up.
+func TestRackEnrolsFewAtATime(t *testing.T) {
+	var names []string
+	for i := range server.Enrolling + 3 {
+		names = append(names, fmt.Sprintf("rack-%d", i))
+	}
+	pcs, sessions := rack(t, names...)
+	var mu sync.Mutex
+	var here, most int
+	full, open := make(chan struct{}), make(chan struct{})
+	answer, there := sync.OnceFunc(func() { close(open) }), sync.OnceFunc(func() { close(full) })
+	for _, l := range pcs {
+		l.enrol = true
+		l.deadline = time.Minute // a slow machine is not late
+		l.machine.enrol = func() {
+			mu.Lock()
+			if here++; here == server.Enrolling {
+				there()
+			}
+			most = max(most, here)
+			mu.Unlock()
+			<-open
+			mu.Lock()
+			here--
+			mu.Unlock()
+		}
+	}
+	startFleet(pcs...)
+	var stops []func()
+	for i, l := range pcs {
+		stops = append(stops, l.agent(sessions[i], newKey(t)))
+	}
+	t.Cleanup(answer) // before the agents are ended, who wait for it
+	for _, l := range pcs {
+		l.await(0, "agent.claimed", nil)
+	}
+	<-full
+	var asked []int
+	for i, l := range pcs {
+		if _, e, _ := l.events.find(0, "challenge", nil); e != nil {
+			asked = append(asked, i)
+		}
+	}
+	if len(asked) != server.Enrolling {
+		t.Fatalf("asked are %v", asked)
+	}
+	pcs[asked[0]].pxed.open(sid) // it boots again
+	answer()
+	stops[asked[0]]()
+	for i, l := range pcs {
+		if i != asked[0] {
+			l.awaitState(0, "trusted")
+		}
+	}
+	if most != server.Enrolling {
+		t.Errorf("%d were asked at a time", most)
+	}
 }
 
 // The claim of one PC is nothing at the port of another, and does the session there

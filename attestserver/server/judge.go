@@ -42,6 +42,9 @@ func (c *core) judge(sent *challenge.Sent, a *challenge.Accepted, took time.Dura
 // judged takes the opinion, unless a new session has begun meanwhile.
 func (c *core) judged(state *protocol.ImageState, sent *challenge.Sent, a *challenge.Accepted, took time.Duration, o opinion) {
 	c.judging = false
+	if sent.Enrol {
+		c.leave()
+	}
 	if sent.Enrol && dataOf(a) > largeAnswer {
 		debug.FreeOSMemory() // tens of MiB, once per image
 	}

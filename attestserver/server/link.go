@@ -34,6 +34,7 @@ type link struct {
 	fates    map[[16]byte]fate
 	order    [][16]byte
 	busy     time.Time // the agent may be at an answer that is late already until then
+	waits    bool      // in the line, until busy
 	notices  *rate.Limiter
 	out      outbox
 }

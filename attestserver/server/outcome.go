@@ -74,6 +74,9 @@ func (c *core) unasked(now time.Time, f protocol.Finding) {
 func (c *core) fail(now time.Time, f protocol.Finding) {
 	sent := c.open
 	c.open = nil
+	if sent != nil && sent.Enrol {
+		c.leave()
+	}
 	c.failed(now, c.link.sequence, []protocol.Finding{f})
 	if sent != nil {
 		c.answerAsks(now, sent)

@@ -18,6 +18,7 @@ type machine struct {
 	facts map[string]string
 	once  map[string]string
 	class string
+	enrol func() // called when a reference is asked for; may be nil
 }
 
 func (m *machine) set(probe, fact string) {
@@ -74,6 +75,9 @@ func (p stubProbe) Run(_ context.Context, key protocol.OpKey, params []byte) (pr
 		out.Data = []byte(p.m.class)
 		p.m.mu.Unlock()
 	case p.name == "ktext" && string(params) == "enrol":
+		if p.m.enrol != nil {
+			p.m.enrol()
+		}
 		out.Data = bytes.Repeat([]byte(fact), 1<<20)
 	}
 	return out, nil

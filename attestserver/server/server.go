@@ -84,6 +84,7 @@ const maxShaking = 4
 type Server struct {
 	o       Options
 	gateway *channel.Gateway
+	line    *line         // of the fleet
 	turns   sync.Mutex    // held in a turn
 	core    *core         // nil before it begins and when it has ended
 	ready   chan struct{} // closed when it has begun
@@ -112,7 +113,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("attestd: %w", err)
 	}
-	s := &Server{o: o, gateway: g, ready: make(chan struct{}), broken: make(chan struct{}), done: make(chan struct{}), bell: make(chan struct{}, 1),
+	s := &Server{o: o, gateway: g, line: new(line), ready: make(chan struct{}), broken: make(chan struct{}), done: make(chan struct{}), bell: make(chan struct{}, 1),
 		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20),
 		askPace: rate.NewLimiter(2, 16)}
 	s.policy.Store(o.Policy)

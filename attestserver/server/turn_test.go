@@ -76,7 +76,7 @@ func bareServer(t *testing.T) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{o: Options{Clock: clock.Real{}, Plan: plan, Deadline: time.Second, Posture: "none", Images: &Images{held: make(map[*Server]*openImage)}},
+	s := &Server{line: new(line), o: Options{Clock: clock.Real{}, Plan: plan, Deadline: time.Second, Posture: "none", Images: &Images{held: make(map[*Server]*openImage)}},
 		ready: make(chan struct{}), broken: make(chan struct{}), done: make(chan struct{}), actions: noActions{}}
 	s.policy.Store(policy.Default())
 	s.status.o, s.status.s = &s.o, s

@@ -71,7 +71,7 @@ func TestProfilesAreTheUnits(t *testing.T) {
 				t.Errorf("%s: %s=%s in the slice, %s in the unit", name, key, of, want)
 			}
 		}
-		if setting(unit, "MemoryMax") != map[int64]string{512 << 20: "512M", 192 << 20: "192M"}[p.Limits.MemoryBytes] {
+		if setting(unit, "MemoryMax") != map[int64]string{512 << 20: "512M", 128 << 20: "128M"}[p.Limits.MemoryBytes] {
 			t.Errorf("%s has %d bytes of memory", name, p.Limits.MemoryBytes)
 		}
 	}

@@ -66,7 +66,7 @@ func Profile(service string, p Paths) (approval.Profile, error) {
 		// Beside the configuration lie policy and webhooks; below RunDir what pi-init says of
 		// this start, and the sockets of all that attestd asks.
 		out.Mounts = []approval.Mount{read(filepath.Dir(p.Config)), read(p.RunDir), write(run("attestd")), write(state("attestd")), read(state("images")), read(p.Trusted)}
-		out.Limits.MemoryBytes = 192 << 20
+		out.Limits.MemoryBytes = 128 << 20
 	default:
 		return approval.Profile{}, fmt.Errorf("declared: %.40q is none of %v", service, Names)
 	}
