@@ -72,14 +72,7 @@ func (l *levels) root() Sum {
 // block of data, or which is one of several segments; at most SegmentSize bytes.
 func segment(b []byte) Sum {
 	var block [BlockSize]byte
-	n := 0
-	for ; hasTwo && len(b) >= 2*BlockSize; n += 2 * sha256.Size {
-		h := pair((*[2 * BlockSize]byte)(b))
-		copy(block[n:], h[0][:])
-		copy(block[n+sha256.Size:], h[1][:])
-		b = b[2*BlockSize:]
-	}
-	for ; len(b) > 0; n += sha256.Size {
+	for n := 0; len(b) > 0; n += sha256.Size {
 		var h Sum
 		h, b = leaf(b)
 		copy(block[n:], h[:])
