@@ -372,7 +372,9 @@ func (c *core) end() {
 }
 
 func (c *core) disconnect() {
-	c.leave()
+	if !c.judging { // an answer that is still judged is held, and has its turn until then
+		c.leave()
+	}
 	if c.link != nil {
 		c.link.close()
 	}

@@ -166,12 +166,14 @@ func startFleet(labs ...*lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go rpc.Serve(ctx, socket, fleet.Handler())
+	served := make(chan struct{})
+	go func() { rpc.Serve(ctx, socket, fleet.Handler()); close(served) }()
 	stop := sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("attestd ended: %v", err)
 		}
+		<-served // closing its socket takes the path away, which a next one binds anew
 		record.Close()
 	})
 	t.Cleanup(stop)

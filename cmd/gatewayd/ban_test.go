@@ -112,7 +112,8 @@ func TestBanLetsNoPacketThroughAfterIt(t *testing.T) {
 	for range 5000 {
 		send.send(late)
 	}
-	r.eventually("all are counted", func() bool { return r.status().Dropped["banned"] == 5000 })
+	// More, where the last of those before were still on their way.
+	r.eventually("all are counted", func() bool { return r.status().Dropped["banned"] >= 5000 })
 	for _, f := range out.frames() {
 		if bytes.Contains(f, []byte("late")) {
 			t.Fatalf("passed after the ban: % x", f)

@@ -60,7 +60,7 @@ func denyTable() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: ruleset.DenyTable}
 }
 
-// readOpen reads the set open and, where there are others in it than our port, which ports are judged.
+// readOpen reads the set open, and which ports are judged.
 func (k *Kernel) readOpen() (elements []nftables.SetElement, judged map[string]bool, err error) {
 	elements, err = k.reader.GetSetElements(&nftables.Set{Table: denyTable(), Name: ruleset.OpenSet})
 	if err != nil {

@@ -372,7 +372,7 @@ func (o *one) ready(ctx context.Context, id string) (engine.Standing, error) {
 		if err == nil && !at.Running || err != nil && !errors.Is(err, errAgain) {
 			return at, err
 		}
-		if !late && o.clock.Now().Sub(began) >= readyIn {
+		if !late && o.guard.Fit() == nil && o.clock.Now().Sub(began) >= readyIn {
 			late = true
 			o.set(declared.StateStarting, id, ReasonSilent, "nothing answers at "+o.s.Socket)
 			o.tell("service.silent", event.Fields{"container": id, "reason": ReasonSilent, "detail": "nothing answers at " + o.s.Socket})
@@ -404,10 +404,12 @@ func (o *one) ended(ctx context.Context, id string, wait time.Duration, at engin
 		return false
 	}
 	detail := "its container is gone"
+	fields := event.Fields{"container": id, "reason": ReasonEnded, "again_ms": wait.Milliseconds()}
 	if err == nil {
-		detail = o.guard.LastWords(ctx, id)
+		detail, fields["exit"] = o.guard.LastWords(ctx, id), at.Exit
 	}
-	o.tell("service.ended", event.Fields{"container": id, "reason": ReasonEnded, "exit": at.Exit, "detail": detail, "again_ms": wait.Milliseconds()})
+	fields["detail"] = detail
+	o.tell("service.ended", fields)
 	o.set(declared.StateFailed, "", ReasonEnded, detail)
 	o.up()
 	o.sleep(ctx, wait)
