@@ -182,18 +182,14 @@ func (k *Kernel) restoreDeny() (found []Drift, err error) {
 	if k.deny == nil {
 		return nil, nil
 	}
-	var live *inventory
-	var seen *backstop
-	_, err = k.steady(func() (err error) {
-		if live, err = k.inventory(); err == nil {
-			seen, err = k.seeDeny(live)
-		}
-		return err
-	})
+	live, seen, err := k.lookAtDeny()
+	if err == nil && !k.deny.stands(seen) {
+		live, seen, err = k.lookAtDeny() // as snapshot: what is put back was missed twice
+	}
 	if err != nil {
 		return nil, err
 	}
-	if seen == nil || !slices.Equal(seen.denied, k.deny.denied) {
+	if !k.deny.stands(seen) {
 		found = []Drift{{Reason: DenyChanged}}
 	}
 	if seen == nil {
@@ -205,6 +201,21 @@ func (k *Kernel) restoreDeny() (found []Drift, err error) {
 	}
 	open, err := k.restoreOpen()
 	return append(found, open...), err
+}
+
+func (k *Kernel) lookAtDeny() (live *inventory, seen *backstop, err error) {
+	_, err = k.steady(func() (err error) {
+		if live, err = k.inventory(); err == nil {
+			seen, err = k.seeDeny(live)
+		}
+		return err
+	})
+	return live, seen, err
+}
+
+// stands tells whether seen denies what the copy does; nil = the table is not there, or not whole.
+func (b *backstop) stands(seen *backstop) bool {
+	return seen != nil && slices.Equal(seen.denied, b.denied)
 }
 
 // putBack makes the table out of the copy, and looks whether it is there.

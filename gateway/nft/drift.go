@@ -54,7 +54,10 @@ func (k *Kernel) Restore() (found []Drift, err error) {
 }
 
 func (k *Kernel) restoreOwn() ([]Drift, error) {
-	now, err := k.snapshot()
+	now, err := k.look()
+	if err == nil && now != k.digest {
+		now, err = k.snapshot()
+	}
 	if err != nil || now == k.digest {
 		return nil, err
 	}
@@ -114,9 +117,25 @@ func (k *Kernel) settled() error {
 	return err
 }
 
-// snapshot hashes tables, chains, rules and sets (not their elements) as the kernel
-// lists them, without the handles, which change at every refill.
+// snapshot looks until it has seen the same twice in turn. A transaction that the kernel refuses half-way, be it
+// not ours, counts no generation, and a list that is read while it is taken back may lack entries.
 func (k *Kernel) snapshot() (digest [32]byte, err error) {
+	before, err := k.look()
+	for range steadyTries {
+		if err != nil {
+			return digest, err
+		}
+		if digest, err = k.look(); digest == before {
+			return digest, err
+		}
+		before = digest
+	}
+	return digest, errors.Join(err, errUnsettled)
+}
+
+// look hashes tables, chains, rules and sets (not their elements) as the kernel
+// lists them, without the handles, which change at every refill.
+func (k *Kernel) look() (digest [32]byte, err error) {
 	_, err = k.steady(func() (err error) { digest, err = k.read(); return err })
 	return digest, err
 }

@@ -123,7 +123,23 @@ func (k *Kernel) apply(rs *ruleset.Ruleset, link bool) error {
 	return err
 }
 
-func (k *Kernel) transact(rs *ruleset.Ruleset, link bool) error {
+// transactTries bounds how often a transaction is made again that the kernel refused because of what was
+// not yet, or no longer, as it had been read.
+const transactTries = 4
+
+// transact makes one transaction of rs. Our tables may lose their owner between the moment when they are read and
+// that one, where the process of before has just ended: the kernel refuses new base chains then, and the next
+// try adopts the tables first.
+func (k *Kernel) transact(rs *ruleset.Ruleset, link bool) (err error) {
+	for range transactTries {
+		if err = k.transactOnce(rs, link); k.flags == 0 || !errors.Is(err, unix.EINVAL) {
+			break
+		}
+	}
+	return err
+}
+
+func (k *Kernel) transactOnce(rs *ruleset.Ruleset, link bool) error {
 	if err := k.checkNames(rs); err != nil {
 		return err
 	}

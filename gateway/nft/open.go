@@ -24,6 +24,7 @@ const openTries = 16
 // changed is refused by the kernel in another. So no other gatewayd's port is ever taken from it.
 func (k *Kernel) restoreOpen() (found []Drift, err error) {
 	own := ruleset.InterfaceKey(k.opt.Interface)
+	twice := ""
 	for range openTries {
 		var elements []nftables.SetElement
 		var judged map[string]bool
@@ -37,6 +38,10 @@ func (k *Kernel) restoreOpen() (found []Drift, err error) {
 		keep, drift := compareOpen(elements, own, judged)
 		if len(drift) == 0 {
 			return found, nil
+		}
+		if said := fmt.Sprint(drift); said != twice {
+			twice = said // it is looked at again, as in snapshot
+			continue
 		}
 		found = drift // also where another gatewayd is the one that puts it right
 		// All are taken out, since an element without a key cannot be named.
