@@ -93,6 +93,12 @@ func sentBy(port uint16, f []byte) []byte {
 	return ip[20+int(ip[20+12]>>4)*4 : binary.BigEndian.Uint16(ip[2:])]
 }
 
+// stop ends a flow with one packet, and all that is sent again with it: a PC that goes on for long is banned.
+func (s *stream) stop() {
+	s.conn.(*net.TCPConn).SetLinger(0)
+	s.conn.Close()
+}
+
 // inSet tells whether the kernel has an element in a set of the port's table, by a part of what nft shows of it.
 func (r *rig) inSet(set, element string) bool {
 	r.t.Helper()

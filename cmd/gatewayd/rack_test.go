@@ -245,6 +245,7 @@ func TestInvariant04_RackPortsDoNotTouchEachOther(t *testing.T) {
 	k.a.must(k.a.phase(first, v1.Phase_PHASE_QUARANTINE, 0))
 	k.a.routing()
 	k.a.over(a, 3)
+	a.stop()
 	k.runs(b, "A is in quarantine")
 	if p := k.b.status().Phase; p != v1.Phase_PHASE_RUN {
 		t.Errorf("B is in %s", p)
