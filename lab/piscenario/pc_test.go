@@ -3,7 +3,9 @@ package piscenario
 import (
 	"testing"
 
+	"portcullis/images/card"
 	"portcullis/lab"
+	"portcullis/lab/pi"
 	"portcullis/lab/scenario"
 )
 
@@ -13,9 +15,32 @@ import (
 // that `portcullis lab check --pi image` plays.
 func TestPCTrustedThroughThePi(t *testing.T) {
 	o := scenario.Options{Builder: &lab.Builder{Repository: builder.Repository}, Name: "t-pi", State: t.TempDir()}
+	prepare(t, o.Builder)
 	for _, p := range scenario.PiPlays() {
 		play(t, p, o)
 	}
+}
+
+// prepare makes what the plays need and, beside it, what the tests after them need: a Pi
+// that boots leaves a core idle.
+func prepare(t *testing.T, b *lab.Builder) {
+	t.Helper()
+	t.Run("prepare", func(t *testing.T) {
+		t.Run("a card with the PC's image", func(t *testing.T) {
+			t.Parallel()
+			if _, err := b.BuildPi(t.Context(), false, builder.Say); err != nil {
+				t.Fatal(err)
+			}
+		})
+		t.Run("images and suspended Pis", func(t *testing.T) {
+			t.Parallel()
+			image(t, pi.Variant{Model: card.ModelPi4})
+			image(t, pi.Variant{Profile: card.ProfileRelease})
+			image(t, pi.Variant{ZymbitDebs: vendorDebs(t)})
+			runningPi(t)
+			provisionedBy(t, pi.AAVMF)
+		})
+	})
 }
 
 // play plays all scenes of p.
