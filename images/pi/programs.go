@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"portcullis/images/debroot"
 )
@@ -78,6 +79,23 @@ func (b *builder) dynamic(ctx context.Context, p *program) (err error) {
 	}
 	p.digest, err = debroot.DigestFile(p.path)
 	return err
+}
+
+// CompilePrograms makes what Options.Bin takes, the lab's program with it, below dir, and
+// returns the directory: who builds several images of one state of the source compiles once.
+func CompilePrograms(ctx context.Context, dir string, progress debroot.Progress) (string, error) {
+	m, err := debroot.NewMaker(dir, progress, false)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range append(slices.Clone(ourPrograms), labProgram) {
+		path, _, err := m.Program(ctx, arch, p.name, "", applianceTag)
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Dir(path)
+	}
+	return dir, nil
 }
 
 func exists(path string) bool {
