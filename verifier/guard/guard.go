@@ -65,6 +65,7 @@ type Guard struct {
 	binaries  map[string]program // by path; Run's own
 	shims     map[int]time.Time  // of containers that nobody knows, since when; Run's own
 	again     atomic.Bool        // tasks looks again soon
+	ending    sync.Map           // IDs of containers that are being ended
 	work      sync.WaitGroup     // what Run began beside itself
 	filling   sync.Mutex         // held while kept images are loaded
 	turns     turns              // of who switches verity on for a file

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +30,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	g.work.Go(func() { g.sealing(ctx) })
 	defer g.work.Wait()
 	changed := g.opt.Approvals.Changed()
+	g.work.Go(func() { g.revoking(ctx, changed) })
 	for {
 		next := Every
 		if !g.engineAnswers() {
@@ -37,9 +39,6 @@ func (g *Guard) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changed:
-			changed = g.opt.Approvals.Changed() // first: what comes meanwhile is seen the next time
-			g.standing(ctx)
 		case <-g.fresh:
 			g.meet(ctx)
 		case <-g.wake:
@@ -122,27 +121,57 @@ func (g *Guard) heard(ctx context.Context, kind, action, id string) {
 	}
 }
 
-// standing ends what runs without a permission that still stands. It reads the
-// guard's own list first, so that a revocation waits for nothing else.
+// revoking ends what a revocation has reached, and waits for nothing else: neither for the
+// reconciliation nor for what ended before, as an engine that hangs answers neither.
+func (g *Guard) revoking(ctx context.Context, changed <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+			changed = g.opt.Approvals.Changed() // first: what comes meanwhile is seen the next time
+			g.work.Go(func() { g.standing(ctx) })
+		}
+	}
+}
+
+// standing ends what runs without a permission that still stands, all of it beside each
+// other. It reads the guard's own list, so that it waits for nothing else.
 func (g *Guard) standing(ctx context.Context) {
+	var ended sync.WaitGroup
 	for id, made := range g.state.containers() {
 		if !made.Permitted {
 			continue
 		}
 		if err := g.opt.Approvals.Holds(made.Permission.Approval); err != nil {
-			g.end(ctx, id, err)
+			ended.Go(func() { g.end(ctx, id, err) })
 		}
 	}
+	ended.Wait()
 }
 
-// end pauses, kills and removes a container, and reports it. What cannot be written
-// down is ended all the same.
+// endLimit bounds the wait for an engine that does not answer: the container is tried again
+// with the next look at all of them.
+const endLimit = time.Minute
+
+// end kills and removes a container, and reports it. What cannot be written down is ended
+// all the same. One that is being ended is not waited for.
 func (g *Guard) end(ctx context.Context, id string, why error) {
+	if _, being := g.ending.LoadOrStore(id, true); being {
+		return
+	}
+	defer g.ending.Delete(id)
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
 	reason, detail := reasonOf(why)
-	paused := g.opt.Engine.Pause(ctx, id)
-	err := g.opt.Engine.Kill(ctx, id)
-	if paused != nil && err != nil {
-		err = nil // neither worked: it is not running
+	var err error
+	// The kernel ends what the guard sees; the engine may be busy, or hang.
+	if !g.killed(id) {
+		paused := g.opt.Engine.Pause(ctx, id)
+		err = g.opt.Engine.Kill(ctx, id)
+		if paused != nil && err != nil {
+			err = nil // neither worked: it is not running
+		}
 	}
 	err = errors.Join(err, g.Refuse(record.Refusal{Action: ActionRun, Reason: reason, Detail: "container " + id + ": " + detail, Caller: engineItself}))
 	err = errors.Join(err, g.remove(ctx, id))

@@ -38,7 +38,15 @@ func (g *Guard) engineSpace(space string) bool {
 		return space == "moby"
 	}
 	users := fmt.Sprintf("%d.%d", met.FirstUID, met.FirstGID)
-	return space == "moby-"+users || space == "moby."+users
+	return space == "moby-"+users || space == "moby."+users || space == "moby" && sharesSpace(met.Version)
+}
+
+// sharesSpace tells whether an engine with user namespaces uses the namespace of one without
+// them, as all did before Docker 26 (moby/moby pull request 46786).
+func sharesSpace(version string) bool {
+	major, _, _ := strings.Cut(version, ".")
+	n, err := strconv.Atoi(major)
+	return err == nil && n < 26
 }
 
 // shim is a process that stands beside a container of containerd.
@@ -106,6 +114,27 @@ func (g *Guard) tasks() {
 	}
 }
 
+// killed kills the processes of one of the engine's containers, without the engine, and
+// tells whether there were any. Its shim stays: from it the engine hears of the end.
+func (g *Guard) killed(id string) bool {
+	if g.opt.Containerd == "" {
+		return false
+	}
+	all, err := shims()
+	if err != nil {
+		return false
+	}
+	some := false
+	for _, s := range all {
+		if s.id == id && s.where == g.opt.Containerd && g.engineSpace(s.space) {
+			// One that cannot be killed is left to the engine.
+			n, err := s.endChildren()
+			some = some || n > 0 && err == nil
+		}
+	}
+	return some
+}
+
 // shims lists the shims of all containerds of this machine.
 func shims() ([]shim, error) {
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -158,23 +187,37 @@ func (s shim) end() error {
 	if again, ok := parseShim(string(b)); err != nil || !ok || again.id != s.id {
 		return nil
 	}
-	err = s.endChildren()
+	_, err = s.endChildren()
 	if kerr := unix.PidfdSendSignal(own, unix.SIGKILL, nil, 0); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
 		err = errors.Join(err, kerr)
 	}
 	return err
 }
 
-func (s shim) endChildren() error {
+// endChildren kills the processes beside a shim, and tells how many there were.
+func (s shim) endChildren() (killed int, err error) {
 	pids, _, err := s.children()
 	for _, pid := range pids {
+		child, perr := unix.PidfdOpen(pid, 0)
+		if perr != nil {
+			if !errors.Is(perr, unix.ESRCH) {
+				err = errors.Join(err, perr)
+			}
+			continue
+		}
+		// The number may have become another process's before the handle was opened.
 		if parentOf(pid) == s.pid {
-			if kerr := unix.Kill(pid, unix.SIGKILL); kerr != nil && !errors.Is(kerr, unix.ESRCH) {
+			kerr := unix.PidfdSendSignal(child, unix.SIGKILL, nil, 0)
+			switch {
+			case kerr == nil:
+				killed++
+			case !errors.Is(kerr, unix.ESRCH):
 				err = errors.Join(err, kerr)
 			}
 		}
+		unix.Close(child)
 	}
-	return err
+	return killed, err
 }
 
 // empty tells whether no process of a container stands beside a shim: the first one is its

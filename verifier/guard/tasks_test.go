@@ -57,6 +57,7 @@ func playShim(kind string) {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
+		go child.Wait() // as a shim does
 	}
 	time.Sleep(time.Hour)
 }
