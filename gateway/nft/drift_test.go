@@ -87,7 +87,8 @@ func changed(k *Kernel) (bool, error) {
 func plain(text string) string {
 	var keep []string
 	for _, line := range strings.Split(text, "\n") {
-		if !strings.Contains(line, "packets ") && !strings.Contains(line, "elements") {
+		// nft of Debian 13 gives each element a line.
+		if !strings.Contains(line, "packets ") && !strings.Contains(line, "elements") && !strings.Contains(line, "expires ") {
 			keep = append(keep, line)
 		}
 	}
