@@ -17,7 +17,7 @@ import (
 )
 
 // of is the policy of a port of several.
-func of(t *testing.T, name, port string, to policy.Phase, grants ...string) *ruleset.Ruleset {
+func of(t testing.TB, name, port string, to policy.Phase, grants ...string) *ruleset.Ruleset {
 	t.Helper()
 	p := phase(t, to, grants...)
 	for i := range p.Grants {
