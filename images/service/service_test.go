@@ -64,7 +64,7 @@ func TestSameProgramSameImage(t *testing.T) {
 	if i.Manifest != one.Manifest || i.Config != one.Config || !slices.Equal(i.Layers, one.Layers) || a.User != "" {
 		t.Errorf("%+v, told was %+v", i, one)
 	}
-	files := a.Layers[0].Tree.Files
+	files := slices.Collect(a.Layers[0].Tree.Files())
 	if last := files[slices.IndexFunc(files, func(f image.File) bool { return f.Kind == image.KindFile })]; last.Path != "usr/bin/attestd" || last.Mode != 0o755 || last.UID != 0 || len(files) != len(places)+1 {
 		t.Errorf("%+v", files)
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"sort"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"portcullis/internal/atomicfile"
+	"portcullis/internal/slab"
 	"portcullis/verifier/image"
 )
 
@@ -24,26 +26,19 @@ import (
 
 // writeList writes a list: an array in JSON. That of an empty layer is null, as it has always
 // been: an image that was loaded long ago may share the layer, and knows the digest.
-func writeList(to io.Writer, files []image.File) error {
-	if files == nil {
-		_, err := io.WriteString(to, "null")
-		return err
-	}
+func writeList(to io.Writer, files iter.Seq[image.File]) error {
 	w := bufio.NewWriterSize(to, 64<<10)
-	before := "["
-	for i := range files {
-		b, err := json.Marshal(&files[i])
+	before, end := "[", "null"
+	for f := range files {
+		b, err := json.Marshal(&f)
 		if err != nil {
 			return err
 		}
 		w.WriteString(before) // an error stays until Flush
 		w.Write(b)
-		before = ","
+		before, end = ",", "]"
 	}
-	if len(files) == 0 {
-		w.WriteString(before)
-	}
-	w.WriteString("]")
+	w.WriteString(end)
 	return w.Flush()
 }
 
@@ -57,7 +52,9 @@ type newLists struct {
 }
 
 // add writes the list of the next layer.
-func (n *newLists) add(l *image.Layer) error {
+func (n *newLists) add(l *image.Layer) error { return n.write(l.DiffID, l.Tree.Files()) }
+
+func (n *newLists) write(diffID string, files iter.Seq[image.File]) error {
 	dir := filepath.Dir(n.state.treePath(treeOf{}))
 	err := os.MkdirAll(dir, 0o700)
 	var f *os.File
@@ -68,11 +65,11 @@ func (n *newLists) add(l *image.Layer) error {
 		return fmt.Errorf("guard: lists of files: %w", err)
 	}
 	sum := sha256.New()
-	if err := writeList(io.MultiWriter(f, sum), l.Tree.Files); err != nil {
+	if err := writeList(io.MultiWriter(f, sum), files); err != nil {
 		return fmt.Errorf("guard: lists of files: %w", errors.Join(err, f.Close()))
 	}
 	n.files = append(n.files, f)
-	n.trees = append(n.trees, treeOf{DiffID: l.DiffID, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Form: formVerity})
+	n.trees = append(n.trees, treeOf{DiffID: diffID, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Form: formVerity})
 	return nil
 }
 
@@ -159,38 +156,37 @@ func (t treeOf) read(from io.Reader, each func(*image.File) error) error {
 	return nil
 }
 
-// nameList is the names of a layer in the order of its list, by bytes, one behind the other.
+// nameList is the names of a layer in the order of its list.
 type nameList struct {
-	text []byte
-	ends []int // of each name in text
+	text  slab.Text
+	names []listedName
 }
 
-func (l *nameList) at(i int) []byte {
-	begin := 0
-	if i > 0 {
-		begin = l.ends[i-1]
-	}
-	return l.text[begin:l.ends[i]]
+// listedName is where a name is, and how long.
+type listedName struct {
+	at slab.Ref
+	n  uint32
 }
+
+func (l *nameList) at(i int) []byte { return l.text.At(l.names[i].at, 0, int(l.names[i].n)) }
 
 // add takes the next name. A list in another order is none that was written here.
 func (l *nameList) add(name string) error {
-	if n := len(l.ends); n > 0 && bytes.Compare(l.at(n-1), []byte(name)) > 0 {
+	if n := len(l.names); n > 0 && bytes.Compare(l.at(n-1), []byte(name)) > 0 {
 		return refuse(ReasonImageStore, "/%.200q is not in its place in the list", name)
 	}
-	l.text = append(l.text, name...)
-	l.ends = append(l.ends, len(l.text))
+	l.names = append(l.names, listedName{l.text.Add(name), uint32(len(name))})
 	return nil
 }
 
 // from is where name is, or would be.
 func (l *nameList) from(name string) int {
-	return sort.Search(len(l.ends), func(i int) bool { return bytes.Compare(l.at(i), []byte(name)) >= 0 })
+	return sort.Search(len(l.names), func(i int) bool { return bytes.Compare(l.at(i), []byte(name)) >= 0 })
 }
 
 func (l *nameList) has(name string) bool {
 	i := l.from(name)
-	return i < len(l.ends) && string(l.at(i)) == name
+	return i < len(l.names) && string(l.at(i)) == name
 }
 
 // under tells whether a directory has listed names in it.
@@ -199,5 +195,5 @@ func (l *nameList) under(dir string) bool {
 		return true
 	}
 	i := l.from(dir + "/")
-	return i < len(l.ends) && bytes.HasPrefix(l.at(i), []byte(dir+"/"))
+	return i < len(l.names) && bytes.HasPrefix(l.at(i), []byte(dir+"/"))
 }

@@ -37,7 +37,6 @@ func listOf(files []image.File) names {
 func TestListIsWrittenAsBefore(t *testing.T) {
 	for _, files := range [][]image.File{
 		nil, // of a layer without a name
-		{},
 		{{Path: "a", Kind: image.KindFile, Mode: 0o4755, UID: 1, Size: 7, Sum: sumOf([]byte("<&>"))}},
 		{{Path: ".", Kind: image.KindDir}, {Path: "<b>&\u2028", Kind: image.KindLink, Link: "\"c\"", Xattrs: `"user.x"="y"`}},
 	} {
@@ -46,7 +45,7 @@ func TestListIsWrittenAsBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		var b bytes.Buffer
-		if err := writeList(&b, files); err != nil || b.String() != string(want) {
+		if err := writeList(&b, slices.Values(files)); err != nil || b.String() != string(want) {
 			t.Errorf("%v: %s, want %s", err, &b, want)
 		}
 		seen := 0
@@ -80,16 +79,18 @@ func TestNamesOfAList(t *testing.T) {
 	}
 }
 
-// keepTrees writes the lists of layers that lie in memory.
-func (s *state) keepTrees(layers []image.Layer) ([]treeOf, error) {
+// keepList writes the list of a layer that lies in memory.
+func (s *state) keepList(diffID string, files []image.File) (treeOf, error) {
 	n := newLists{state: s}
 	defer n.Close()
-	for i := range layers {
-		if err := n.add(&layers[i]); err != nil {
-			return nil, err
-		}
+	if err := n.write(diffID, slices.Values(files)); err != nil {
+		return treeOf{}, err
 	}
-	return n.keep()
+	trees, err := n.keep()
+	if err != nil {
+		return treeOf{}, err
+	}
+	return trees[0], nil
 }
 
 // The lists of an image are those that were written when all of its layers had been read, byte for
@@ -125,7 +126,7 @@ func TestListsWhileTheImageIsRead(t *testing.T) {
 		t.Fatalf("%d lists, %v", len(trees), err)
 	}
 	for i, l := range held.Layers {
-		want, err := json.Marshal(l.Tree.Files)
+		want, err := json.Marshal(slices.Collect(l.Tree.Files()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -149,11 +150,11 @@ func TestAttack_ListChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	trees, err := s.keepTrees([]image.Layer{{DiffID: digestOf(nil), Tree: &image.Tree{Files: []image.File{{Path: "a", Kind: image.KindDir}, {Path: "b", Kind: image.KindDir}}}}})
+	tree, err := s.keepList(digestOf(nil), []image.File{{Path: "a", Kind: image.KindDir}, {Path: "b", Kind: image.KindDir}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := s.treePath(trees[0])
+	path := s.treePath(tree)
 	kept, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -165,14 +166,14 @@ func TestAttack_ListChanged(t *testing.T) {
 	}
 	for name, b := range map[string][]byte{"another name": bytes.Replace(kept, []byte(`"b"`), []byte(`"c"`), 1), "less": kept[:len(kept)/2], "more": append(slices.Clone(kept), ' '), "nothing": nil} {
 		change(b)
-		err := s.list(trees[0], func(names) error { t.Errorf("%s: it is looked at", name); return nil })
+		err := s.list(tree, func(names) error { t.Errorf("%s: it is looked at", name); return nil })
 		if own, ok := errors.AsType[*Error](err); !ok || own.Reason != ReasonImageStore {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	change(kept)
 	seen := 0
-	err = s.list(trees[0], func(list names) error {
+	err = s.list(tree, func(list names) error {
 		change(bytes.Replace(kept, []byte(`"b"`), []byte(`"c"`), 1))
 		return list(func(*image.File) error { seen++; return nil })
 	})
@@ -243,60 +244,71 @@ func TestMoreFilesThanArePutOff(t *testing.T) {
 	}
 }
 
-// BenchmarkCompare compares an image of 200,000 names in ten layers, and tells the most
-// memory that the process had (VmHWM) while it did, beside what it had before.
+// BenchmarkCompare compares images of 200,000 names, and tells the most memory that the process
+// had (VmHWM) while it did, beside what it had before.
 func BenchmarkCompare(b *testing.B) {
-	const layers, perLayer, perDir = 10, 20000, 100
+	const all, perDir = 200000, 100
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(40 << 20)) // as cmd/verifierd
-	s, err := openState(b.TempDir())
-	if err != nil {
-		b.Fatal(err)
-	}
-	var dirs []string
-	var trees []treeOf
-	for l := range layers {
-		tree, dir := &image.Tree{}, b.TempDir()
-		for n := range perLayer {
-			f := image.File{Path: fmt.Sprintf("usr/lib/portcullis/package-%05d/name-%05d-%05d", n/perDir, l, n), Kind: image.KindFile, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid(), Sum: sumOf(nil)}
-			path := filepath.Join(dir, f.Path)
-			if n%perDir == 0 {
-				err = os.MkdirAll(filepath.Dir(path), 0o755)
-			}
-			if err = errors.Join(err, os.WriteFile(path, nil, 0o644)); err != nil {
+	for _, layers := range []int{10, 1} {
+		b.Run(fmt.Sprintf("layers=%d", layers), func(b *testing.B) {
+			s, err := openState(b.TempDir())
+			if err != nil {
 				b.Fatal(err)
 			}
-			tree.Files = append(tree.Files, f)
+			var dirs []string
+			var trees []treeOf
+			for l := range layers {
+				dir := b.TempDir()
+				t, err := s.keepList(digestOf([]byte(dir)), unpackNames(b, dir, l, all/layers, perDir))
+				if err != nil {
+					b.Fatal(err)
+				}
+				trees, dirs = append(trees, t), append(dirs, dir)
+			}
+			g := &Guard{state: s, opt: Options{Verity: verity.Kernel{}}}
+			before := forgetMost(b)
+			b.ReportAllocs()
+			for b.Loop() {
+				c := g.comparer(false)
+				err := c.onDisk(dirs[0])
+				for n, t := range trees {
+					if err == nil {
+						err = s.list(t, func(list names) error { return c.sameFiles(b.Context(), dirs[n], list) })
+					}
+					if err == nil {
+						err = c.contents(b.Context())
+					}
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(before, "MiB-before")
+			b.ReportMetric(most(b), "MiB-most")
+		})
+	}
+}
+
+// unpackNames makes a layer of empty files.
+func unpackNames(b *testing.B, dir string, layer, n, perDir int) (files []image.File) {
+	b.Helper()
+	for i := range n {
+		f := image.File{Path: nameOf(layer, i, perDir), Kind: image.KindFile, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid(), Sum: sumOf(nil)}
+		path := filepath.Join(dir, f.Path)
+		var err error
+		if i%perDir == 0 {
+			err = os.MkdirAll(filepath.Dir(path), 0o755)
 		}
-		t, err := s.keepTrees([]image.Layer{{DiffID: digestOf([]byte(dir)), Tree: tree}})
-		if err != nil {
+		if err = errors.Join(err, os.WriteFile(path, nil, 0o644)); err != nil {
 			b.Fatal(err)
 		}
-		trees, dirs = append(trees, t...), append(dirs, dir)
+		files = append(files, f)
 	}
-	g := &Guard{state: s, opt: Options{Verity: verity.Kernel{}}}
-	debug.FreeOSMemory()
-	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // VmHWM begins anew (proc(5))
-		b.Fatal(err)
-	}
-	before := most(b)
-	b.ReportAllocs()
-	for b.Loop() {
-		c := g.comparer(false)
-		err := c.onDisk(dirs[0])
-		for n, t := range trees {
-			if err == nil {
-				err = s.list(t, func(list names) error { return c.sameFiles(b.Context(), dirs[n], list) })
-			}
-			if err == nil {
-				err = c.contents(b.Context())
-			}
-		}
-		if err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(before, "MiB-before")
-	b.ReportMetric(most(b), "MiB-most")
+	return files
+}
+
+func nameOf(layer, n, perDir int) string {
+	return fmt.Sprintf("usr/lib/portcullis/package-%05d/name-%05d-%05d", n/perDir, layer, n)
 }
 
 // BenchmarkImport reads images of 200,000 names and writes their lists, as an import does, and
@@ -311,11 +323,7 @@ func BenchmarkImport(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			debug.FreeOSMemory()
-			if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil { // VmHWM begins anew (proc(5))
-				b.Fatal(err)
-			}
-			before := most(b)
+			before := forgetMost(b)
 			for b.Loop() {
 				f, err := os.Open(file)
 				if err != nil {
@@ -344,11 +352,21 @@ func manyNames(b *testing.B, layers, perLayer, perDir int) string {
 	for l := range layers {
 		var entries []tar.Header
 		for n := range perLayer {
-			entries = append(entries, tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("usr/lib/portcullis/package-%05d/name-%05d-%05d", n/perDir, l, n), Mode: 0o644})
+			entries = append(entries, tar.Header{Typeflag: tar.TypeReg, Name: nameOf(l, n, perDir), Mode: 0o644})
 		}
 		all = append(all, imagetest.Tar(b, entries...))
 	}
 	return imagetest.OCI(b, all...).File(b)
+}
+
+// forgetMost lets VmHWM begin anew (proc(5)), and says where.
+func forgetMost(b *testing.B) float64 {
+	b.Helper()
+	debug.FreeOSMemory()
+	if err := os.WriteFile("/proc/self/clear_refs", []byte("5"), 0); err != nil {
+		b.Fatal(err)
+	}
+	return most(b)
 }
 
 // most is VmHWM, MiB.

@@ -114,7 +114,7 @@ func unpackedTree(t *testing.T, n int) (*Guard, *place) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	tree := &image.Tree{}
+	var files []image.File
 	for i := range n {
 		f := image.File{Path: fmt.Sprintf("d%02d/f%04d", i%10, i), Kind: image.KindFile, Mode: 0o644, UID: os.Getuid(), GID: os.Getgid(), Size: 1}
 		if i%10 == 3 {
@@ -127,13 +127,13 @@ func unpackedTree(t *testing.T, n int) (*Guard, *place) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		tree.Files = append(tree.Files, f)
+		files = append(files, f)
 	}
-	trees, err := s.keepTrees([]image.Layer{{DiffID: digestOf([]byte(t.Name())), Tree: tree}})
+	tree, err := s.keepList(digestOf([]byte(t.Name())), files)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Guard{state: s, opt: Options{Verity: verity.Kernel{}}}, &place{dir: dir, tree: trees[0]}
+	return &Guard{state: s, opt: Options{Verity: verity.Kernel{}}}, &place{dir: dir, tree: tree}
 }
 
 // Every name comes up in a sample sooner or later, and a sample has its bound.

@@ -54,7 +54,7 @@ func sealLayer(t *testing.T, s verity.Files, dir string, files []image.File) (se
 	if err != nil {
 		t.Fatal(err)
 	}
-	trees, err := state.keepTrees([]image.Layer{{DiffID: "sha256:00", Tree: &image.Tree{Files: files}}})
+	tree, err := state.keepList("sha256:00", files)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func sealLayer(t *testing.T, s verity.Files, dir string, files []image.File) (se
 		t.Fatal(err)
 	}
 	var did sealed
-	return did, g.sealLayer(t.Context(), c, dir, trees[0], &did)
+	return did, g.sealLayer(t.Context(), c, dir, tree, &did)
 }
 
 // TestAttack_FileChangedBeforeItIsSealed: what is not the image's is not sealed, and what was

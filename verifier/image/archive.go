@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -134,7 +135,7 @@ func (a *Archive) read(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	g := &budget{limits: o.Limits.filled(), links: map[string]bool{}, progress: o.Progress}
+	g := &budget{limits: o.Limits.filled(), links: map[[sha256.Size]byte]bool{}, progress: o.Progress}
 	if err := a.openLayers(g); err != nil {
 		return err
 	}

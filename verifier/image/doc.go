@@ -25,7 +25,7 @@ const (
 	ReasonName      = "tar-name"         // a name that is absolute, leads out of the root, or is not clean
 	ReasonDuplicate = "tar-duplicate"    // a name that is there twice
 	ReasonLink      = "tar-link"         // a link out of the root, to nothing, or a name that leads through a link
-	ReasonType      = "tar-type"         // a device, a pipe, a sparse file, or what an image does not need
+	ReasonType      = "tar-type"         // a device, a pipe, a sparse file, an owner that no file can have, or what an image does not need
 )
 
 // Error is a refusal with its typed reason.
@@ -55,6 +55,8 @@ type Limits struct {
 	Unpacked int64 // bytes of all layers unpacked; 16 GiB
 	Ratio    int64 // unpacked bytes for each packed one, above 64 MiB; 200
 	Entries  int   // names in all layers; 200000
+	Implied  int   // directories of one layer that names lie in and that are no names themselves; 50000
+	Text     int64 // bytes of one layer's names, where they lead, and attributes; 32 MiB
 }
 
 func (l Limits) filled() Limits {
@@ -66,8 +68,12 @@ func (l Limits) filled() Limits {
 	set(&l.Packed, 8<<30)
 	set(&l.Unpacked, 16<<30)
 	set(&l.Ratio, 200)
+	set(&l.Text, 32<<20)
 	if l.Entries == 0 {
 		l.Entries = 200000
+	}
+	if l.Implied == 0 {
+		l.Implied = 50000
 	}
 	return l
 }

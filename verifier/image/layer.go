@@ -86,8 +86,8 @@ type budget struct {
 	packed   int64 // read
 	unpacked int64
 	entries  int
-	links    map[string]bool // symbolic links of the layers so far, merged
-	total    int64           // packed bytes that will be read
+	links    map[[sha256.Size]byte]bool // symbolic links of the layers so far, merged, by the digests of their paths
+	total    int64                      // packed bytes that will be read
 	progress func(done, total int64)
 	told     int64
 }

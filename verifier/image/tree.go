@@ -2,9 +2,6 @@ package image
 
 import (
 	"archive/tar"
-	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
 	"io"
 	"io/fs"
 	"maps"
@@ -13,8 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
-
-	"golang.org/x/mod/sumdb/tlog"
 
 	"portcullis/verifier/verity"
 )
@@ -40,26 +35,6 @@ type File struct {
 	Sum    [32]byte // fs-verity's digest of a file's content (package verity)
 	Link   string   // where a symbolic link leads
 	Xattrs string   // name=value, sorted, each quoted
-}
-
-// leaf is the text of f that the tree's root commits to.
-func (f *File) leaf() []byte {
-	return fmt.Appendf(nil, "%c %04o %d %d %d %x %s %s %s\n", f.Kind, f.Mode, f.UID, f.GID, f.Size, f.Sum, strconv.Quote(f.Path), strconv.Quote(f.Link), f.Xattrs)
-}
-
-// Tree is every name of a layer, in the order of their paths, under the root of an
-// RFC 6962 tree: one file can be held against the root alone.
-type Tree struct {
-	Files []File
-	Root  string // hex
-
-	budget  *budget
-	at      map[string]int  // index in Files, by path
-	parents map[string]bool // directories that a name here lies in
-}
-
-func newTree(g *budget) *Tree {
-	return &Tree{budget: g, at: map[string]int{}, parents: map[string]bool{}}
 }
 
 // maxName is PATH_MAX.
@@ -106,11 +81,17 @@ func xattrs(h *tar.Header) (string, error) {
 	return strings.Join(all, ","), nil
 }
 
+// owner tells whether a file can belong to id: 2^32-1 stands for nobody in chown(2).
+func owner(id int) bool { return id >= 0 && int64(id) < 1<<32-1 }
+
 // add takes the next entry of the layer.
 func (t *Tree) add(h *tar.Header, content io.Reader) error {
 	p, err := clean(h.Name, h.Typeflag == tar.TypeDir)
 	if err != nil {
 		return err
+	}
+	if !owner(h.Uid) || !owner(h.Gid) {
+		return refuse(ReasonType, "%.100q belongs to %d:%d", h.Name, h.Uid, h.Gid)
 	}
 	f := File{Path: p, Mode: uint32(h.Mode) & 0o7777, UID: h.Uid, GID: h.Gid}
 	if f.Xattrs, err = xattrs(h); err != nil {
@@ -194,76 +175,12 @@ func (t *Tree) hardLink(f *File, to string) error {
 	if err != nil {
 		return refuse(ReasonLink, "%.100q is a hard link to %.100q", f.Path, to)
 	}
-	i, ok := t.at[p]
-	if !ok || t.Files[i].Kind != KindFile {
+	i, ok := t.find(p, false)
+	if !ok || t.entry(i).kind != KindFile {
 		return refuse(ReasonLink, "%.100q is a hard link to %.100q, which is no file before it in this layer", f.Path, to)
 	}
 	name := f.Path
-	*f = t.Files[i]
+	*f = t.file(i)
 	f.Path = name
 	return nil
-}
-
-// place puts a file in, if its name is free and lies in directories only.
-func (t *Tree) place(f File) error {
-	key := f.Path
-	if f.Kind == KindOpaque {
-		key += "/" // a directory may be opaque and be there as well
-	} else if f.Kind != KindDir && t.parents[f.Path] {
-		return refuse(ReasonLink, "%.100q is no directory, and names before it lie in it", f.Path)
-	}
-	if _, twice := t.at[key]; twice {
-		return refuse(ReasonDuplicate, "%.100q is there twice", f.Path)
-	}
-	dir := path.Dir(f.Path)
-	if f.Kind == KindOpaque {
-		dir = f.Path
-	}
-	for ; dir != "."; dir = path.Dir(dir) {
-		if i, ok := t.at[dir]; ok && t.Files[i].Kind != KindDir || !ok && t.budget.links[dir] {
-			return refuse(ReasonLink, "%.100q lies in %.100q, which is no directory", f.Path, dir)
-		}
-		t.parents[dir] = true
-	}
-	t.at[key] = len(t.Files)
-	t.Files = append(t.Files, f)
-	if f.Kind == KindLink {
-		t.budget.links[f.Path] = true
-	} else if f.Kind != KindOpaque {
-		delete(t.budget.links, f.Path)
-	}
-	return nil
-}
-
-// done sorts the names and makes the root.
-func (t *Tree) done() *Tree {
-	t.budget, t.at, t.parents = nil, nil, nil
-	slices.SortFunc(t.Files, func(a, b File) int {
-		if c := strings.Compare(a.Path, b.Path); c != 0 {
-			return c
-		}
-		return int(a.Kind) - int(b.Kind)
-	})
-	hashes := make([]tlog.Hash, len(t.Files))
-	for i := range t.Files {
-		hashes[i] = tlog.RecordHash(t.Files[i].leaf())
-	}
-	root := merkle(hashes)
-	t.Root = hex.EncodeToString(root[:])
-	return t
-}
-
-// merkle is the tree hash of RFC 6962 §2.1.
-func merkle(hashes []tlog.Hash) tlog.Hash {
-	switch len(hashes) {
-	case 0:
-		return sha256.Sum256(nil)
-	case 1:
-		return hashes[0]
-	}
-	half := 1
-	for half*2 < len(hashes) {
-		half *= 2
-	}
-	return tlog.NodeHash(merkle(hashes[:half]), merkle(hashes[half:]))
 }

@@ -3,9 +3,15 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
+	"path"
+	"slices"
 	"strings"
 	"testing"
 
@@ -37,7 +43,9 @@ func tarWithLink(t *testing.T, files Files, name, to string) []byte {
 	return b.Bytes()
 }
 
-func freshBudget() *budget { return &budget{limits: Limits{}.filled(), links: map[string]bool{}} }
+func freshBudget() *budget {
+	return &budget{limits: Limits{}.filled(), links: map[[sha256.Size]byte]bool{}}
+}
 
 func file(name string, size int64) tar.Header {
 	return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size}
@@ -88,6 +96,9 @@ func TestAttack_LayersThatAreRefused(t *testing.T) {
 		{"a hard link to a later file", ReasonLink, []tar.Header{link(hard, "a", "b"), file("b", 1)}},
 		{"a hard link to a link", ReasonLink, []tar.Header{link(sym, "a", "/etc/passwd"), link(hard, "b", "a")}},
 		{"a hard link to a directory", ReasonLink, []tar.Header{dir("a"), link(hard, "b", "a")}},
+		{"an owner that no file can have", ReasonType, []tar.Header{{Typeflag: tar.TypeReg, Name: "a", Uid: 1<<32 - 1, Format: tar.FormatPAX}}},
+		{"a group that is cut to that of root", ReasonType, []tar.Header{{Typeflag: tar.TypeReg, Name: "a", Gid: 1 << 32, Format: tar.FormatPAX}}},
+		{"a negative owner", ReasonType, []tar.Header{{Typeflag: tar.TypeReg, Name: "a", Uid: -1, Format: tar.FormatGNU}}},
 		{"a device", ReasonType, []tar.Header{{Typeflag: tar.TypeBlock, Name: "sda", Devmajor: 8}}},
 		{"a device of characters", ReasonType, []tar.Header{{Typeflag: tar.TypeChar, Name: "mem", Devmajor: 1}}},
 		{"a pipe", ReasonType, []tar.Header{{Typeflag: tar.TypeFifo, Name: "p"}}},
@@ -162,37 +173,142 @@ func TestAttack_NameThroughALinkOfALowerLayer(t *testing.T) {
 	}
 }
 
-func TestTreeCommitsToEverything(t *testing.T) {
-	root := func(change func(h *tar.Header)) string {
+// What is in a header is in the list, and the order in the archive is not.
+func TestTreeHasEverything(t *testing.T) {
+	list := func(entries ...tar.Header) string {
 		t.Helper()
-		h := file("a", 3)
-		change(&h)
-		tree, err := readTar(bytes.NewReader(Tar(t, h, file("b", 4), dir("c"))), freshBudget())
+		tree, err := readTar(bytes.NewReader(Tar(t, entries...)), freshBudget())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return tree.Root
+		return fmt.Sprintf("%+v", slices.Collect(tree.Files()))
 	}
 	seen := map[string]string{}
 	for name, change := range map[string]func(h *tar.Header){
 		"nothing": func(*tar.Header) {}, "name": func(h *tar.Header) { h.Name = "d" }, "mode": func(h *tar.Header) { h.Mode = 0o4755 },
-		"owner": func(h *tar.Header) { h.Uid = 1 }, "group": func(h *tar.Header) { h.Gid = 1 }, "content": func(h *tar.Header) { h.Size = 5 },
+		"owner": func(h *tar.Header) { h.Uid = 1<<32 - 2 }, "group": func(h *tar.Header) { h.Gid = 1 }, "content": func(h *tar.Header) { h.Size = 5 },
 		"kind": func(h *tar.Header) { h.Typeflag, h.Size = tar.TypeDir, 0 }, "link": func(h *tar.Header) { h.Typeflag, h.Linkname, h.Size = tar.TypeSymlink, "b", 0 },
 		"attribute": func(h *tar.Header) {
 			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": "\x01"}
 		},
 	} {
-		r := root(change)
-		if other, twice := seen[r]; twice {
-			t.Errorf("%s and %s have one root", name, other)
+		h := file("a", 3)
+		change(&h)
+		l := list(h, file("b", 4), dir("c"))
+		if other, twice := seen[l]; twice {
+			t.Errorf("%s and %s are one list", name, other)
 		}
-		seen[r] = name
+		seen[l] = name
 	}
-	one, _ := readTar(bytes.NewReader(Tar(t, file("a", 1), file("b", 2))), freshBudget())
-	two, _ := readTar(bytes.NewReader(Tar(t, file("b", 2), file("a", 1))), freshBudget())
-	if one.Root != two.Root || one.Files[0].Path != "a" {
+	if one := list(file("a", 1), file("b", 2)); one != list(file("b", 2), file("a", 1)) || !strings.HasPrefix(one, "[{Path:a ") {
 		t.Error("the order in the archive matters")
 	}
+}
+
+// An image of a few MiB packed must not cost all memory by its names alone.
+func TestAttack_NamesThatTakeAllMemory(t *testing.T) {
+	attribute := file("c", 0)
+	attribute.PAXRecords = map[string]string{"SCHILY.xattr.user.a": strings.Repeat("a", 400)}
+	for name, c := range map[string]struct {
+		limits  Limits
+		entries []tar.Header // the last is too much
+	}{
+		"directories that are not named": {Limits{Implied: 100}, []tar.Header{file(strings.Repeat("a/", 100)+"a", 0), dir("b"), file("b/c", 0), file("c/a", 0)}},
+		"long names":                     {Limits{Text: 1000}, []tar.Header{file(strings.Repeat("a", 500), 0), file(strings.Repeat("b", 500), 0), file("c", 0)}},
+		"long links":                     {Limits{Text: 1000}, []tar.Header{link(tar.TypeSymlink, "a", strings.Repeat("a", 600)), link(tar.TypeSymlink, "b", strings.Repeat("a", 400))}},
+		"attributes":                     {Limits{Text: 1000}, []tar.Header{file(strings.Repeat("a", 600), 0), attribute}},
+	} {
+		for n, want := range map[int]string{len(c.entries) - 1: "", len(c.entries): ReasonTooLarge} {
+			g := freshBudget()
+			g.limits = c.limits.filled()
+			if _, err := readTar(bytes.NewReader(Tar(t, c.entries[:n]...)), g); Reason(err) != want || want == "" && err != nil {
+				t.Errorf("%d %s: %v, want %q", n, name, err, want)
+			}
+		}
+	}
+}
+
+// table is a layer's names as they were kept before: as Files, in tables of texts.
+type table struct {
+	files   []File
+	at      map[string]int
+	parents map[string]bool
+	links   map[string]bool // of the layers below as well
+}
+
+func (t *table) place(f File) string {
+	key := f.Path
+	if f.Kind == KindOpaque {
+		key += "/"
+	} else if f.Kind != KindDir && t.parents[f.Path] {
+		return ReasonLink
+	}
+	if _, twice := t.at[key]; twice {
+		return ReasonDuplicate
+	}
+	dir := path.Dir(f.Path)
+	if f.Kind == KindOpaque {
+		dir = f.Path
+	}
+	for ; dir != "."; dir = path.Dir(dir) {
+		if i, ok := t.at[dir]; ok && t.files[i].Kind != KindDir || !ok && t.links[dir] {
+			return ReasonLink
+		}
+		t.parents[dir] = true
+	}
+	t.at[key] = len(t.files)
+	t.files = append(t.files, f)
+	if f.Kind == KindLink {
+		t.links[f.Path] = true
+	} else if f.Kind != KindOpaque {
+		delete(t.links, f.Path)
+	}
+	return ""
+}
+
+// Names are taken, refused and listed as by a table of Files, layer for layer: the lists of images
+// that were loaded before are found by their digests. Each byte of data is a name of few, and a
+// kind; 0xff begins the next layer.
+func FuzzTreeIsThatOfATable(f *testing.F) {
+	f.Add([]byte{0, 1, 2, 3, 0xff, 8, 9, 10, 11, 12})
+	noise := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		b := make([]byte, 1+noise.IntN(40))
+		for i := range b {
+			b[i] = byte(noise.Uint32())
+		}
+		f.Add(b)
+	}
+	paths := []string{".", "a", "a-b", "a/b", "a/b/c", "a/b-", "b", "b/a", "a/b/c/d", "c"}
+	kinds := []byte{KindFile, KindDir, KindLink, KindWhiteout, KindOpaque}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		g, links := freshBudget(), map[string]bool{}
+		for n, layer := range bytes.Split(data, []byte{0xff}) {
+			tree, old := newTree(g), table{at: map[string]int{}, parents: map[string]bool{}, links: links}
+			for i, b := range layer {
+				x := File{Path: paths[int(b)%len(paths)], Kind: kinds[int(b)/len(paths)%len(kinds)], Mode: uint32(b), UID: i, GID: n, Size: int64(i) << 33}
+				x.Sum[31] = b
+				if x.Kind == KindLink {
+					x.Link = strings.Repeat("l", i+1)
+				}
+				if b&128 != 0 {
+					x.Xattrs = strings.Repeat("x", i)
+				}
+				want := old.place(x)
+				if got := Reason(tree.place(x)); got != want {
+					t.Fatalf("layer %d: %c %s: %q, before %q", n, x.Kind, x.Path, got, want)
+				} else if got != "" {
+					return
+				}
+			}
+			slices.SortFunc(old.files, func(a, b File) int {
+				return cmp.Or(strings.Compare(a.Path, b.Path), int(a.Kind)-int(b.Kind))
+			})
+			if got := slices.Collect(tree.done().Files()); !slices.Equal(got, old.files) || tree.Len() != len(got) {
+				t.Fatalf("layer %d: %v\nbefore %v", n, got, old.files)
+			}
+		}
+	})
 }
 
 func FuzzLayer(f *testing.F) {
@@ -203,7 +319,7 @@ func FuzzLayer(f *testing.F) {
 		f.Add(l)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		g := &budget{limits: Limits{Unpacked: 1 << 20, Entries: 1000}.filled(), links: map[string]bool{}, total: int64(len(data))}
+		g := &budget{limits: Limits{Unpacked: 1 << 20, Entries: 1000}.filled(), links: map[[sha256.Size]byte]bool{}, total: int64(len(data))}
 		l := Layer{}
 		l.DiffID = "sha256:none"
 		err := l.read(context.Background(), &blob{bytes.NewReader(data), int64(len(data)), nil}, g)
@@ -213,11 +329,12 @@ func FuzzLayer(f *testing.F) {
 		if l.Tree == nil {
 			return
 		}
-		for i, file := range l.Tree.Files {
+		files := slices.Collect(l.Tree.Files())
+		for i, file := range files {
 			if file.Path != "." && (strings.HasPrefix(file.Path, "/") || strings.HasPrefix(file.Path, "..") || strings.Contains(file.Path, "/../")) {
 				t.Fatalf("the name %q", file.Path)
 			}
-			if i > 0 && l.Tree.Files[i-1].Path == file.Path && l.Tree.Files[i-1].Kind == file.Kind {
+			if i > 0 && files[i-1].Path == file.Path && files[i-1].Kind == file.Kind {
 				t.Fatalf("%q twice", file.Path)
 			}
 		}
