@@ -172,7 +172,7 @@ func (g *Guard) LastWords(ctx context.Context, id string) string {
 	return printable(line, 400)
 }
 
-// EndOwn ends a container of StartOwn, with time for its last work, and removes it.
+// EndOwn ends a container of StartOwn, with time for its last work, and removes it, until ctx ends.
 func (g *Guard) EndOwn(ctx context.Context, id string, grace time.Duration) error {
 	made, ok := g.state.container(id)
 	if !ok || !made.Own {
@@ -181,9 +181,23 @@ func (g *Guard) EndOwn(ctx context.Context, id string, grace time.Duration) erro
 	if err := g.opt.Engine.Stop(ctx, id, grace); err != nil && !errors.Is(err, engine.ErrNotFound) {
 		return err
 	}
-	g.step.Lock()
+	if err := g.stepWithin(ctx); err != nil {
+		return err
+	}
 	defer g.step.Unlock()
 	return g.remove(ctx, id)
+}
+
+// stepWithin takes g.step until ctx ends: who holds it may wait for an engine that hangs.
+func (g *Guard) stepWithin(ctx context.Context) error {
+	for !g.step.TryLock() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-g.opt.Clock.After(10 * time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // Refused writes down that StartOwn was refused; what Decide refused stands there already.

@@ -276,7 +276,7 @@ func (w wish) profile(approved approval.Profile, entrypoint []string) approval.P
 	}
 	if w.nanoCPUs > 0 {
 		// What is no whole thousandth of a core is rounded up, for the approvals to see it.
-		p.Limits.MilliCPU = (w.nanoCPUs + 1e6 - 1) / 1e6
+		p.Limits.MilliCPU = (w.nanoCPUs-1)/1e6 + 1
 	}
 	if len(w.entrypoint)+len(w.command) > 0 {
 		if w.entrypoint != nil {

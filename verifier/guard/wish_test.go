@@ -92,6 +92,26 @@ func TestWishedProfile(t *testing.T) {
 	if err := approved.Covers(&got); approval.Reason(err) != approval.ReasonProfile {
 		t.Errorf("covered: %v", err)
 	}
+	for nano, milli := range map[int64]int64{1: 1, 1e6: 1, 1e6 + 1: 2, 500e6: 500, 500e6 + 1: 501} {
+		if got := (wish{nanoCPUs: nano}).profile(approved, nil).Limits.MilliCPU; got != milli {
+			t.Errorf("%d billionths of a core are %d thousandths, not %d", nano, got, milli)
+		}
+	}
+}
+
+// TestAttack_MoreProcessorThanNumbersGo: a number that has no room to be rounded up in is no small one.
+func TestAttack_MoreProcessorThanNumbersGo(t *testing.T) {
+	approved := approval.Profile{User: "1:1", Network: "none", AnyCommand: true, Limits: approval.Limits{MemoryBytes: 1 << 20, Pids: 9, MilliCPU: 500}}
+	for _, nano := range []string{"9223372036854775807", "9223372036854000001", "500000001"} {
+		w, err := parseWish([]byte(`{"Image":"a","Cmd":["x"],"HostConfig":{"NanoCpus":` + nano + `}}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := w.profile(approved, nil)
+		if err := approved.Covers(&p); approval.Reason(err) != approval.ReasonProfile || p.Limits.MilliCPU <= 500 {
+			t.Errorf("%s: %d thousandths of a core, %v", nano, p.Limits.MilliCPU, err)
+		}
+	}
 }
 
 func FuzzParseWish(f *testing.F) {

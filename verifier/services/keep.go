@@ -25,6 +25,7 @@ const (
 	lookEvery = 200 * time.Millisecond // at a socket that is to answer, and for a fit engine
 	askAgain  = 30 * time.Second       // for what was refused, where the log does not change
 	grace     = 5 * time.Second        // for the last work of one that is ended
+	endsIn    = 30 * time.Second       // and so long the engine may take beyond it
 )
 
 // Keeper keeps the services running.
@@ -54,8 +55,14 @@ func (k *Keeper) Run(ctx context.Context) error {
 		return nil
 	}
 	k.fit(ctx)
-	k.strangers(ctx)
 	var all sync.WaitGroup
+	told := map[string]string{}
+	if k.strangers(ctx, told) {
+		all.Go(func() {
+			for k.sleep(ctx, askAgain) && k.strangers(ctx, told) {
+			}
+		})
+	}
 	before := make(chan struct{})
 	close(before)
 	for _, s := range k.services {
@@ -101,8 +108,9 @@ func (k *Keeper) sleep(ctx context.Context, d time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// strangers ends services that a former configuration named.
-func (k *Keeper) strangers(ctx context.Context) {
+// strangers ends services that a former configuration named, and tells whether one is left. told is
+// why each could not be ended, by its container: that is said once, and that it has gone in the end.
+func (k *Keeper) strangers(ctx context.Context, told map[string]string) (left bool) {
 	for _, o := range k.guard.Owned() {
 		k.mu.Lock()
 		_, known := k.status[o.Purpose]
@@ -110,13 +118,27 @@ func (k *Keeper) strangers(ctx context.Context) {
 		if known || ctx.Err() != nil {
 			continue
 		}
-		k.end(ctx, o)
+		err := k.endOwn(ctx, o.ID, grace)
+		reason := guard.Reason(err)
+		left = left || err != nil
+		if ctx.Err() == nil && (err == nil || told[o.ID] != reason) {
+			k.stopped(o, err)
+		}
+		told[o.ID] = reason
 	}
+	return left
 }
 
-func (k *Keeper) end(ctx context.Context, o guard.Owned) {
+// endOwn ends a container, or gives up: an engine that hangs on one must not keep the others waiting.
+func (k *Keeper) endOwn(ctx context.Context, id string, grace time.Duration) error {
+	ctx, done := context.WithTimeout(ctx, grace+endsIn)
+	defer done()
+	return k.guard.EndOwn(ctx, id, grace)
+}
+
+func (k *Keeper) stopped(o guard.Owned, err error) {
 	f := event.Fields{"service": declared.Name(o.Purpose), "container": o.ID}
-	if err := k.guard.EndOwn(ctx, o.ID, grace); err != nil {
+	if err != nil {
 		f["failed"] = err.Error()
 	}
 	k.events.Emit("service.stopped", f)
@@ -223,7 +245,7 @@ func (o *one) adopt(ctx context.Context) string {
 			o.tell("service.adopted", event.Fields{"container": c.ID})
 			return c.ID
 		}
-		o.end(ctx, c)
+		o.stopped(c, o.endOwn(ctx, c.ID, grace))
 	}
 	return ""
 }
@@ -336,7 +358,7 @@ func (o *one) cleared(ctx context.Context) bool {
 		if c.Purpose != o.s.Purpose {
 			continue
 		}
-		err := o.guard.EndOwn(ctx, c.ID, grace)
+		err := o.endOwn(ctx, c.ID, grace)
 		if ctx.Err() != nil {
 			return false
 		}
@@ -430,7 +452,7 @@ func (o *one) rest(ctx context.Context, id string) {
 		why, err := o.s.Bell(ctx)
 		heard <- rung{why, err}
 	}()
-	if err := o.guard.EndOwn(ctx, id, 0); err != nil {
+	if err := o.endOwn(ctx, id, 0); err != nil {
 		o.tell("service.stopped", event.Fields{"container": id, "failed": err.Error()})
 	}
 	o.set(declared.StateResting, "", "", "")

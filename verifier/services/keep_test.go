@@ -237,7 +237,10 @@ func (s *scripted) Standing(context.Context, string) (engine.Standing, error) {
 
 func (s *scripted) Ended(ctx context.Context, _ string) error { return s.wait(ctx) }
 
-func (s *scripted) EndOwn(_ context.Context, id string, _ time.Duration) error {
+func (s *scripted) EndOwn(ctx context.Context, id string, _ time.Duration) error {
+	if _, ends := ctx.Deadline(); !ends {
+		panic("an end that is waited for without end")
+	}
 	s.stops++
 	err := s.end(s.stops)
 	if err == nil {
@@ -327,6 +330,57 @@ func TestEndWithoutAnEngineThatWaits(t *testing.T) {
 	}
 }
 
+// stuck is a guard before an engine that does not end containers the first times.
+type stuck struct {
+	lost
+	fails    int
+	endless  int // calls without an end
+	attempts int
+}
+
+func (s *stuck) Fit() error { return nil }
+
+func (s *stuck) EndOwn(ctx context.Context, id string, _ time.Duration) error {
+	s.attempts++
+	if _, ends := ctx.Deadline(); !ends {
+		s.endless++
+	}
+	if s.fails--; s.fails >= 0 {
+		return errAway
+	}
+	s.owned = slices.DeleteFunc(s.owned, func(o guard.Owned) bool { return o.ID == id })
+	return nil
+}
+
+// A container of a former configuration that cannot be ended is tried again until it is gone, each
+// time with an end; what is told is that it failed, and that it went.
+func TestContainerOfAFormerConfigurationIsTriedAgain(t *testing.T) {
+	for _, fails := range []int{0, 5} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		log, began := &eventtest.Buffer{}, time.Unix(1700000000, 0)
+		clock := &leaping{now: began, ends: began.Add(time.Hour), end: cancel}
+		g := &stuck{lost: lost{owned: []guard.Owned{{ID: "former", Own: guard.Own{Name: "portcullis-noded", Purpose: declared.Purpose("noded")}}}}, fails: fails}
+		if err := New(nil, g, unchanged{}, clock, event.NewJSON(log, "verifierd", clock.Now)).Run(ctx); err != nil || ctx.Err() != nil {
+			t.Fatal(err, ctx.Err())
+		}
+		if took := clock.Now().Sub(began); len(g.owned) != 0 || g.attempts != fails+1 || g.endless != 0 || took != time.Duration(fails)*askAgain {
+			t.Errorf("%d failures: %d attempts, %d without an end, in %s; left %v", fails, g.attempts, g.endless, took, g.owned)
+		}
+		if told := log.String(); strings.Count(told, `"failed"`) != min(fails, 1) || strings.Count(told, `"service.stopped"`) != 1+min(fails, 1) {
+			t.Errorf("%d failures, told\n%s", fails, told)
+		}
+	}
+	// Who ends the keeper meanwhile does not wait for it.
+	ctx, cancel := context.WithCancel(t.Context())
+	began, log := time.Unix(1700000000, 0), &eventtest.Buffer{}
+	clock := &leaping{now: began, ends: began.Add(3 * askAgain), end: cancel}
+	g := &stuck{lost: lost{owned: []guard.Owned{{ID: "former", Own: guard.Own{Purpose: declared.Purpose("noded")}}}}, fails: 1 << 30}
+	if err := New(nil, g, unchanged{}, clock, event.NewJSON(log, "verifierd", clock.Now)).Run(ctx); err != nil || len(g.owned) != 1 || strings.Count(log.String(), "\n") != 1 {
+		t.Errorf("%v, left %v, told\n%s", err, g.owned, log)
+	}
+}
+
 // One question that fails while a service comes up hides nothing: it is told when it is ready,
 // and the next one may start.
 func TestQuestionThatFailsWhileItStarts(t *testing.T) {
@@ -391,7 +445,12 @@ type slow struct {
 	removed chan struct{} // closed when that is done
 }
 
-func (s *slow) EndOwn(context.Context, string, time.Duration) error { <-s.removed; return nil }
+func (s *slow) EndOwn(ctx context.Context, _ string, _ time.Duration) error {
+	if _, ends := ctx.Deadline(); ends {
+		<-s.removed
+	}
+	return nil
+}
 
 // Who asks for a service that is done finds its bell, also while its container is still
 // being removed; the service begins again when that is over.
