@@ -1,7 +1,6 @@
 package probe
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,12 +18,13 @@ import (
 
 // Boot tells what was booted: command line, kernel release and the kernel's ELF
 // notes (its build id), lockdown, taint, whether a kexec kernel waits, and which
-// kernel functions and events have a tracer on them, and the security modules.
+// kernel functions and events have a tracer on them, the security modules, and the
+// programs that the kernel starts by itself.
 //
 // It finds another image or another command line, a kernel that was replaced by
 // kexec (the notes and the boot id change), lockdown that is off, forced or
-// unsigned modules (taint), kprobes, uprobes and ftrace users, and a door that the
-// signed kernel was built without.
+// unsigned modules (taint), kprobes, uprobes and ftrace users, a door that the
+// signed kernel was built without, and another program in the place of a helper.
 //
 // It cannot see a kernel that lies about these files, nor a hypervisor below.
 type Boot struct{ Host }
@@ -74,6 +74,9 @@ func (p *Boot) Run(_ context.Context, key protocol.OpKey, params []byte) (protoc
 	d.LSM = clean(strings.TrimSpace(string(modules)))
 	d.Traced = p.traced()
 	d.Doors = p.doors()
+	if d.Helpers, err = p.helpers(); err != nil {
+		return protocol.Output{}, err
+	}
 	d.UptimeMs = p.Uptime().Milliseconds()
 	return answer(key, p.Name(), params, d)
 }
@@ -90,32 +93,6 @@ func (p *Boot) lockdown() (string, error) {
 		return "", fmt.Errorf("lockdown: no choice in %.64q", b)
 	}
 	return word, nil
-}
-
-// traced lists what is hooked to the kernel's functions by its own means. A
-// kernel without a tracer has none of these files.
-func (p *Boot) traced() []string {
-	var out []string
-	for _, f := range []struct{ fstype, name, prefix string }{
-		{"tracefs", "enabled_functions", "ftrace: "},
-		{"tracefs", "kprobe_events", "kprobe: "},
-		{"tracefs", "uprobe_events", "uprobe: "},
-		{"tracefs", "set_event", "event: "},
-		{"tracefs", "current_tracer", "tracer: "},
-		{"debugfs", "kprobes/list", "kprobe: "},
-	} {
-		b, err := p.Special(f.fstype, f.name)
-		if err != nil {
-			continue
-		}
-		for l := range bytes.Lines(b) {
-			if l = bytes.TrimSpace(l); len(l) == 0 || len(out) == protocol.MaxTraced || idle(f.name, string(l)) {
-				continue
-			}
-			out = append(out, f.prefix+strings.ToValidUTF8(string(l[:min(len(l), 160)]), "?"))
-		}
-	}
-	return out
 }
 
 // doors lists which of protocol.Doors this kernel has. A file system that cannot be
@@ -145,6 +122,3 @@ func (p *Boot) doors() []string {
 	}
 	return out
 }
-
-// idle tells whether a line means that nothing is traced.
-func idle(name, line string) bool { return name == "current_tracer" && line == "nop" }

@@ -42,6 +42,8 @@ type Host struct {
 	// Special reads a file of a kernel file system (securityfs, tracefs, debugfs)
 	// wherever it is mounted, even nowhere; nil mounts it privately.
 	Special func(fstype, name string) ([]byte, error)
+	// SpecialDir lists a directory of one; nil mounts it privately.
+	SpecialDir func(fstype, name string) ([]string, error)
 	// Stat describes the file that a link below /proc leads to; nil asks the kernel.
 	Stat func(link string) (FileStat, error)
 	// Content opens that file; nil asks the kernel.
@@ -95,6 +97,9 @@ func (h Host) withDefaults() Host {
 	}
 	if h.Special == nil {
 		h.Special = special
+	}
+	if h.SpecialDir == nil {
+		h.SpecialDir = specialDir
 	}
 	if h.Stat == nil {
 		h.Stat = statFile

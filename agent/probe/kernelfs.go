@@ -13,6 +13,25 @@ import (
 // leads to: an attacker cannot put another file in its place, and nothing
 // changes for the rest of the machine (fsopen(2), Linux 5.2).
 func special(fstype, name string) ([]byte, error) {
+	f, err := openSpecial(fstype, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxFile))
+}
+
+// specialDir lists a directory of such a file system.
+func specialDir(fstype, name string) ([]string, error) {
+	f, err := openSpecial(fstype, name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Readdirnames(-1)
+}
+
+func openSpecial(fstype, name string) (*os.File, error) {
 	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open file system %s: %w", fstype, err)
@@ -30,9 +49,7 @@ func special(fstype, name string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s of %s: %w", name, fstype, err)
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxFile))
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 func bootTime() time.Duration {

@@ -20,7 +20,7 @@ import (
 //
 // It finds code that was patched in memory (a debugger, /proc/PID/mem, a
 // uprobe) and another file under an image file's path, since of that nearly
-// every page differs.
+// every page differs; and, of the agent itself, constants that were written to.
 //
 // Of a container's programs no page is read, because the gateway has not their
 // files: what op procs says of them is a digest of the whole file, and pages that
@@ -28,7 +28,7 @@ import (
 //
 // It samples what it reads: a file of the page cache that was changed in few
 // bytes, which the kernel's own accounting does not show, is found only in
-// time. Data is not read.
+// time. Other data is not read.
 type Pmem struct {
 	Host
 	layers *layers
@@ -72,7 +72,12 @@ func (p *Pmem) Run(ctx context.Context, key protocol.OpKey, params []byte) (prot
 		d.Pages = append(d.Pages, protocol.Page{Path: c.file.Path, Segment: c.segment, Pick: c.n, Offset: offset,
 			PID: pid, MAC: key.PageMAC(c.file.Path, offset, page)})
 	}
-	d.Patches = p.patches(s)
+	if d.Patches, err = p.constants(); err != nil {
+		return protocol.Output{}, err
+	}
+	if d.Patches = append(d.Patches, p.patches(s)...); len(d.Patches) > protocol.MaxPatches {
+		d.Patches = d.Patches[:protocol.MaxPatches]
+	}
 	return answer(key, p.Name(), params, d)
 }
 

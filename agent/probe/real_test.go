@@ -11,6 +11,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"portcullis/attestserver/protocol"
 )
@@ -224,5 +227,35 @@ func BenchmarkProbes(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A constant of the agent that is written to, with the value that it has, is told.
+func TestPmem_OwnConstants(t *testing.T) {
+	if own, err := (Host{Proc: "/proc"}).constants(); err != nil || len(own) > 0 {
+		t.Fatalf("%+v, %v", own, err)
+	}
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	b, err := unix.Mmap(int(exe.Fd()), 8*protocol.PageSize, 4*protocol.PageSize, unix.PROT_READ, unix.MAP_PRIVATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(b)
+	mem, err := os.OpenFile("/proc/self/mem", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	at := int64(uintptr(unsafe.Pointer(&b[2*protocol.PageSize])))
+	if _, err := mem.WriteAt(b[2*protocol.PageSize:][:1], at); err != nil {
+		t.Fatal(err)
+	}
+	own, err := (Host{Proc: "/proc"}).constants()
+	if err != nil || len(own) != 1 || own[0].Pages != 1 || own[0].Offset != 10*protocol.PageSize || own[0].PID != os.Getpid() {
+		t.Errorf("%+v, %v", own, err)
 	}
 }

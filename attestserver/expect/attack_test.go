@@ -114,6 +114,9 @@ func TestAttacks(t *testing.T) {
 		{"a debugger writes one byte of code", protocol.OpPmem, expect.ReasonPatchedCode, "process 300: 1 pages of /usr/bin/dockerd are no longer the file's, the first at 0x5000", func(m *machine) {
 			m.pagemap(300, 245, 5)
 		}},
+		{"a path that the agent reads is changed in its memory", protocol.OpPmem, expect.ReasonPatchedCode, "1 pages of /usr/lib/portcullis/hpc-agent are no longer the file's, the first at 0x4000", func(m *machine) {
+			m.agent(9, 3)
+		}},
 		{"a name tries to write to the operator's terminal", protocol.OpPmem, expect.ReasonUnknownCode, "/tmp/?[2Jevil?", func(m *machine) {
 			m.mapped(666, "evil", "/tmp/\x1b[2Jevil\u0085", []byte("evil"), probe.FileStat{Size: 4, Inode: 5, FSType: "tmpfs"}, "r-xp")
 		}},
@@ -153,6 +156,21 @@ func TestAttacks(t *testing.T) {
 		{"an unsigned module tainted the kernel", protocol.OpBoot, expect.ReasonTainted, "12288", func(m *machine) { m.write([]byte("12288\n"), "proc/sys/kernel/tainted") }},
 		{"a kprobe is set", protocol.OpBoot, expect.ReasonTraced, "kprobe: p:kp do_sys_openat2", func(m *machine) { m.special["kprobe_events"] = "p:kp do_sys_openat2\n" }},
 		{"tracepoints are switched on", protocol.OpBoot, expect.ReasonTraced, "event: sched:sched_switch", func(m *machine) { m.special["set_event"] = "sched:sched_switch\n" }},
+		{"tracepoints are switched on in an instance", protocol.OpBoot, expect.ReasonTraced, "event of instances/evil: sched:sched_switch", func(m *machine) {
+			m.special["instances/evil/set_event"], m.special["instances/evil/current_tracer"] = "sched:sched_switch\n", "nop\n"
+		}},
+		{"a tracer runs in an instance", protocol.OpBoot, expect.ReasonTraced, "tracer of instances/evil: function_graph", func(m *machine) {
+			m.special["instances/evil/current_tracer"] = "function_graph\n"
+		}},
+		{"a core dump starts a program of the attacker", protocol.OpBoot, expect.ReasonHelper, "core_pattern is \"|/run/evil %p\"", func(m *machine) {
+			m.write([]byte("|/run/evil %p\n"), "proc/sys/kernel/core_pattern")
+		}},
+		{"a wanted module starts a program of the attacker", protocol.OpBoot, expect.ReasonHelper, "modprobe is \"/usr/bin/dockerd\"", func(m *machine) {
+			m.write([]byte("/usr/bin/dockerd\n"), "proc/sys/kernel/modprobe")
+		}},
+		{"a power-off starts a program of the attacker", protocol.OpBoot, expect.ReasonHelper, "poweroff_cmd is", func(m *machine) {
+			m.write([]byte("/run/evil\n"), "proc/sys/kernel/poweroff_cmd")
+		}},
 		{"the function tracer runs", protocol.OpBoot, expect.ReasonTraced, "tracer: function", func(m *machine) { m.special["current_tracer"] = "function\n" }},
 		{"blocks of the root image are changed", protocol.OpBlock, expect.ReasonBlock, "random blocks", func(m *machine) {
 			b, err := os.ReadFile(m.path("dev/loop0"))
@@ -493,5 +511,35 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Who takes cores may be set while the machine starts; then it stays.
+func TestBoot_HelpersStay(t *testing.T) {
+	m := newMachine(t)
+	m.enrol()
+	set := func(pattern string) { m.write([]byte(pattern+"\n"), "proc/sys/kernel/core_pattern") }
+	for _, pattern := range []string{"|/usr/bin/dockerd", "core", "|/bin/dockerd %P %u", "core"} { // systemd and its settings
+		set(pattern)
+		m.uptime += time.Second
+		if f := m.judge(protocol.OpBoot); len(f) > 0 {
+			t.Errorf("%s while it starts: %+v", pattern, f)
+		}
+	}
+	m.uptime = 181 * time.Second
+	if f := m.judge(protocol.OpBoot); len(f) > 0 {
+		t.Errorf("it has started: %+v", f)
+	}
+	set("|/usr/bin/dockerd")
+	for range 2 {
+		m.uptime += time.Second
+		if f := m.judge(protocol.OpBoot); len(f) != 1 || f[0].Reason != expect.ReasonHelper || f[0].Class != protocol.Fatal {
+			t.Errorf("a program of the image takes cores later: %+v", f)
+		}
+	}
+	set("core")
+	m.uptime += time.Second
+	if f := m.judge(protocol.OpBoot); len(f) > 0 {
+		t.Errorf("it was put back: %+v", f)
 	}
 }

@@ -48,6 +48,9 @@ func (e *Boot) Judge(in protocol.JudgeInput) []protocol.Finding {
 		j.fatal(ReasonTraced, "%s", t)
 	}
 	e.doors(j, d.Doors)
+	if err := e.helpers(j, in.State, &d); err != nil {
+		j.unjudged(err)
+	}
 	e.sameBoot(j, in.State, &d)
 	return j.list
 }

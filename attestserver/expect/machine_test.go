@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -149,6 +150,18 @@ func makeMachine(t testing.TB, tasks bool, without []string) *machine {
 			}
 			return nil, fs.ErrNotExist
 		},
+		SpecialDir: func(fstype, name string) (list []string, err error) {
+			if slices.Contains(m.noFS, fstype) {
+				return nil, unix.ENODEV
+			}
+			for s := range m.special {
+				if rest, ok := strings.CutPrefix(s, name+"/"); ok {
+					list = append(list, path.Dir(rest))
+				}
+			}
+			slices.Sort(list)
+			return slices.Compact(list), nil
+		},
 	}
 	if tasks {
 		m.approved = []string{testTask}
@@ -272,6 +285,9 @@ func (m *machine) boot() {
 	m.write([]byte("6.12.0-test\n"), "proc/sys/kernel/osrelease")
 	m.write([]byte("11111111-2222-3333-4444-555555555555\n"), "proc/sys/kernel/random/boot_id")
 	m.write([]byte("0\n"), "proc/sys/kernel/tainted")
+	for name, value := range map[string]string{protocol.HelperCore: "core", protocol.HelperModprobe: "/sbin/modprobe", protocol.HelperPoweroff: "/sbin/poweroff"} {
+		m.write([]byte(value+"\n"), "proc/sys/kernel", name)
+	}
 	m.write([]byte("notes"), "sys/kernel/notes")
 	m.write([]byte("0\n"), "sys/kernel/kexec_loaded")
 	m.write([]byte("bridge 300000 0 - Live 0xffffffffc0000000\n"), "proc/modules")
@@ -297,6 +313,7 @@ func (m *machine) boot() {
 	m.mounts("0 0 0:26 / / rw - overlay root rw\n23 1 0:22 / /proc rw - proc proc rw\n")
 	m.process(1, "systemd", "/usr/lib/systemd/systemd", m.files["/usr/lib/systemd/systemd"])
 	m.process(300, "dockerd", "/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
+	m.agent(9, -1)
 	m.write([]byte("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 12\n"), "proc/2/stat")
 	m.write(nil, "proc/2/maps")
 	m.write([]byte("1405b58f I------     2 perm 1f0b0000     0     0 keyring   .builtin_trusted_keys: 1\n38715bc3 I--Q---     1 perm 3f030000     0     0 keyring   _ses: 1\n"), "proc/keys")
@@ -377,6 +394,25 @@ func (m *machine) pagemap(pid, n, own int) {
 		binary.LittleEndian.PutUint64(b[8*(loadAddress/protocol.PageSize+i):], e)
 	}
 	m.write(b, "proc", strconv.Itoa(pid), "pagemap")
+}
+
+// agent writes what the agent sees of itself: code, and then constants of n pages
+// of which one is no longer the file's.
+func (m *machine) agent(n, own int) {
+	path := "/usr/lib/portcullis/hpc-agent"
+	at := loadAddress + protocol.PageSize
+	m.link(path, "proc/self/exe")
+	m.write(fmt.Appendf(nil, "%x-%x r-xp 00000000 00:1a 764 %s\n%x-%x r--p 00001000 00:1a 764 %s\n%x-%x rw-p 00000000 00:00 0 \n",
+		loadAddress, at, path, at, at+n*protocol.PageSize, path, at+n*protocol.PageSize, at+2*n*protocol.PageSize), "proc/self/maps")
+	b := make([]byte, 8*(at/protocol.PageSize+2*n))
+	for i := at / protocol.PageSize; i < len(b)/8; i++ { // what lies behind the constants is the agent's own
+		e := uint64(1 << 63)
+		if i < at/protocol.PageSize+n && i != at/protocol.PageSize+own {
+			e |= 1 << 61
+		}
+		binary.LittleEndian.PutUint64(b[8*i:], e)
+	}
+	m.write(b, "proc/self/pagemap")
 }
 
 // number is the inode number of a file in the image.

@@ -15,6 +15,7 @@ const (
 	ReasonBootID      = "boot-id-changed"   // another boot answers within the session
 	ReasonUptime      = "boot-uptime"       // the kernel's clock ran backwards
 	ReasonTraced      = "boot-traced"       // a tracer or probe is on a kernel function
+	ReasonHelper      = "boot-helper"       // the kernel starts another program than the image's by itself
 	ReasonDoor        = "boot-door"         // modules, kexec, tracefs or debugfs where the signed kernel has none, or the other way round
 
 	ReasonBlock  = "block-changed" // blocks of the root device are not the image's

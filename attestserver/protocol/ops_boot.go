@@ -19,7 +19,24 @@ type BootData struct {
 	UptimeMs    int64    `json:"uptime_ms"`    // since the kernel started
 	Traced      []string `json:"traced"`       // kernel functions with a tracer on them, kprobes and uprobes
 	Doors       []string `json:"doors"`        // of Doors: those that this kernel has
+	Helpers     []Helper `json:"helpers"`      // programs that the kernel starts by itself, in the order of Helpers
 }
+
+// Helper is a setting of the kernel that names a program, by its file in /proc/sys/kernel.
+type Helper struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// The helpers.
+const (
+	HelperCore     = "core_pattern"
+	HelperModprobe = "modprobe"
+	HelperPoweroff = "poweroff_cmd"
+)
+
+// Helpers are those that are told.
+var Helpers = []string{HelperCore, HelperModprobe, HelperPoweroff}
 
 // Doors are the ways into a running kernel of which it is told whether they exist:
 // the file systems debugfs and tracefs, starting another kernel, loading modules.
@@ -49,6 +66,17 @@ func (d *BootData) Check() error {
 		if !slices.Contains(Doors, door) || i > 0 && d.Doors[i-1] >= door {
 			return fmt.Errorf("door %.40q is unknown or out of order", door)
 		}
+	}
+	next := 0
+	for _, h := range d.Helpers {
+		i := slices.Index(Helpers, h.Name)
+		if i < next {
+			return fmt.Errorf("helper %.40q is unknown or out of order", h.Name)
+		}
+		if err := short("helper", h.Value); err != nil {
+			return err
+		}
+		next = i + 1
 	}
 	return short("boot", d.Cmdline, d.Release, d.Notes, d.BootID, d.Lockdown, d.LSM)
 }

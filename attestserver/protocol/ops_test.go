@@ -21,7 +21,7 @@ var opTypes = []struct {
 	fresh   func() checked
 	example string
 }{
-	{"boot", func() checked { return &BootData{} }, `{"cmdline":"a","release":"6.12","notes_sha256":"00","boot_id":"x","lockdown":"integrity","tainted":0,"kexec_loaded":false,"uptime_ms":5,"traced":null,"doors":["kexec","modules"]}`},
+	{"boot", func() checked { return &BootData{} }, `{"cmdline":"a","release":"6.12","notes_sha256":"00","boot_id":"x","lockdown":"integrity","tainted":0,"kexec_loaded":false,"uptime_ms":5,"traced":null,"doors":["kexec","modules"],"helpers":[{"name":"modprobe","value":"/sbin/modprobe"}]}`},
 	{"block parameters", func() checked { return &BlockParams{} }, `{"blocks":[1,2,3]}`},
 	{"block", func() checked { return &BlockData{} }, `{"device":"loop0","direct":true,"verity":{"device":"dm-0","targets":1}}`},
 	{"procs", func() checked { return &ProcsData{} }, `{"processes":[{"pid":1,"ppid":0,"start":5,"comm":"init","exe":"/init"}],"kernel":3,"files":[{"path":"/init","segments":[{"offset":0,"length":4096}],"pids":[1]}],"anonymous":[],"mounts":[],"vanished":0}`},
@@ -73,6 +73,8 @@ func TestDecodeOp_Limits(t *testing.T) {
 	many := func(one string, n int) string { return "[" + strings.Repeat(one+",", n) + one + "]" }
 	long := `"` + strings.Repeat("x", MaxString+1) + `"`
 	for i, bad := range []struct{ op, data string }{
+		{"boot", `{"helpers":[{"name":"modprobe"},{"name":"core_pattern"}]}`}, {"boot", `{"helpers":[{"name":"hotplug"}]}`},
+		{"boot", `{"helpers":[{"name":"modprobe","value":` + long + `}]}`}, {"boot", `{"helpers":[{"name":"modprobe"},{"name":"modprobe"}]}`},
 		{"boot", `{"uptime_ms":-1}`}, {"boot", `{"cmdline":` + long + `}`}, {"boot", `{"traced":` + many(`"x"`, MaxTraced) + `}`},
 		{"block parameters", `{"blocks":[]}`}, {"block parameters", `{"blocks":` + many("1", MaxBlocks) + `}`}, {"block parameters", `{"blocks":[-1]}`},
 		{"block", `{"device":` + long + `}`},

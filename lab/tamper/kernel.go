@@ -16,6 +16,14 @@ var kernel = []Attack{
 		Commit: []string{tracefs, "echo 'p:tamperu /usr/bin/bash:0x30000' > /run/tamper-t/uprobe_events"}, Undo: []string{"echo > /run/tamper-t/uprobe_events"}},
 	{Name: "tracepoint", FoundBy: "boot", Reasons: []string{"boot-traced"}, Detail: "sched_process_exec",
 		Commit: []string{tracefs, "echo sched:sched_process_exec > /run/tamper-t/set_event"}, Undo: []string{"echo > /run/tamper-t/set_event"}},
+	{Name: "tracepoint-in-an-instance", Stage: Settled, FoundBy: "boot", Reasons: []string{"boot-traced"}, Detail: "sched_process_fork",
+		Commit: []string{tracefs, "mkdir /run/tamper-t/instances/tamper", "echo sched:sched_process_fork > " + instance}, Undo: []string{"echo > " + instance}},
+	// Not modprobe's: other attacks have the kernel load modules.
+	{Name: "helper-of-the-kernel-exchanged", Stage: Settled, FoundBy: "boot", Reasons: []string{"boot-helper"}, Detail: "poweroff_cmd",
+		Commit: []string{"echo /run/tamper-p > /proc/sys/kernel/poweroff_cmd"}, Undo: []string{"echo /sbin/poweroff > /proc/sys/kernel/poweroff_cmd"}},
+	{Name: "core-dumps-led-to-a-program", Stage: Settled, FoundBy: "boot", Reasons: []string{"boot-helper"}, Detail: "core_pattern",
+		Commit: []string{"cat /proc/sys/kernel/core_pattern > /run/tamper-q", "echo '|/usr/bin/sh /run/tamper-r' > /proc/sys/kernel/core_pattern"},
+		Undo:   []string{"cat /run/tamper-q > /proc/sys/kernel/core_pattern"}},
 	{Name: "unlisted-module", FoundBy: "modules", Reasons: []string{"modules-unexpected"}, Detail: "dummy",
 		Commit: []string{"modprobe dummy"}},
 	{Name: "hidden-module", Stage: Settled, FoundBy: "modules", Reasons: []string{"modules-hidden"}, Detail: "dummy",
@@ -42,6 +50,9 @@ var kernel = []Attack{
 	{Name: "clock-set-forward", Stage: Alone, FoundBy: "time", Reasons: []string{"time-clock-set"}, Detail: "2h",
 		Commit: []string{"date -s '150 minutes'"}},
 }
+
+// instance is what an instance of the tracer traces.
+const instance = "/run/tamper-t/instances/tamper/set_event"
 
 // tracefs mounts it where nobody looks.
 const tracefs = "mkdir -p /run/tamper-t; mountpoint -q /run/tamper-t || mount -t tracefs none /run/tamper-t"

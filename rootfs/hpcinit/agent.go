@@ -50,6 +50,10 @@ func startAgent(root string, console *os.File) (int, error) {
 		Files: []*os.File{null, console, console},
 		// A session of its own: a hang-up of the console's terminal must not reach it.
 		// Mounts of its own: what is mounted over /proc or /sys later is not what it reads.
+		// They are in nobody's list: SwitchRoot removes the directory that its root is mounted
+		// on, and the kernel detaches that mount from all other namespaces (rmdir(2) of a
+		// mount point, Linux 3.18). So nobody who enters its namespace can mount there
+		// either (lab/tamper, mount-before-the-agent-alone).
 		Sys: &syscall.SysProcAttr{Chroot: root, Setsid: true, Unshareflags: syscall.CLONE_NEWNS},
 	})
 	if err != nil {
