@@ -182,6 +182,28 @@ func (k *Kernel) restoreDeny() (found []Drift, err error) {
 	if k.deny == nil {
 		return nil, nil
 	}
+	if k.heard.deny > 0 {
+		found, err = k.restoreWhole()
+		k.heard.deny = due(k.heard.deny, found, err)
+		if err != nil {
+			return found, err
+		}
+	}
+	if k.heard.open == 0 {
+		if err := k.lookForGone(); err != nil {
+			return found, err
+		}
+	}
+	if k.heard.open > 0 {
+		open, failed := k.restoreOpen()
+		k.heard.open = due(k.heard.open, open, failed)
+		found, err = append(found, open...), failed
+	}
+	return found, err
+}
+
+// restoreWhole puts the static deny back where it is not whole.
+func (k *Kernel) restoreWhole() (found []Drift, err error) {
 	live, seen, err := k.lookAtDeny()
 	if err == nil && !k.deny.stands(seen) {
 		live, seen, err = k.lookAtDeny() // as snapshot: what is put back was missed twice
@@ -193,14 +215,10 @@ func (k *Kernel) restoreDeny() (found []Drift, err error) {
 		found = []Drift{{Reason: DenyChanged}}
 	}
 	if seen == nil {
-		if err := k.putBack(live); err != nil {
-			return found, err
-		}
-	} else {
-		k.deny = seen
+		return found, k.putBack(live)
 	}
-	open, err := k.restoreOpen()
-	return append(found, open...), err
+	k.deny = seen
+	return found, nil
 }
 
 func (k *Kernel) lookAtDeny() (live *inventory, seen *backstop, err error) {

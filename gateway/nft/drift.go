@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"os"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -41,16 +42,23 @@ type Drift struct {
 
 // Restore compares what the kernel shows of our tables with what it showed after
 // our own last transaction. When somebody changed it, the ruleset is applied again; then
-// the static deny of a rack is put back where it is gone, and its set open put right.
+// the static deny of a rack is put back where it is gone, and its set open put right. Read is
+// what the kernel has told of since it was last found to be right, see heard.
 func (k *Kernel) Restore() (found []Drift, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.want == nil {
 		return nil, nil
 	}
-	own, err := k.restoreOwn()
+	if err := k.hear(); err != nil {
+		return nil, err
+	}
+	if k.heard.own > 0 {
+		found, err = k.restoreOwn()
+		k.heard.own = due(k.heard.own, found, err)
+	}
 	deny, failed := k.restoreDeny()
-	return append(own, deny...), errors.Join(err, failed)
+	return append(found, deny...), errors.Join(err, failed)
 }
 
 func (k *Kernel) restoreOwn() ([]Drift, error) {
@@ -69,11 +77,14 @@ func (k *Kernel) restoreOwn() ([]Drift, error) {
 }
 
 func (k *Kernel) remember() error {
+	if err := k.hear(); err != nil { // our own transaction, which snapshot reads
+		return err
+	}
 	d, err := k.snapshot()
 	if err != nil {
 		return err
 	}
-	k.digest = d
+	k.digest, k.heard.own = d, 0
 	return nil
 }
 
@@ -90,17 +101,17 @@ func (k *Kernel) steady(read func() error) (generation uint32, err error) {
 		if err := k.settled(); err != nil {
 			return 0, fmt.Errorf("nft: wait for a change to end: %w", err)
 		}
-		before, err := k.reader.GetGen()
+		before, err := k.generation()
 		if err != nil {
-			return 0, fmt.Errorf("nft: read the generation: %w", err)
+			return 0, err
 		}
 		failed := read()
-		after, err := k.reader.GetGen()
+		after, err := k.generation()
 		if err != nil {
-			return 0, fmt.Errorf("nft: read the generation: %w", err)
+			return 0, err
 		}
-		if before.ID == after.ID {
-			return after.ID, failed
+		if before == after {
+			return after, failed
 		}
 	}
 	return 0, errUnsettled
@@ -219,8 +230,9 @@ func dumpInto(h hash.Hash, c *netlink.Conn, family nftables.TableFamily, get, ta
 	return nil
 }
 
-// Watch calls changed once when it listens (for what happened before) and then for each
-// new generation of any ruleset that another process made, until ctx ends. A burst beyond the socket's buffer is
+// Watch calls changed once when it listens (for what happened before) and then for the
+// generations of any ruleset that other processes made, until ctx ends: for all at once that came while it was
+// called. Named is the first of those that made something due, see heard. A burst beyond the socket's buffer is
 // reported as one change by an unknown editor.
 func (k *Kernel) Watch(ctx context.Context, changed func(Editor)) error {
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: k.opt.NetNS})
@@ -233,26 +245,76 @@ func (k *Kernel) Watch(ctx context.Context, changed func(Editor)) error {
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	changed(Editor{})
+	waiting := notices{told: make(chan struct{}, 1)}
+	waiting.told <- struct{}{}
+	ended := make(chan error, 1)
+	go func() {
+		defer close(waiting.told)
+		ended <- k.listen(ctx, c, waiting.add)
+	}()
+	for range waiting.told {
+		if e := waiting.take(); ctx.Err() == nil {
+			changed(e)
+		}
+	}
+	return <-ended
+}
+
+// listen tells of each generation that another process made, and of messages that are lost.
+func (k *Kernel) listen(ctx context.Context, c *netlink.Conn, tell func(e Editor, weight int)) error {
+	weight := 0 // of the messages that belong to the next generation
 	for {
 		msgs, err := c.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			changed(Editor{})
+			tell(Editor{}, 0)
 			continue
 		case err != nil:
 			return fmt.Errorf("nft: watch: %w", err)
 		}
 		for _, m := range msgs {
-			if m.Header.Type == unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
-				if e := editorOf(m.Data); !ourThread(e.PID) {
-					changed(e)
-				}
+			if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN {
+				weight = max(weight, k.about(uint16(m.Header.Type), m.Data).weight())
+				continue
 			}
+			if e := editorOf(m.Data); !ourThread(e.PID) {
+				tell(e, weight)
+			}
+			weight = 0
 		}
 	}
+}
+
+// notices are those of generations that nobody has looked at.
+type notices struct {
+	told   chan struct{} // has one while there are some
+	mu     sync.Mutex
+	some   bool
+	editor Editor
+	weight int
+}
+
+func (n *notices) add(e Editor, weight int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.some || weight > n.weight {
+		n.some, n.editor, n.weight = true, e, weight
+	}
+	select {
+	case n.told <- struct{}{}:
+	default:
+	}
+}
+
+// take gives who is named; nobody where there are no notices.
+func (n *notices) take() Editor {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e := n.editor
+	n.some, n.editor, n.weight = false, Editor{}, 0
+	return e
 }
 
 // ourThread: the kernel names the thread that made the change.

@@ -36,6 +36,7 @@ type Kernel struct {
 	owner  *nftables.Conn // lasting: the owner of the tables is this socket
 	reader *nftables.Conn
 	dump   *netlink.Conn // raw read-back; kept open, since closing one waits for the kernel's clean-up
+	heard  *heard
 	flags  nftables.TableFlags
 	want   *ruleset.Ruleset
 	digest [32]byte  // of what the kernel showed after our last transaction
@@ -57,7 +58,11 @@ func Open(opt Options) (*Kernel, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("nft: connect: %w", err), owner.CloseLasting(), reader.CloseLasting())
 	}
-	k := &Kernel{opt: opt, owner: owner, reader: reader, dump: dump, flags: nftables.TableFlagOwner | nftables.TableFlagPersist}
+	heard, err := listen(opt.NetNS)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("nft: connect: %w", err), owner.CloseLasting(), reader.CloseLasting(), dump.Close())
+	}
+	k := &Kernel{opt: opt, owner: owner, reader: reader, dump: dump, heard: heard, flags: nftables.TableFlagOwner | nftables.TableFlagPersist}
 	if opt.Unowned {
 		k.flags = 0
 	}
@@ -66,7 +71,7 @@ func Open(opt Options) (*Kernel, error) {
 
 // Close lets go of the tables; they stay in the kernel.
 func (k *Kernel) Close() error {
-	return errors.Join(k.owner.CloseLasting(), k.reader.CloseLasting(), k.dump.Close())
+	return errors.Join(k.owner.CloseLasting(), k.reader.CloseLasting(), k.dump.Close(), k.heard.conn.Close())
 }
 
 // Owned tells whether the tables are protected from other processes.

@@ -27,12 +27,20 @@ func (k *Kernel) restoreOpen() (found []Drift, err error) {
 	twice := ""
 	for range openTries {
 		var elements []nftables.SetElement
-		var judged map[string]bool
-		generation, err := k.steady(func() (err error) { elements, judged, err = k.readOpen(); return err })
+		var judges map[string]judgement
+		generation, err := k.steady(func() (err error) { elements, judges, err = k.readOpen(); return err })
 		if err != nil {
 			return found, err
 		}
+		k.heard.judges = judges
+		judged := map[string]bool{}
+		for _, j := range judges {
+			if j.port != nil {
+				judged[string(j.port)] = true
+			}
+		}
 		if !judged[string(own)] {
+			k.heard.judges = map[string]judgement{}
 			return found, errNotPutBack // our own tables have gone again, and there is a change that tells us
 		}
 		keep, drift := compareOpen(elements, own, judged)
@@ -40,7 +48,8 @@ func (k *Kernel) restoreOpen() (found []Drift, err error) {
 			return found, nil
 		}
 		if said := fmt.Sprint(drift); said != twice {
-			twice = said // it is looked at again, as in snapshot
+			twice = said // it is looked at again, as in snapshot, and with nothing that was read before
+			k.heard.judges = map[string]judgement{}
 			continue
 		}
 		found = drift // also where another gatewayd is the one that puts it right
@@ -66,13 +75,16 @@ func denyTable() *nftables.Table {
 }
 
 // readOpen reads the set open, and which ports are judged.
-func (k *Kernel) readOpen() (elements []nftables.SetElement, judged map[string]bool, err error) {
+func (k *Kernel) readOpen() (elements []nftables.SetElement, judges map[string]judgement, err error) {
+	if err := k.hear(); err != nil {
+		return nil, nil, err
+	}
 	elements, err = k.reader.GetSetElements(&nftables.Set{Table: denyTable(), Name: ruleset.OpenSet})
 	if err != nil {
 		return nil, nil, fmt.Errorf("nft: read the static deny: %w", err)
 	}
-	judged, err = k.judged()
-	return elements, judged, err
+	judges, err = k.judged()
+	return elements, judges, err
 }
 
 // compareOpen tells what of the set open stays, and how it differs from that.
@@ -102,28 +114,62 @@ func compareOpen(elements []nftables.SetElement, own []byte, judged map[string]b
 	return keep, found
 }
 
-// judged lists the ports that the tables of a gatewayd judge, whether that lives or not.
-func (k *Kernel) judged() (map[string]bool, error) {
+// gatewaydTables lists the inet tables that a gatewayd has or had, but for those that sleep.
+func (k *Kernel) gatewaydTables() (list []*nftables.Table, err error) {
 	tables, err := k.reader.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {
 		return nil, fmt.Errorf("nft: list tables: %w", err)
 	}
-	chains, err := k.reader.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return nil, fmt.Errorf("nft: list chains: %w", err)
-	}
-	out := map[string]bool{}
 	for _, t := range tables {
-		if !ruleset.IsIPTable(t.Name) || t.Flags&nftables.TableFlagDormant != 0 {
+		if ruleset.IsIPTable(t.Name) && t.Flags&nftables.TableFlagDormant == 0 {
+			list = append(list, t)
+		}
+	}
+	return list, nil
+}
+
+// lookForGone makes a look at the set open due where a table has gone without a word, or is not trusted yet.
+func (k *Kernel) lookForGone() error {
+	tables, err := k.gatewaydTables()
+	if err != nil {
+		k.heard.open = dueLooks
+		return err
+	}
+	known := 0
+	for _, t := range tables {
+		if j, ok := k.heard.judges[t.Name]; ok && j.due == 0 {
+			known++
+		}
+	}
+	if known != len(tables) || known != len(k.heard.judges) {
+		k.heard.open = dueLooks
+	}
+	return nil
+}
+
+// judged tells which ports the tables of a gatewayd judge, whether that lives or not. What was read often enough and
+// of which the kernel has told nothing since is not read again.
+func (k *Kernel) judged() (map[string]judgement, error) {
+	tables, err := k.gatewaydTables()
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]judgement{}
+	for _, t := range tables {
+		before, known := k.heard.judges[t.Name]
+		if known && before.due == 0 {
+			out[t.Name] = before
 			continue
 		}
-		port, err := k.judgedBy(t, chains)
+		port, err := k.judgedBy(t)
 		if err != nil {
 			return nil, err
 		}
-		if port != nil {
-			out[string(port)] = true
+		now := judgement{port: port, due: dueLooks - 1}
+		if known && bytes.Equal(port, before.port) {
+			now.due = before.due - 1
 		}
+		out[t.Name] = now
 	}
 	return out, nil
 }
@@ -131,16 +177,20 @@ func (k *Kernel) judged() (map[string]bool, error) {
 // judgedBy is the port whose packets a table takes in hand at every place where the static deny would drop
 // them; nil where there is none, or where anything comes before that. What the table then says of
 // them its own gatewayd answers for.
-func (k *Kernel) judgedBy(t *nftables.Table, chains []*nftables.Chain) ([]byte, error) {
+func (k *Kernel) judgedBy(t *nftables.Table) ([]byte, error) {
 	var port []byte
 	for _, place := range denyChains {
-		i := slices.IndexFunc(chains, func(c *nftables.Chain) bool {
-			return c.Table.Name == t.Name && c.Name == place.name && c.Type == nftables.ChainTypeFilter && c.Hooknum != nil && *c.Hooknum == *place.hook
-		})
-		if i < 0 {
+		chain, err := k.reader.ListChain(t, place.name)
+		if errors.Is(err, unix.ENOENT) {
 			return nil, nil
 		}
-		rules, err := k.reader.GetRules(t, chains[i])
+		if err != nil {
+			return nil, fmt.Errorf("nft: read the tables of the ports: %w", err)
+		}
+		if chain.Type != nftables.ChainTypeFilter || chain.Hooknum == nil || *chain.Hooknum != *place.hook {
+			return nil, nil
+		}
+		rules, err := k.reader.GetRules(t, chain)
 		if err != nil {
 			return nil, fmt.Errorf("nft: read the tables of the ports: %w", err)
 		}
