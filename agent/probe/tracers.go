@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"path"
-	"strings"
 
 	"portcullis/attestserver/protocol"
 )
@@ -22,8 +21,12 @@ var tracers = []struct{ fstype, name, prefix string }{
 
 // instanceDir holds traces beside the first one (Documentation/trace/ftrace.rst,
 // "Instances"): each has events and a tracer of its own, which the files of the
-// first do not tell. Drivers make some, and trace nothing there.
+// first do not tell. Drivers make some, and trace nothing there but driverEvents.
 const instanceDir = "instances"
+
+// driverEvents are those that a driver switches on by itself: qla2xxx, for Fibre Channel, its
+// own words in its own instance, whenever it is loaded (qla_trace_init, Linux 5.9).
+var driverEvents = map[string]string{"instances/qla2xxx/set_event": "qla:ql_dbg_log"}
 
 // traced lists what is traced, at most protocol.MaxTraced lines.
 func (p *Boot) traced() (out []string) {
@@ -52,7 +55,7 @@ func (p *Boot) lines(out []string, fstype, name, prefix string) []string {
 		return out
 	}
 	for l := range bytes.Lines(b) {
-		if l = bytes.TrimSpace(l); len(l) == 0 || len(out) == protocol.MaxTraced || idle(path.Base(name), string(l)) {
+		if l = bytes.TrimSpace(l); len(l) == 0 || len(out) == protocol.MaxTraced || idle(name, string(l)) {
 			continue
 		}
 		out = append(out, clean(prefix+string(l[:min(len(l), 160)])))
@@ -60,7 +63,7 @@ func (p *Boot) lines(out []string, fstype, name, prefix string) []string {
 	return out
 }
 
-// idle tells whether a line means that nothing is traced.
+// idle tells whether a line of a file means that nobody traces anything.
 func idle(name, line string) bool {
-	return name == "current_tracer" && strings.TrimSpace(line) == "nop"
+	return path.Base(name) == "current_tracer" && line == "nop" || line == driverEvents[name]
 }

@@ -162,6 +162,9 @@ func TestAttacks(t *testing.T) {
 		{"a tracer runs in an instance", protocol.OpBoot, expect.ReasonTraced, "tracer of instances/evil: function_graph", func(m *machine) {
 			m.special["instances/evil/current_tracer"] = "function_graph\n"
 		}},
+		{"tracepoints are switched on in the instance of a driver", protocol.OpBoot, expect.ReasonTraced, "event of instances/qla2xxx: sched:sched_switch", func(m *machine) {
+			m.special["instances/qla2xxx/set_event"] = "qla:ql_dbg_log\nsched:sched_switch\n"
+		}},
 		{"a core dump starts a program of the attacker", protocol.OpBoot, expect.ReasonHelper, "core_pattern is \"|/run/evil %p\"", func(m *machine) {
 			m.write([]byte("|/run/evil %p\n"), "proc/sys/kernel/core_pattern")
 		}},
@@ -490,6 +493,9 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 			m.uevent("add", "/devices/virtual/block/loop1", "block")
 			m.uevent("change", "/devices/pci0000:00/0000:00:05.0/block/sr0", "block")
 		}},
+		{"a driver traces into its own instance", protocol.OpBoot, func(m *machine) {
+			m.special["instances/qla2xxx/set_event"], m.special["instances/qla2xxx/current_tracer"] = "qla:ql_dbg_log\n", "nop\n"
+		}},
 		{"a disk is found while the machine starts", protocol.OpUevent, func(m *machine) {
 			m.uevent("add", "/devices/pci0000:00/0000:00:05.0/block/vda", "block")
 		}},
@@ -519,7 +525,7 @@ func TestBoot_HelpersStay(t *testing.T) {
 	m := newMachine(t)
 	m.enrol()
 	set := func(pattern string) { m.write([]byte(pattern+"\n"), "proc/sys/kernel/core_pattern") }
-	for _, pattern := range []string{"|/usr/bin/dockerd", "core", "|/bin/dockerd %P %u", "core"} { // systemd and its settings
+	for _, pattern := range []string{"|/bin/false", "|/usr/bin/dockerd", "core", "|/bin/dockerd %P %u", "|/lib/systemd/systemd %P", "core"} { // systemd and its settings
 		set(pattern)
 		m.uptime += time.Second
 		if f := m.judge(protocol.OpBoot); len(f) > 0 {
@@ -541,5 +547,13 @@ func TestBoot_HelpersStay(t *testing.T) {
 	m.uptime += time.Second
 	if f := m.judge(protocol.OpBoot); len(f) > 0 {
 		t.Errorf("it was put back: %+v", f)
+	}
+	set("|/bin/false")
+	if f := m.judge(protocol.OpBoot); len(f) > 0 {
+		t.Errorf("it goes down: %+v", f)
+	}
+	set("|/usr/bin/dockerd")
+	if f := m.judge(protocol.OpBoot); len(f) != 1 || f[0].Reason != expect.ReasonHelper {
+		t.Errorf("a program of the image takes cores after that: %+v", f)
 	}
 }

@@ -18,14 +18,19 @@ var kernelHelpers = map[string][]string{
 	protocol.HelperPoweroff: {"/sbin/poweroff", "/usr/sbin/poweroff", ""},
 }
 
+// noCores is what systemd sets at the very beginning, until it has read its settings, and again when the
+// machine goes down.
+const noCores = "|/bin/false"
+
 // helpers judges the programs that the kernel starts by itself. Where a core goes may
 // be set while the machine starts (systemd does), but only a program of the image may be
 // given one; after that nothing changes it.
 func (e *Boot) helpers(j *judge, st *protocol.ImageState, d *protocol.BootData) error {
-	bad := false
+	bad, none := false, false
 	for _, h := range d.Helpers {
 		ok := slices.Contains(kernelHelpers[h.Name], h.Value)
 		if h.Name == protocol.HelperCore {
+			none = h.Value == noCores
 			var err error
 			if ok, err = e.takesCores(h.Value); err != nil {
 				return err
@@ -44,6 +49,9 @@ func (e *Boot) helpers(j *judge, st *protocol.ImageState, d *protocol.BootData) 
 	}
 	now := fmt.Sprintf("%.600q", d.Helpers)
 	if old, ok := st.Notes[noteHelpers]; ok && string(old) != now && d.UptimeMs >= settle.Milliseconds() {
+		if none {
+			return nil // and what was stays what it must be
+		}
 		j.fatal(ReasonHelper, "they are %s, were %s", now, old)
 		return nil
 	}
@@ -54,12 +62,15 @@ func (e *Boot) helpers(j *judge, st *protocol.ImageState, d *protocol.BootData) 
 // takesCores tells whether a core goes into a file, or to a program of the image (core(5)).
 func (e *Boot) takesCores(pattern string) (bool, error) {
 	command, piped := strings.CutPrefix(pattern, "|")
-	if !piped {
+	if !piped || pattern == noCores {
 		return true, nil
 	}
 	program, _, _ := strings.Cut(command, " ")
-	if strings.HasPrefix(program, "/bin/") || strings.HasPrefix(program, "/sbin/") {
-		program = "/usr" + program
+	for _, dir := range []string{"/bin/", "/lib/", "/sbin/"} { // links into /usr, which are not followed
+		if strings.HasPrefix(program, dir) {
+			program = "/usr" + program
+			break
+		}
 	}
 	_, found, err := e.inImage(program)
 	return found, err
