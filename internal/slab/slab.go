@@ -5,9 +5,13 @@ package slab
 // piece is how large the pieces are that texts lie in, bytes. None is ever copied into a larger one.
 const piece = 64 << 10
 
+// long is from how many bytes on a text has a piece of its own, so that no more than a quarter of the others stays empty.
+const long = piece / 4
+
 // Text is texts. The zero value has none.
 type Text struct {
 	pieces [][]byte
+	filled int // the piece in which there may be room, and one more; 0 = none
 	bytes  int64
 }
 
@@ -20,14 +24,18 @@ func (t *Text) Add(parts ...string) Ref {
 	for _, p := range parts {
 		n += len(p)
 	}
-	last := len(t.pieces) - 1
-	if last < 0 || cap(t.pieces[last])-len(t.pieces[last]) < n {
-		t.pieces = append(t.pieces, make([]byte, 0, max(piece, n)))
-		last++
+	i := t.filled - 1
+	if n > long {
+		i = len(t.pieces)
+		t.pieces = append(t.pieces, make([]byte, 0, n))
+	} else if i < 0 || cap(t.pieces[i])-len(t.pieces[i]) < n {
+		i = len(t.pieces)
+		t.pieces = append(t.pieces, make([]byte, 0, piece))
+		t.filled = len(t.pieces)
 	}
-	r := Ref{uint32(last), uint32(len(t.pieces[last]))}
+	r := Ref{uint32(i), uint32(len(t.pieces[i]))}
 	for _, p := range parts {
-		t.pieces[last] = append(t.pieces[last], p...)
+		t.pieces[i] = append(t.pieces[i], p...)
 	}
 	t.bytes += int64(n)
 	return r
