@@ -269,7 +269,8 @@ func (k *Kernel) listen(ctx context.Context, c *netlink.Conn, tell func(e Editor
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			tell(Editor{}, 0)
+			tell(Editor{}, 1) // not named is then who only made what is nothing to us
+			weight = 0
 			continue
 		case err != nil:
 			return fmt.Errorf("nft: watch: %w", err)

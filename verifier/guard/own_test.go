@@ -148,7 +148,7 @@ func TestInvariant07_AnotherNamespaceIsNotTheEngines(t *testing.T) {
 	}{
 		"before it is met":             {engine.Info{}, []string{"moby", "moby-100000.100000", "moby.1.1"}, []string{"", "evil", "mobyx", "moby-1", "moby-1.1.1"}},
 		"without users":                {engine.Info{Version: "20.10.24"}, []string{"moby"}, []string{"moby-100000.100000", "moby.1.1", ""}},
-		"with users, before Docker 26": {engine.Info{Version: "20.10.24+dfsg1", Userns: true, FirstUID: 100000, FirstGID: 200000}, []string{"moby"}, []string{"moby-100000.100000", "moby-1.1", ""}},
+		"with users, before Docker 26": {engine.Info{Version: "20.10.24+dfsg1", Userns: true, FirstUID: 100000, FirstGID: 200000}, []string{"moby"}, []string{"moby-100000.200000", "moby-1.1", ""}},
 		"with users": {engine.Info{Version: "26.1.5+dfsg1", Userns: true, FirstUID: 100000, FirstGID: 200000}, []string{"moby-100000.200000"},
 			[]string{"moby", "moby-100000.100000", "moby-1.1", ""}},
 	} {

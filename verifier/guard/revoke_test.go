@@ -54,11 +54,14 @@ func TestInvariant07_RevocationWaitsForNoEngine(t *testing.T) {
 	go func() { ran <- g.Run(ctx) }()
 	defer func() { cancel(); <-ran }()
 	signal(g.wake)
-	for what := range asked { // the reconciliation waits
-		if strings.HasSuffix(what, "/containers/json") {
-			break
+	waitFor(t, "a reconciliation that waits", 10*time.Second, func() bool {
+		select {
+		case what := <-asked:
+			return strings.HasSuffix(what, "/containers/json")
+		default:
+			return false
 		}
-	}
+	})
 	for n, c := range []string{"a", "b"} {
 		if stand[c].empty() {
 			t.Errorf("%s ended before its image was revoked", c)

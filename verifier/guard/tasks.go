@@ -34,11 +34,11 @@ func (g *Guard) engineSpace(space string) bool {
 	switch {
 	case met.Version == "":
 		return anyEngineSpace.MatchString(space)
-	case !met.Userns:
+	case !met.Userns || sharesSpace(met.Version):
 		return space == "moby"
 	}
 	users := fmt.Sprintf("%d.%d", met.FirstUID, met.FirstGID)
-	return space == "moby-"+users || space == "moby."+users || space == "moby" && sharesSpace(met.Version)
+	return space == "moby-"+users || space == "moby."+users
 }
 
 // sharesSpace tells whether an engine with user namespaces uses the namespace of one without
