@@ -89,6 +89,9 @@ func cardOf(t *testing.T, c pi.Card) pi.Card {
 // of megabytes and the temporary directory may be in memory.
 func bigDir(t *testing.T) string {
 	t.Helper()
+	if err := os.MkdirAll(bigDirs(), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp(bigDirs(), ".test-")
 	if err != nil {
 		t.Fatal(err)
