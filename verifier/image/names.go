@@ -133,10 +133,10 @@ func (t *Tree) place(f File) error {
 		i = t.put(f.Path, e)
 	}
 	t.order = append(t.order, i)
-	if key := sha256.Sum256([]byte(f.Path)); f.Kind == KindLink {
-		t.budget.links[key] = true
+	if f.Kind == KindLink {
+		t.budget.links[sha256.Sum256([]byte(f.Path))] = true
 	} else if len(t.budget.links) > 0 {
-		delete(t.budget.links, key)
+		delete(t.budget.links, sha256.Sum256([]byte(f.Path)))
 	}
 	return nil
 }
