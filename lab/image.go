@@ -25,6 +25,7 @@ import (
 type Builder struct {
 	Repository string // "" = the checkout around the working directory
 	Kernel     string // of the PC's image: hpc.KernelHardened must have been built; "" = Debian's
+	Recipe     string // of the PC's image, below the repository: it extends the lab's; "" = that alone
 
 	mu    sync.Mutex
 	built *Built
@@ -73,7 +74,7 @@ func (b *Builder) Build(ctx context.Context, say func(what string)) (*Built, err
 	if err := built.keys(); err != nil {
 		return nil, err
 	}
-	if err := built.image(ctx, b.Kernel, say); err != nil {
+	if err := built.image(ctx, b.Kernel, b.Recipe, say); err != nil {
 		return nil, err
 	}
 	b.built = built
@@ -109,8 +110,12 @@ func (b *Built) keys() error {
 	return nil
 }
 
-// image makes the lab image for b's gateway, with a kernel, signed by b's release key.
-func (b *Built) image(ctx context.Context, kernel string, say func(string)) error {
+// image makes the lab image for b's gateway, with a kernel and of a recipe, signed by
+// b's release key.
+func (b *Built) image(ctx context.Context, kernel, recipe string, say func(string)) error {
+	if recipe != "" {
+		recipe = filepath.Join(b.Repository, recipe)
+	}
 	release, err := manifest.LoadKey(b.ReleaseSecret)
 	if err != nil {
 		return fmt.Errorf("lab: release key: %w", err)
@@ -123,7 +128,7 @@ func (b *Built) image(ctx context.Context, kernel string, say func(string)) erro
 	}
 	defer os.RemoveAll(out)
 	_, err = hpc.Build(ctx, hpc.Options{
-		Profile: manifest.ProfileLab, Kernel: kernel, Signers: []crypto.Signer{release}, GatewayKey: b.Gateway,
+		Profile: manifest.ProfileLab, Recipe: recipe, Kernel: kernel, Signers: []crypto.Signer{release}, GatewayKey: b.Gateway,
 		OutDir: out, CacheDir: filepath.Join(b.Repository, "build", "cache"), Progress: &progress{say: say},
 		Binaries: hpc.Binaries{
 			Init: filepath.Join(b.Bin, "hpc-init"), Agent: filepath.Join(b.Bin, "hpc-agent"), Lab: filepath.Join(b.Bin, "hpc-lab"),

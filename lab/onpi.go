@@ -103,7 +103,7 @@ func (b *Builder) BuildPi(ctx context.Context, contained bool, say func(what str
 	}
 	defer unlock()
 	built.ReleaseSecret = pb.KeyFile()
-	if err := built.image(ctx, b.Kernel, say); err != nil {
+	if err := built.image(ctx, b.Kernel, b.Recipe, say); err != nil {
 		return nil, err
 	}
 	_, operator, err := pb.Operator(ctx)

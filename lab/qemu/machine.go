@@ -218,6 +218,13 @@ func (m *Machine) Plug(ctx context.Context, disk, device map[string]any) error {
 	return err
 }
 
+// Unplug pulls a device out of the running machine. One on PCI stays until its kernel
+// lets it go, one on USB is gone at once.
+func (m *Machine) Unplug(ctx context.Context, id string) error {
+	_, err := m.qmp.Execute(ctx, "device_del", map[string]any{"id": id})
+	return err
+}
+
 var versionLine = regexp.MustCompile(`version (\d+)\.(\d+)`)
 
 // Program finds the emulator of the PC.

@@ -48,6 +48,9 @@ type Attack struct {
 	Refusal string
 	// Unseen says why nothing finds it.
 	Unseen string
+	// USB: on a PC with a USB controller and Debian's full kernel, in a boot of its own.
+	// The cloud kernel of the other boots has no code for USB.
+	USB bool
 	// Docker: the PC's container runtime is needed, and its image is loaded before.
 	Docker bool
 }

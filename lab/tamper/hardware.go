@@ -2,6 +2,7 @@ package tamper
 
 import (
 	"context"
+	"fmt"
 
 	"portcullis/lab"
 )
@@ -16,6 +17,35 @@ func emptyDisk(name string) map[string]any {
 	return map[string]any{"driver": "null-co", "node-name": name, "size": 16 << 20, "read-zeroes": true}
 }
 
+// keyboard is QEMU's name of a part that the PC with USB always has.
+const keyboard = "keyboard0"
+
+// stick plugs in a stick with an empty disk. It has done so when the PC's
+// kernel has found it.
+func stick(n int) func(context.Context, *lab.Lab) error {
+	return func(ctx context.Context, l *lab.Lab) error {
+		disk := fmt.Sprintf("stickdisk%d", n)
+		err := l.PC().Plug(ctx, emptyDisk(disk), map[string]any{"driver": "usb-storage", "drive": disk, "id": stickName(n), "serial": stickName(n), "bus": "usb0.0"})
+		if err != nil {
+			return err
+		}
+		return shell(ctx, l, []string{"for i in $(seq 100); do grep -qs " + stickName(n) + " /sys/bus/usb/devices/*/serial && break; sleep 0.1; done",
+			"grep -q " + stickName(n) + " /sys/bus/usb/devices/*/serial"})
+	}
+}
+
+func stickName(n int) string { return fmt.Sprintf("stick%d", n) }
+
+// inAndOut pulls the stick out again once the kernel has it.
+func inAndOut(n int) func(context.Context, *lab.Lab) error {
+	return func(ctx context.Context, l *lab.Lab) error {
+		if err := stick(n)(ctx, l); err != nil {
+			return err
+		}
+		return l.PC().Unplug(ctx, stickName(n))
+	}
+}
+
 // hardware are attacks by parts.
 var hardware = []Attack{
 	{Name: "network-card-plugged-in", Stage: Settled, FoundBy: "net", Reasons: []string{"net-second-interface"}, Detail: "52:54:00:de:ad:02",
@@ -26,8 +56,12 @@ var hardware = []Attack{
 		Host: plug(nil, map[string]any{"driver": "virtio-rng-pci", "id": "hotrng0", "bus": "slot2"})},
 	{Name: "usb-controller-plugged-in", Stage: Settled, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: "pci 0000:",
 		Host: plug(nil, map[string]any{"driver": "qemu-xhci", "id": "hotusb0", "bus": "slot3"})},
-	{Name: "usb-stick-plugged-in", Stage: Settled, Unseen: "the kernel of this image has no code for USB: it does not see the stick, and nothing in the PC can use it",
-		Host: plug(emptyDisk("hot1"), map[string]any{"driver": "usb-storage", "drive": "hot1", "id": "hotstick0", "bus": "usb0.0"})},
+	{Name: "usb-stick-plugged-in", Stage: Settled, USB: true, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: stickName(1),
+		Host: stick(1)},
+	{Name: "usb-stick-in-and-out", Stage: Settled, USB: true, FoundBy: "uevent", Reasons: []string{"uevent-removed"}, Detail: "scsi of /devices/pci",
+		Host: inAndOut(2)},
+	{Name: "usb-keyboard-pulled-out", Stage: Settled, USB: true, FoundBy: "hw", Reasons: []string{"hw-removed"}, Detail: "0627 0001", // QEMU's keyboard
+		Host: func(ctx context.Context, l *lab.Lab) error { return l.PC().Unplug(ctx, keyboard) }},
 	{Name: "smbios-and-disk-changed", Stage: Reboot, FoundBy: "hw", Reasons: []string{"hw-added", "hw-changed"}, Detail: "dmi product_serial",
 		Host: func(_ context.Context, l *lab.Lab) error {
 			l.Hardware.SMBIOS, l.Hardware.Disk = []string{"type=1,manufacturer=Other,serial=4711"}, "EXTRA-1"

@@ -45,18 +45,21 @@ const (
 // runner is one run.
 type runner struct {
 	Options
-	l      *lab.Lab
-	image  *TaskImage
-	round  int
-	report Report
-	loaded bool // the task image, in this boot
-	booted time.Time
+	l   *lab.Lab
+	usb bool // of the attacks that are committed now
+	// withUSB builds the image of the PC that knows USB.
+	withUSB *lab.Builder
+	image   *TaskImage
+	round   int
+	report  Report
+	loaded  bool // the task image, in this boot
+	booted  time.Time
 }
 
 // Run commits the attacks and waits for what must be found of each. The error is of
 // the lab; what was not found stands in the report.
 func Run(ctx context.Context, o Options) (r Report, err error) {
-	w := &runner{Options: o}
+	w := &runner{Options: o, withUSB: &lab.Builder{Repository: o.Builder.Repository, Recipe: usbRecipe}}
 	w.Rounds = max(w.Rounds, 1)
 	if w.Limit == 0 {
 		w.Limit = stageLimit
@@ -75,10 +78,10 @@ func (w *runner) say(format string, args ...any) {
 	}
 }
 
-// of returns the attacks of a stage.
+// of returns the attacks of a stage on the PC of the image that is in use now.
 func (w *runner) of(s Stage) (out []Attack) {
 	for _, a := range w.Attacks {
-		if a.Stage == s {
+		if a.Stage == s && a.USB == w.usb {
 			out = append(out, a)
 		}
 	}
@@ -86,11 +89,14 @@ func (w *runner) of(s Stage) (out []Attack) {
 }
 
 func (w *runner) oneRound(ctx context.Context) error {
-	if len(w.of(Together))+len(w.of(Settled))+len(w.of(Alone))+len(w.of(Reboot)) > 0 {
-		if err := w.inLab(ctx); err != nil {
-			return err
+	for _, w.usb = range []bool{false, true} {
+		if len(w.of(Together))+len(w.of(Settled))+len(w.of(Alone))+len(w.of(Reboot)) > 0 {
+			if err := w.inLab(ctx); err != nil {
+				return err
+			}
 		}
 	}
+	w.usb = false
 	return w.played(ctx)
 }
 
@@ -99,13 +105,17 @@ func (w *runner) inLab(ctx context.Context) (err error) {
 	if err := w.makeImage(ctx); err != nil {
 		return err
 	}
-	w.l, err = lab.Start(ctx, lab.Options{Name: w.Name, State: w.State, Builder: w.Builder, Events: w.Events,
+	builder := w.Builder
+	if w.usb {
+		builder = w.withUSB
+	}
+	w.l, err = lab.Start(ctx, lab.Options{Name: w.Name, State: w.State, Builder: builder, Events: w.Events,
 		Tune: func(s *lab.Settings) { s.Containers, s.Deadline = []string{w.image.Digest}, deadline }})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.l.Close()) }()
-	w.l.Hardware.Other = slots
+	w.l.Hardware = w.parts()
 	if len(w.of(Together))+len(w.of(Settled))+len(w.of(Alone)) > 0 {
 		if err := w.oneBoot(ctx); err != nil {
 			return err
@@ -120,8 +130,21 @@ func (w *runner) inLab(ctx context.Context) (err error) {
 }
 
 // slots are where devices can be plugged in, beside the one that every PC of a lab has.
-var slots = []string{"pcie-root-port,chassis=2,id=slot1", "pcie-root-port,chassis=3,id=slot2", "pcie-root-port,chassis=4,id=slot3",
-	"qemu-xhci,id=usb0"}
+var slots = []string{"pcie-root-port,chassis=2,id=slot1", "pcie-root-port,chassis=3,id=slot2", "pcie-root-port,chassis=4,id=slot3"}
+
+// usbParts are a USB controller and a keyboard, there from the beginning.
+var usbParts = []string{"qemu-xhci,id=usb0", "usb-kbd,id=" + keyboard + ",bus=usb0.0,port=1"}
+
+// usbRecipe makes the image whose kernel knows USB.
+const usbRecipe = "lab/tamper/usb.yaml"
+
+// parts is the hardware of the PC as it was enrolled.
+func (w *runner) parts() qemu.Hardware {
+	if w.usb {
+		return qemu.Hardware{Other: slices.Concat(slots, usbParts)}
+	}
+	return qemu.Hardware{Other: slots}
+}
 
 func (w *runner) makeImage(ctx context.Context) error {
 	if w.image != nil {
@@ -328,7 +351,7 @@ func (w *runner) reboot(ctx context.Context, a Attack) error {
 	if err := a.Host(ctx, w.l); err != nil {
 		return err
 	}
-	defer func() { w.l.Hardware = qemu.Hardware{Other: slots} }()
+	defer func() { w.l.Hardware = w.parts() }()
 	mark := w.l.Log.Mark()
 	if err := w.l.PowerOn(ctx); err != nil {
 		return err

@@ -8,8 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"portcullis/images/hpc"
+	"portcullis/images/manifest"
+	"portcullis/images/recipe"
 	"portcullis/lab"
 	"portcullis/lab/scenario"
+	rootfs "portcullis/rootfs/hpc"
 )
 
 // TestAttacksAreFound boots one PC, looks that nothing is found of it, commits
@@ -61,6 +65,17 @@ func TestTheTableIsWhole(t *testing.T) {
 	}
 	if len(Attacks) < 40 {
 		t.Errorf("%d attacks, want at least 40", len(Attacks))
+	}
+}
+
+// The image of the PC with USB is the lab's but for its kernel.
+func TestRecipeOfThePCWithUSB(t *testing.T) {
+	r, err := recipe.Load(recipe.Builtin{Name: hpc.RecipeName, FS: rootfs.FS, Entry: manifest.ProfileLab + ".yaml"}, "../../"+usbRecipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Kernel.Package != "linux-image-amd64" || !r.LabChannel || !slices.Contains(r.Kernel.Root, "usb_storage") || !slices.Contains(r.Kernel.Root, "virtio_net") {
+		t.Errorf("%+v, the lab's channel: %t", r.Kernel, r.LabChannel)
 	}
 }
 
