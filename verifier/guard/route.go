@@ -40,7 +40,9 @@ var (
 	isSignal = regexp.MustCompile(`^[A-Z0-9+-]{1,16}$`)
 	isWait   = regexp.MustCompile(`^(not-running|next-exit|removed)$`)
 	isName   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$`)
-	isImage  = regexp.MustCompile(`^[a-z0-9][a-zA-Z0-9_.:@/-]{0,254}$`)
+	// isImage has no empty and no dotted segment: clients of engines clean a path before they send it,
+	// so that "a/../../distribution/host/name" would be no image any more (create has it in its body).
+	isImage = regexp.MustCompile(`^[a-z0-9][a-zA-Z0-9_.:@-]*(/[a-zA-Z0-9_][a-zA-Z0-9_.:@-]*)*$`)
 )
 
 type query = map[string]*regexp.Regexp

@@ -64,7 +64,7 @@ func notYours(what string) error {
 
 // plan turns a wish into the container that may be made of it.
 func (g *Guard) plan(ctx context.Context, w wish) (madeByGuard, error) {
-	if !isImage.MatchString(w.image) {
+	if len(w.image) > 255 || !isImage.MatchString(w.image) {
 		return madeByGuard{}, refuse(ReasonField, "Image %.80q is no reference", w.image)
 	}
 	i, err := g.opt.Engine.Image(ctx, w.image)
