@@ -133,15 +133,16 @@ func (r *Record) count(now *translog.Checkpoint, lines [][]byte, faults []error)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.faults = faults
-	for i, err := range faults {
-		var e *witness.Error
-		if !errors.As(err, &e) {
-			continue
+	for i, fault := range faults {
+		seen := r.witnesses.Clients[i].Seen()
+		another, err := r.another(now, seen, fault)
+		if err != nil {
+			return err
 		}
-		if e.Reason == witness.ReasonConflict && e.Size > now.Size || e.Reason == witness.ReasonProof {
-			r.failure = refuse(ReasonRolledBack, "%v", err)
+		if another {
+			r.failure = refuse(ReasonRolledBack, "%v", fault)
 			// What the witness showed stays: the next start must not believe this log either.
-			kept := atomicfile.Replace(filepath.Join(r.dir, CosignedFile), r.witnesses.Clients[i].Seen(), true)
+			kept := atomicfile.Replace(filepath.Join(r.dir, CosignedFile), seen, true)
 			return errors.Join(r.failure, kept)
 		}
 	}
@@ -153,6 +154,26 @@ func (r *Record) count(now *translog.Checkpoint, lines [][]byte, faults []error)
 	}
 	r.cosigned = now.Size
 	return nil
+}
+
+// another tells whether a witness that was asked about now has shown another log than there is, or more of
+// it; seen is what it has shown, signed by the log.
+func (r *Record) another(now *translog.Checkpoint, seen []byte, fault error) (bool, error) {
+	var e *witness.Error
+	if !errors.As(fault, &e) || !(e.Reason == witness.ReasonConflict && e.Size > now.Size || e.Reason == witness.ReasonProof) {
+		return false, nil
+	}
+	c, err := translog.ParseCheckpoint(seen, r.key)
+	if err != nil {
+		return false, err
+	}
+	// The log grows while a witness takes its time, and everybody can read the newest checkpoint and show it
+	// to a witness: more than was asked about is not more than there is.
+	newest, err := r.Reader()
+	if err != nil {
+		return false, err
+	}
+	return translog.Reason(newest.Continues(c)) == translog.ReasonFork, nil
 }
 
 func readCapped(path string, limit int64) ([]byte, error) {

@@ -2,10 +2,13 @@ package record
 
 import (
 	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/binary"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/mod/sumdb/note"
@@ -183,5 +186,76 @@ func TestWitnessesThatWouldCountTwice(t *testing.T) {
 		if _, err := NewWitnesses(c.quorum, c.clients); Reason(err) != ReasonWitnesses {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// late is a witness that takes its time: until it answers, the log has grown, and what it shows is the
+// newest checkpoint, which everybody can read. Behind the log's signature it writes what it likes.
+func (r *rig) late(behind string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.Method != http.MethodGet {
+			w.WriteHeader(http.StatusConflict)
+			return
+		}
+		r.Refuse(Refusal{Action: "load", Reason: "image-unapproved", Detail: "meanwhile"})
+		if err := r.log.Publish(); err != nil {
+			r.t.Error(err)
+		}
+		b, err := os.ReadFile(filepath.Join(r.options.Dir, "checkpoint"))
+		if err != nil {
+			r.t.Error(err)
+		}
+		w.Write(append(b, behind...))
+	})
+}
+
+// TestAttack_WitnessThatIsLate: one of the witnesses waits until the log has grown, and shows that. It has
+// seen more than it was asked about, and no more than there is: the log was not rolled back.
+func TestAttack_WitnessThatIsLate(t *testing.T) {
+	r := newRig(t)
+	clients, servers := r.witnesses(2)
+	forged := "— " + clients[1].Key.Name() + " " + base64.StdEncoding.EncodeToString(append(binary.BigEndian.AppendUint32(nil, clients[1].Key.KeyHash()), make([]byte, 72)...)) + "\n"
+	servers[0].Config.Handler = r.late(forged)
+	r.options.Witnesses, _ = NewWitnesses(1, clients)
+	r.reopen()
+	a := pxed(1, "1")
+	r.approve(a)
+	if err := r.askNow(); err != nil {
+		t.Fatalf("the log is taken for an old copy: %v", err)
+	}
+	r.wants("the other one has signed it", load(a), "")
+	if s := r.Status(); s.Failed != "" || len(s.Faults) != 1 {
+		t.Errorf("status %+v", s)
+	}
+	r.reopen()
+	r.wants("after a restart", load(a), "")
+}
+
+// What a witness writes beside the log's signature is not kept: it could be a wrong signature of another one.
+func TestAttack_WitnessWritesIntoTheLog(t *testing.T) {
+	r := newRig(t)
+	clients, servers := r.witnesses(1)
+	r.options.Witnesses, _ = NewWitnesses(0, clients)
+	r.approve(pxed(1, "1"))
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	old := t.TempDir()
+	if err := os.CopyFS(old, os.DirFS(r.options.Dir)); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	r.approve(pxed(2, "2"))
+	newer := *r
+	servers[0].Config.Handler = newer.late("— a-stranger AAAAAAAA\n")
+	r.options.Dir = old
+	r.options.Witnesses, _ = NewWitnesses(0, again(clients))
+	r.open()
+	if err := r.askNow(); Reason(err) != ReasonRolledBack {
+		t.Fatalf("asked: %v", err)
+	}
+	b, err := os.ReadFile(filepath.Join(old, CosignedFile))
+	if err != nil || strings.Contains(string(b), "a-stranger") || strings.Count(string(b), "— ") != 1 {
+		t.Errorf("kept is %q, %v", b, err)
 	}
 }

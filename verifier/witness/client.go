@@ -71,6 +71,10 @@ func (c *Client) recall(ctx context.Context, log note.Verifier) error {
 	if err != nil {
 		return refuse(ReasonUnreachable, "%s shows a checkpoint that is not of this log: %v", c.URL, err)
 	}
+	// It may be kept (Seen): what the witness wrote beside the log's signature is not.
+	if seen.Note, err = onlySignature(body, log); err != nil {
+		return err
+	}
 	c.seen = seen
 	return nil
 }
