@@ -114,7 +114,7 @@ func (s *Server) add(body []byte) (line []byte, err error) {
 	if err := continues(now, seen, q.proof); err != nil {
 		return nil, err
 	}
-	return s.sign(now)
+	return s.sign(now, seen)
 }
 
 // continues checks that now is the continuation of what was seen.
@@ -136,14 +136,18 @@ func continues(now, seen *translog.Checkpoint, proof [][]byte) error {
 	return nil
 }
 
-// sign remembers the checkpoint, on the disk, and then gives the signature away.
-func (s *Server) sign(now *translog.Checkpoint) ([]byte, error) {
+// sign remembers the checkpoint, on the disk, and then gives the signature away. One that was seen before
+// is there: whoever reads it could have it written again and again.
+func (s *Server) sign(now, seen *translog.Checkpoint) ([]byte, error) {
 	text, _, _ := strings.Cut(string(now.Note), "\n\n")
 	signed, err := note.Sign(&note.Note{Text: text + "\n"}, s.signer)
 	if err != nil {
 		return nil, refuse(ReasonRequest, "%v", err)
 	}
 	_, line, _ := bytes.Cut(signed, []byte("\n\n"))
+	if seen != nil && seen.Size == now.Size {
+		return line, nil
+	}
 	// Only the log's signature and ours are kept: others could be anything.
 	own, err := onlySignature(now.Note, s.logs[now.Origin])
 	if err != nil {

@@ -276,6 +276,31 @@ func TestAttack_RequestsBuiltByHand(t *testing.T) {
 	}
 }
 
+// TestAttack_CheckpointShownAgain: everybody can read a checkpoint and show it to the witness again. It is signed
+// each time, and written once: an SD card does not wear out by it.
+func TestAttack_CheckpointShownAgain(t *testing.T) {
+	l := newLog(t, "example.com/log")
+	s, _ := newServer(t, t.TempDir(), "w", newKey(t), l)
+	note := l.with("a", 3).Checkpoint.Note
+	if _, err := s.add((&request{0, nil, note}).encode()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(s.file(l.key.Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := s.add((&request{3, nil, note}).encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, err := Cosigners(append(bytes.Clone(note), line...), l.key, []*Key{s.Key()}); err != nil || len(names) != 1 {
+		t.Errorf("signed by %v: %v", names, err)
+	}
+	if after, err := os.Stat(s.file(l.key.Name())); err != nil || !os.SameFile(before, after) {
+		t.Errorf("it was written again: %v", err)
+	}
+}
+
 func make64(h []byte) (out [][]byte) {
 	for range maxProof + 1 {
 		out = append(out, h)
