@@ -25,10 +25,13 @@ func witnesses(c config.Verifier) (record.Witnesses, error) {
 		if err != nil {
 			return record.Witnesses{}, err
 		}
-		clients = append(clients, &witness.Client{URL: w.URL, Key: key, HTTP: &http.Client{Timeout: 30 * time.Second}})
+		clients = append(clients, &witness.Client{URL: w.URL, Key: key, HTTP: &http.Client{Timeout: 30 * time.Second, CheckRedirect: stay}})
 	}
 	return record.NewWitnesses(c.Quorum, clients)
 }
+
+// stay follows nobody: a witness is where the configuration says, and does not have this Pi ask others.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // public is what other nodes reach over the network: GET of the log's files below
 // /log/, and the witness below /witness/ where this Pi is one. All of it is signed,
@@ -82,7 +85,7 @@ func servePublic(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	err := srv.Serve(l)
+	err := srv.Serve(&crowd{Listener: l})
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -181,7 +181,6 @@ var wishes = []Attack{
 	host("log-to-elsewhere", guard.ReasonField, `"LogConfig":{"Type":"syslog","Config":{"syslog-address":"udp://192.0.2.1"}}`),
 	host("published-port", guard.ReasonField, `"PortBindings":{"80/tcp":[{"HostPort":"80"}]}`),
 	raw("create-image-that-climbs-to-a-registry", guard.ReasonField, post("POST", "/v1.41/containers/create", jsonType, `{"Image":"evil/../../distribution/192.0.2.1/evil"}`)),
-	raw("create-image-that-climbs-to-a-container", guard.ReasonField, post("POST", "/v1.41/containers/create", jsonType, `{"Image":"evil/../../containers/{container}"}`)),
 	wish("health-check", guard.ReasonField, `,"Healthcheck":{"Test":["CMD","/probe","wait"]}`),
 	wish("label-of-the-guard", guard.ReasonField, `,"Labels":{"portcullis.approval":"sha256:0"}`),
 	wish("standard-input", guard.ReasonField, `,"OpenStdin":true`),
