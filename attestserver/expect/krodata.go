@@ -46,7 +46,7 @@ const maxRodataHead = 16 << 10
 
 // Notes of a boot session.
 const (
-	noteSealed = "krodata.sealed" // the pieces, as they were first
+	noteSealed = "krodata.sealed" // what the pieces were first, as difference has it
 	noteWant   = "krodata.want"   // their numbers, as JSON parameters
 )
 
@@ -238,7 +238,9 @@ func (e *Krodata) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if len(bad) > 0 {
 		j.fatal(ReasonKrodata, "differs from the signed kernel at %s", spans(bad, ref.Size))
 	}
-	e.sealed(j, in, ref, &d)
+	if err := e.sealed(j, in, ref, file, &d); err != nil {
+		j.unjudged(err)
+	}
 	return j.list
 }
 
@@ -265,7 +267,7 @@ func (r *rodataRef) compare(file io.ReaderAt, macs pieceMACs) (bad []int, err er
 			continue
 		}
 		b := buf[:r.length(uint32(i))]
-		if _, err := file.ReadAt(b, maxRodataHead+int64(i)*protocol.KtextGranule); err != nil && !errors.Is(err, io.EOF) {
+		if err := r.signed(file, uint32(i), b); err != nil {
 			return nil, err
 		}
 		if !macs.same(i, b) {
@@ -275,31 +277,39 @@ func (r *rodataRef) compare(file io.ReaderAt, macs pieceMACs) (bad []int, err er
 	return bad, nil
 }
 
+// signed reads what the signed kernel has where a piece is.
+func (r *rodataRef) signed(file io.ReaderAt, piece uint32, b []byte) error {
+	_, err := file.ReadAt(b, maxRodataHead+int64(piece)*protocol.KtextGranule)
+	if errors.Is(err, io.EOF) { // the file ends with the last piece: its size was compared
+		return nil
+	}
+	return err
+}
+
 func (r *rodataRef) length(piece uint32) int {
 	return int(min(protocol.KtextGranule, r.Size-uint64(piece)*protocol.KtextGranule))
 }
 
 // sealed holds what was sealed late against the first answer of the session. The
 // first of them only says which pieces there are, the second brings them.
-func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, d *protocol.KrodataData) {
+func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, file io.ReaderAt, d *protocol.KrodataData) error {
 	st := in.State
 	if st.Notes == nil {
 		st.Notes = map[string][]byte{}
 	}
 	if len(ref.Pieces) == 0 {
-		return
+		return nil
 	}
-	raw := st.Notes[noteSealed]
-	if raw == nil && len(d.Raw) == 0 {
+	known := st.Notes[noteSealed]
+	first := known == nil
+	if first && len(d.Raw) == 0 {
 		want, err := protocol.EncodeOp(protocol.KrodataParams{Pieces: ref.Pieces})
-		if err != nil {
-			j.unjudged(err)
-			return
+		if err == nil {
+			st.Notes[noteWant] = want
 		}
-		st.Notes[noteWant] = want
-		return
+		return err
 	}
-	first := raw == nil
+	var raw, note []byte
 	if first {
 		total := 0
 		for _, p := range ref.Pieces {
@@ -308,25 +318,34 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, d *pr
 		var err error
 		if raw, err = unpackPieces(d.Raw, total); err != nil {
 			j.fatal(ReasonMalformed, "%v", err)
-			return
+			return nil
 		}
 	}
 	macs := pieceMACs{in.Key, d.MACs}
 	var bad []int
-	rest := raw
+	buf := make([]byte, protocol.KtextGranule)
 	for _, p := range ref.Pieces {
-		n := ref.length(p)
-		if !macs.same(int(p), rest[:n]) {
+		piece := buf[:ref.length(p)]
+		if err := ref.signed(file, p, piece); err != nil {
+			return err
+		}
+		if first {
+			note = appendDifference(note, piece, raw[:len(piece)])
+			piece, raw = raw[:len(piece)], raw[len(piece):]
+		} else {
+			known = applyDifference(piece, known)
+		}
+		if !macs.same(int(p), piece) {
 			bad = append(bad, int(p))
 		}
-		rest = rest[n:]
 	}
 	switch {
 	case len(bad) > 0:
 		j.fatal(ReasonKrodataSealed, "what the kernel sealed at its start has changed at %s", spans(bad, ref.Size))
 	case first && len(j.list) == 0:
-		st.Notes[noteSealed] = raw
+		st.Notes[noteSealed] = bytes.Clone(note) // no longer than it is
 	}
+	return nil
 }
 
 // vectors names the gates that differ.

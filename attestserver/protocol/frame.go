@@ -66,14 +66,8 @@ func (s *Stream) Receive(max int) (*Message, error) {
 	if n == 0 || n > uint32(max) {
 		return nil, fmt.Errorf("%w: length %d, want 1 to %d", ErrFrame, n, max)
 	}
-	b := s.buf
-	if cap(b) < int(n) {
-		b = make([]byte, n)
-		if n <= 2*ChunkSize {
-			s.buf = b
-		}
-	}
-	b = b[:n]
+	b, back := s.frame(int(n))
+	defer back()
 	if _, err := io.ReadFull(s.rw, b); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
@@ -81,6 +75,32 @@ func (s *Stream) Receive(max int) (*Message, error) {
 		return nil, err
 	}
 	return DecodeMessage(b)
+}
+
+// smallFrame is what a connection keeps for itself. A rack's answers are some 100 KiB, and
+// 200 connections that keep the largest they had keep 20 MiB.
+const smallFrame = 8 << 10
+
+// frames are the buffers of what is larger, of all connections.
+var frames = sync.Pool{New: func() any { return new([]byte) }}
+
+// frame is n bytes, and what is to be called when nothing is read from them any more.
+func (s *Stream) frame(n int) (b []byte, back func()) {
+	if n <= smallFrame {
+		if cap(s.buf) < n {
+			s.buf = make([]byte, n)
+		}
+		return s.buf[:n], func() {}
+	}
+	p := frames.Get().(*[]byte)
+	if cap(*p) < n {
+		*p = make([]byte, n)
+	}
+	return (*p)[:n], func() {
+		if cap(*p) <= 2*ChunkSize {
+			frames.Put(p)
+		}
+	}
 }
 
 // DecodeMessage decodes the payload of one frame. The message copies what it keeps.
