@@ -44,6 +44,8 @@ type Host struct {
 	Special func(fstype, name string) ([]byte, error)
 	// SpecialDir lists a directory of one; nil mounts it privately.
 	SpecialDir func(fstype, name string) ([]string, error)
+	// Exe reads the link to the program of a process; nil asks the kernel.
+	Exe func(link string) (string, error)
 	// Stat describes the file that a link below /proc leads to; nil asks the kernel.
 	Stat func(link string) (FileStat, error)
 	// Content opens that file; nil asks the kernel.
@@ -100,6 +102,9 @@ func (h Host) withDefaults() Host {
 	}
 	if h.SpecialDir == nil {
 		h.SpecialDir = specialDir
+	}
+	if h.Exe == nil {
+		h.Exe = os.Readlink
 	}
 	if h.Stat == nil {
 		h.Stat = statFile

@@ -42,7 +42,7 @@ func (p *Net) Run(_ context.Context, key protocol.OpKey, params []byte) (protoco
 		links[i].Device = p.device(links[i].Name)
 	}
 	slices.SortFunc(links, func(a, b protocol.Link) int { return a.Index - b.Index })
-	d := protocol.NetData{Links: links, Packet: p.packetSockets(), Listeners: p.listeners(), Radios: p.radios()}
+	d := protocol.NetData{Links: links, Packet: p.packetSockets(), Raw: p.rawSockets(), Listeners: p.listeners(), Radios: p.radios()}
 	b, err := read(p.Proc, "net/route")
 	if err != nil {
 		return protocol.Output{}, err

@@ -22,7 +22,8 @@ import (
 //
 // It cannot see scripts (their interpreter is a file of the image), changed
 // data, a program that ran and ended between two challenges, nor processes that
-// the kernel hides. A process that ends while it is read is counted, not judged.
+// the kernel hides. A process that ends while it is read is counted, not judged. One that
+// goes on and executes another program whenever it is read is told as restless.
 type Procs struct {
 	Host
 	layers *layers
@@ -44,7 +45,7 @@ func (p *Procs) Run(ctx context.Context, key protocol.OpKey, params []byte) (pro
 	if err != nil {
 		return protocol.Output{}, err
 	}
-	d := protocol.ProcsData{ReadingMS: reading.Milliseconds(), Processes: s.processes, Kernel: s.kernel, Anonymous: s.anonymous, Vanished: s.vanished}
+	d := protocol.ProcsData{ReadingMS: reading.Milliseconds(), Processes: s.processes, Kernel: s.kernel, Anonymous: s.anonymous, Vanished: s.vanished, Restless: s.restless}
 	for _, f := range s.files {
 		d.Files = append(d.Files, f.File)
 	}

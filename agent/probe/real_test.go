@@ -85,6 +85,32 @@ func TestProcs_NamesARunningProgram(t *testing.T) {
 	}
 }
 
+// Two shells execute each other on and on: whenever they are looked at, the process is
+// listed, as one of them or as restless.
+func TestProcs_WhoExecutesOnAndOnIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	for _, s := range []struct{ name, text string }{{"a", "exec /bin/bash " + dir + "/b"}, {"b", "exec /bin/dash " + dir + "/a"}} {
+		if err := os.WriteFile(filepath.Join(dir, s.name), []byte(s.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("/bin/dash", filepath.Join(dir, "a"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	h, pid := Host{}.withDefaults(), cmd.Process.Pid
+	for range 300 {
+		s := &scan{index: map[fileKey]*mappedFile{}}
+		if err := s.add(t.Context(), h, pid); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.processes)+len(s.restless) != 1 || s.vanished != 0 {
+			t.Fatalf("%d processes, restless %+v, %d vanished", len(s.processes), s.restless, s.vanished)
+		}
+	}
+}
+
 func TestPmem_ReadsWhatIsInTheFile(t *testing.T) {
 	path, pid, content := started(t)
 	var key protocol.OpKey

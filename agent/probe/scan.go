@@ -24,6 +24,7 @@ type scan struct {
 	files     []*mappedFile // sorted by path, device and inode
 	anonymous []protocol.Anonymous
 	vanished  int
+	restless  []protocol.Restless
 
 	index map[fileKey]*mappedFile
 }
@@ -58,8 +59,8 @@ const maxHolders = 256
 
 const deletedSuffix = " (deleted)"
 
-// walk reads every process once. A process that ends meanwhile, or whose id is
-// given to another, is counted and is no finding.
+// walk reads every process. A process that ends meanwhile, or whose id is given to
+// another, is counted and is no finding; one that is never caught is restless.
 func (h Host) walk(ctx context.Context) (*scan, error) {
 	entries, err := os.ReadDir(h.Proc)
 	if err != nil {
@@ -87,12 +88,13 @@ func (h Host) walk(ctx context.Context) (*scan, error) {
 }
 
 // rereadTries is how often processes are read again that end or execute another
-// program while they are read.
-const rereadTries = 3
+// program while they are read. Nobody honest executes so many programs one after the
+// other just when each is read: chains such as sh, env, nice, timeout have four.
+const rereadTries = 8
 
 // settle has look find files that nobody maps any more, forgets them, and reads
 // those processes again that did map them: they have ended, or execute another
-// program. Who is never caught is counted as vanished.
+// program. Who is never caught has vanished, or is restless if it is still there.
 func (s *scan) settle(ctx context.Context, h Host, look func()) error {
 	for try := range rereadTries {
 		look()
@@ -101,7 +103,9 @@ func (s *scan) settle(ctx context.Context, h Host, look func()) error {
 			break
 		}
 		if try == rereadTries-1 {
-			s.vanished += len(stale)
+			for _, pid := range slices.Sorted(maps.Keys(stale)) {
+				s.missed(h, pid, stale[pid])
+			}
 			break
 		}
 		for _, pid := range slices.Sorted(maps.Keys(stale)) {
@@ -116,20 +120,24 @@ func (s *scan) settle(ctx context.Context, h Host, look func()) error {
 	return nil
 }
 
-// forget takes out files that are gone and the processes that mapped them.
-func (s *scan) forget() (stale map[int]bool) {
-	stale = map[int]bool{}
+// forget takes out files that are gone and the processes that mapped them, which it
+// returns with the time of their start.
+func (s *scan) forget() (stale map[int]uint64) {
+	stale = map[int]uint64{}
 	s.files = slices.DeleteFunc(s.files, func(f *mappedFile) bool {
 		if !f.gone {
 			return false
 		}
 		for _, at := range f.holders {
-			stale[at.pid] = true
+			stale[at.pid] = at.start
 		}
 		delete(s.index, f.key)
 		return true
 	})
-	s.processes = slices.DeleteFunc(s.processes, func(p protocol.Process) bool { return stale[p.PID] })
+	s.processes = slices.DeleteFunc(s.processes, func(p protocol.Process) bool {
+		_, ok := stale[p.PID]
+		return ok
+	})
 	return stale
 }
 
@@ -141,44 +149,75 @@ func (h Host) stat(pid int) (procStat, error) {
 	return parseStat(string(b))
 }
 
-// add reads one process. Only limits that are passed are errors.
-func (s *scan) add(ctx context.Context, h Host, pid int) error {
+// missed notes a process that could not be read: it has ended, or it executes one
+// program after the other and never had the same one before and after it was read.
+// What has ended and waits for its parent has no memory, and is not counted.
+func (s *scan) missed(h Host, pid int, start uint64) {
 	st, err := h.stat(pid)
-	if err != nil {
+	if err != nil || st.start != start {
 		s.vanished++
-		return nil
+		return
 	}
-	if st.kernel {
-		s.kernel++
-		return nil
+	maps, dir, _ := h.maps(pid, st)
+	if (maps != "" || !dead(st)) && len(s.restless) < protocol.MaxRestless {
+		exe, _ := h.Exe(filepath.Join(h.Proc, dir, "exe"))
+		s.restless = append(s.restless, protocol.Restless{PID: pid, PPID: st.ppid, Start: st.start, Comm: clean(st.comm), Exe: clean(exe)})
 	}
+}
+
+// add reads one process, as often as it executes another program meanwhile. Only limits
+// that are passed are errors.
+func (s *scan) add(ctx context.Context, h Host, pid int) error {
+	var start uint64
+	for try := range rereadTries {
+		if err := alive(ctx); err != nil {
+			return err
+		}
+		st, err := h.stat(pid)
+		switch {
+		case err != nil || try > 0 && st.start != start:
+			s.vanished++
+			return nil
+		case st.kernel:
+			s.kernel++
+			return nil
+		}
+		start = st.start
+		if done, err := s.addOnce(ctx, h, pid, st); done || err != nil {
+			return err
+		}
+	}
+	s.missed(h, pid, start)
+	return nil
+}
+
+// addOnce reads a process. done is false where it executed another program while it was
+// read, or has ended.
+func (s *scan) addOnce(ctx context.Context, h Host, pid int, st procStat) (done bool, err error) {
 	maps, dir, exe, ok := h.program(ctx, pid, st)
 	if !ok {
-		s.vanished++
-		return nil
+		return false, nil
 	}
 	mappings, err := executableMappings(maps)
 	if err != nil {
-		return fmt.Errorf("process %d: %w", pid, err)
+		return false, fmt.Errorf("process %d: %w", pid, err)
 	}
 	if len(s.processes) == protocol.MaxProcesses {
-		return fmt.Errorf("more than %d processes", protocol.MaxProcesses)
+		return false, fmt.Errorf("more than %d processes", protocol.MaxProcesses)
 	}
 	p := protocol.Process{PID: pid, PPID: st.ppid, Start: st.start, Comm: clean(st.comm), Exe: clean(exe), Container: h.walls(dir)}
-	// Power is of the program that it runs: who executes another one meanwhile, or
-	// ends, is looked at with the next question.
+	// Power is of the program that it runs.
 	ok = h.power(&p)
-	if now, _ := os.Readlink(filepath.Join(h.Proc, dir, "exe")); !ok || now != exe {
-		s.vanished++
-		return nil
+	if now, _ := h.Exe(filepath.Join(h.Proc, dir, "exe")); !ok || now != exe {
+		return false, nil
 	}
 	s.processes = append(s.processes, p)
 	for _, m := range mappings {
 		if err := s.mapping(h, p, dir, m); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // A helper that the kernel starts (modprobe) is a process without memory until
@@ -202,7 +241,7 @@ func (h Host) program(ctx context.Context, pid int, st procStat) (maps, dir, exe
 		if maps, dir, err = h.maps(pid, st); err != nil {
 			return "", "", "", false
 		}
-		exe, _ = os.Readlink(filepath.Join(h.Proc, dir, "exe")) // empty: it has no program yet
+		exe, _ = h.Exe(filepath.Join(h.Proc, dir, "exe")) // empty: it has no program yet
 		again, err := h.stat(pid)
 		if err != nil || again.start != st.start || (maps == "" && dead(again)) {
 			return "", "", "", false

@@ -106,6 +106,35 @@ func (p *Net) packetSockets() int {
 	return max(len(strings.Split(strings.TrimSpace(string(b)), "\n"))-1, 0)
 }
 
+// rawSockets counts the lines of /proc/net/raw and raw6 by protocol, which stands where
+// other sockets have the port (net/ipv4/raw.c). Sockets for pings (/proc/net/icmp) get the
+// answers to their own questions only and are none.
+func (p *Net) rawSockets() (out []protocol.RawSocket) {
+	for _, f := range []struct{ file, family string }{{"raw", "ip"}, {"raw6", "ip6"}} {
+		b, err := read(p.Proc, "net", f.file)
+		if err != nil {
+			continue // a kernel without IPv6
+		}
+		var count [256]int
+		for _, l := range strings.Split(string(b), "\n")[1:] {
+			w := strings.Fields(l)
+			if len(w) < 2 {
+				continue
+			}
+			_, number, _ := strings.Cut(w[1], ":")
+			if n, err := strconv.ParseUint(number, 16, 8); err == nil {
+				count[n]++
+			}
+		}
+		for n, sockets := range count {
+			if sockets > 0 {
+				out = append(out, protocol.RawSocket{Family: f.family, Protocol: n, Sockets: sockets})
+			}
+		}
+	}
+	return out
+}
+
 // radios names what sends by radio.
 func (p *Net) radios() (out []string) {
 	for _, class := range []string{"ieee80211", "bluetooth"} {

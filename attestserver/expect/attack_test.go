@@ -7,7 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
-	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -301,6 +301,15 @@ func TestAttacks(t *testing.T) {
 		{"a packet socket sees every frame", protocol.OpNet, expect.ReasonSniffer, "1 packet sockets", func(m *machine) {
 			m.write([]byte("sk RefCnt Type Proto\n0000000060afc9ca 3 3 0003 2 1 0 0 1025\n"), "proc/net/packet")
 		}},
+		{"a raw socket sees every segment of TCP", protocol.OpNet, expect.ReasonSniffer, "2 raw sockets of ip for protocol 6", func(m *machine) {
+			m.write([]byte(rawHead+"    6: 00000000:0006 00000000:0000 07\n    6: 0100007F:0006 00000000:0000 07\n"), "proc/net/raw")
+		}},
+		{"a raw socket of IPv6 sees every datagram", protocol.OpNet, expect.ReasonSniffer, "1 raw sockets of ip6 for protocol 17", func(m *machine) {
+			m.write([]byte(rawHead+"   17: 00000000000000000000000000000000:0011 00000000000000000000000000000000:0000 07\n"), "proc/net/raw6")
+		}},
+		{"ICMP of the other family is nobody's", protocol.OpNet, expect.ReasonSniffer, "1 raw sockets of ip for protocol 58", func(m *machine) {
+			m.write([]byte(rawHead+"   58: 00000000:003A 00000000:0000 07\n"), "proc/net/raw")
+		}},
 		{"packets leave by another link", protocol.OpNet, expect.ReasonRoute, "0.0.0.0/0 by 172.17.0.5 over docker0", func(m *machine) {
 			m.append("docker0\t00000000\t050011AC\t0003\t0\t0\t0\t00000000\t0\t0\t0\n", "proc/net/route")
 		}},
@@ -437,17 +446,12 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 		}},
 		{"a process ends while it is read", protocol.OpProcs, func(m *machine) {
 			m.process(500, "sh", "/tmp/gone", []byte("x"))
-			m.check(os.Remove(m.path("proc/500/maps")))
+			m.ends(500, 1)
 		}},
 		{"a process ends before its file is described", protocol.OpProcs, func(m *machine) {
 			m.process(500, "dockerd", "/usr/bin/dockerd", m.files["/usr/bin/dockerd"])
 			m.check(os.RemoveAll(m.path("proc/300")))
-			for link := range m.stats {
-				if filepath.Dir(filepath.Dir(link)) == "500" {
-					delete(m.stats, link)
-				}
-			}
-			m.check(os.RemoveAll(m.path("proc/500/map_files")))
+			m.ends(500, 2)
 		}},
 		{"a process executes another program between walk and read", protocol.OpPmem, func(m *machine) {
 			m.process(500, "sh", "/usr/bin/dockerd", bytes.Repeat([]byte("other"), 200_001))
@@ -479,6 +483,11 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 		{"Docker adds a rule and its counters count", protocol.OpNet, func(m *machine) {
 			m.wantsNone(protocol.OpNet)
 			m.rule(unix.AF_INET, "nat", "OUTPUT", "masq", "")
+		}},
+		{"it pings, is told of routers, and sends", protocol.OpNet, func(m *machine) {
+			m.write([]byte(rawHead+"    1: 00000000:0001 00000000:0000 07\n  255: 00000000:00FF 00000000:0000 07\n"), "proc/net/raw")
+			m.write([]byte(rawHead+"   58: 00000000000000000000000000000000:003A 00000000000000000000000000000000:0000 07\n"), "proc/net/raw6")
+			m.write([]byte(rawHead+"    0: 00000000:0005 00000000:0000 07\n"), "proc/net/icmp")
 		}},
 		{"a task listens", protocol.OpNet, func(m *machine) {
 			m.write([]byte("head\n 0: 0100007F:9683 00000000:0000 0A\n 1: 00000000:0016 00000000:0000 0A\n"), "proc/net/tcp")
@@ -517,6 +526,54 @@ func TestHonestChanges_NoFinding(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+const rawHead = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n"
+
+// A process that executes one program after the other is caught in between, or told. One
+// that does so a few times, as shells do, is read.
+func TestProcs_WhoExecutesOnAndOn(t *testing.T) {
+	m := newMachine(t)
+	m.enrol()
+	for _, c := range []struct{ changes, want int }{{0, 0}, {1, 0}, {6, 0}, {1000, 1}} {
+		reads := 0
+		m.exe = func(link string) (string, error) {
+			if exe, err := os.Readlink(link); err != nil || !strings.HasSuffix(link, "/300/exe") || reads == c.changes {
+				return exe, err
+			}
+			reads++
+			return fmt.Sprintf("/usr/bin/%d", reads), nil
+		}
+		m.startAgent()
+		f := m.judge(protocol.OpProcs)
+		if len(f) != c.want {
+			t.Errorf("%d programs: %+v", c.changes, f)
+		}
+		if c.want > 0 && (f[0].Reason != expect.ReasonRestless || f[0].Class != protocol.Soft || !strings.HasPrefix(f[0].Detail, "process 300 (dockerd), child of 1,")) {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// A machine with many cores compiles: most of what is listed is gone when it is read.
+func TestProcs_ManyEnd(t *testing.T) {
+	m := newMachine(t)
+	m.enrol()
+	for pid := 1000; pid < 1500; pid++ {
+		m.check(os.MkdirAll(m.path("proc", fmt.Sprint(pid)), 0o755))
+	}
+	f := m.judge(protocol.OpProcs)
+	if len(f) != 1 || f[0].Reason != expect.ReasonVanished || f[0].Class != protocol.Info || !strings.HasPrefix(f[0].Detail, "500 of 50") {
+		t.Errorf("%+v", f)
+	}
+	for pid := 1000; pid < 1500; pid++ { // and as many wait for their parents
+		m.write(fmt.Appendf(nil, "%d (sh) Z 1 0 0 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 766\n", pid), "proc", fmt.Sprint(pid), "stat")
+		m.write(nil, "proc", fmt.Sprint(pid), "maps")
+		m.check(os.MkdirAll(m.path("proc", fmt.Sprint(pid), "task"), 0o755))
+	}
+	if f := m.judge(protocol.OpProcs); len(f) > 0 {
+		t.Errorf("%+v", f)
 	}
 }
 

@@ -68,7 +68,10 @@ func TestHonestPower_NoFinding(t *testing.T) {
 			m.power(300, 0, 0x1ff, 0x1ff, 0, 0)
 			m.write([]byte("300 (dockerd) S 1 0 0 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 9999\n"), "proc/300/stat")
 		}},
-		{"a process ends before its power is read", func(m *machine) { m.remove("proc/300/ns/user") }},
+		{"a process ends before its power is read", func(m *machine) {
+			m.remove("proc/300/ns/user")
+			m.ends(300, 2)
+		}},
 	} {
 		t.Run(a.name, func(t *testing.T) {
 			m := newMachine(t)

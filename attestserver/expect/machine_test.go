@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -72,9 +73,10 @@ type machine struct {
 	keys     map[int][]string // by keyring
 	events   chan []byte      // uevents
 	uptime   time.Duration
-	approved []string      // containers
-	without  []string      // options that the signed kernel says it has not
-	noFS     []string      // file systems that the kernel does not know
+	approved []string // containers
+	without  []string // options that the signed kernel says it has not
+	noFS     []string // file systems that the kernel does not know
+	exe      func(link string) (string, error)
 	step     time.Duration // by which the wall clock was set
 	tsc      uint64        // kHz
 	made     time.Time
@@ -106,7 +108,7 @@ func newHardened(t testing.TB) *machine {
 func makeMachine(t testing.TB, tasks bool, without []string) *machine {
 	t.Helper()
 	m := &machine{t: t, without: without, dir: t.TempDir(), refs: memory{}, stats: map[string]probe.FileStat{}, contents: map[string][]byte{}, uptime: 20 * time.Second, tsc: 3_000_000,
-		made: time.Unix(1700000000, 0), special: map[string]string{"lockdown": "none [integrity] confidentiality\n",
+		made: time.Unix(1700000000, 0), exe: os.Readlink, special: map[string]string{"lockdown": "none [integrity] confidentiality\n",
 			"lsm": "lockdown,capability,landlock,yama,apparmor,tomoyo,bpf", secureBoot: "\x06\x00\x00\x00\x01"}}
 	m.host = probe.Host{Proc: m.path("proc"), Sys: m.path("sys"), Dev: m.path("dev"), Mask: m.path("ktext.mask"), Root: m.path("live"), CTime: changed,
 		Links:  func() ([]protocol.Link, error) { return slices.Clone(m.links), nil },
@@ -120,6 +122,7 @@ func makeMachine(t testing.TB, tasks bool, without []string) *machine {
 		Uptime: func() time.Duration { return m.uptime },
 		TSC:    func() uint64 { return m.tsc },
 		Stat:   m.stat,
+		Exe:    func(link string) (string, error) { return m.exe(link) },
 		Content: func(link string) (io.ReadCloser, error) {
 			rel, err := filepath.Rel(m.host.Proc, link)
 			if b, ok := m.contents[rel]; ok && err == nil {
@@ -350,6 +353,20 @@ func (m *machine) mounts(s string) { m.write([]byte(s), "proc/1/mountinfo") }
 // process adds a process that has mapped content as the text of path.
 func (m *machine) process(pid int, comm, path string, content []byte) {
 	m.mapped(pid, comm, path, content, probe.FileStat{Size: int64(len(content)), CTime: m.made.UnixNano(), Inode: m.number(path), FSType: "overlay"}, "r-xp")
+}
+
+// ends has a process end when the link to its program has been read so often.
+func (m *machine) ends(pid, reads int) {
+	m.exe = func(link string) (string, error) {
+		exe, err := os.Readlink(link)
+		if strings.HasPrefix(link, m.path("proc", strconv.Itoa(pid))+"/") {
+			if reads--; reads == 0 {
+				maps.DeleteFunc(m.stats, func(link string, _ probe.FileStat) bool { return strings.HasPrefix(link, strconv.Itoa(pid)+"/") })
+				m.check(os.RemoveAll(m.path("proc", strconv.Itoa(pid))))
+			}
+		}
+		return exe, err
+	}
 }
 
 func (m *machine) mapped(pid int, comm, path string, content []byte, st probe.FileStat, perms string) {

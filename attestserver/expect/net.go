@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"portcullis/attestserver/fingerprint"
 	"portcullis/attestserver/protocol"
 )
@@ -77,6 +79,15 @@ func ways(j *judge, d *protocol.NetData, boot string) {
 	}
 	if d.Packet > 0 {
 		j.fatal(ReasonSniffer, "%d packet sockets", d.Packet)
+	}
+	for _, r := range d.Raw {
+		switch {
+		case r.Protocol == unix.IPPROTO_RAW: // sends, and gets nothing
+		case r.Family == "ip" && r.Protocol == unix.IPPROTO_ICMP, r.Family == "ip6" && r.Protocol == unix.IPPROTO_ICMPV6:
+			j.add(protocol.Info, ReasonRaw, "%d raw sockets of %s for its messages of control", r.Sockets, r.Family)
+		default:
+			j.fatal(ReasonSniffer, "%d raw sockets of %s for protocol %d", r.Sockets, r.Family, r.Protocol)
+		}
 	}
 	for _, r := range d.Radios {
 		j.fatal(ReasonRadio, "%s", r)

@@ -70,8 +70,13 @@ func (e *Procs) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if err := e.mounts(j, d.Mounts); err != nil {
 		j.unjudged(err)
 	}
+	for _, p := range d.Restless {
+		j.add(protocol.Soft, ReasonRestless, "process %d (%s), child of %d, could not be read as a whole: it executes one program after the other, %q the last time", p.PID, p.Comm, p.PPID, p.Exe)
+	}
+	// No more than a note: on a machine with many cores that compiles, hundreds of processes
+	// that live for a moment are listed and gone when they are read.
 	if d.Vanished > len(d.Processes)+16 {
-		j.add(protocol.Soft, ReasonVanished, "%d of %d processes ended while they were read", d.Vanished, d.Vanished+len(d.Processes))
+		j.add(protocol.Info, ReasonVanished, "%d of %d processes ended while they were read", d.Vanished, d.Vanished+len(d.Processes))
 	}
 	return j.list
 }

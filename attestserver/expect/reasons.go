@@ -35,7 +35,8 @@ const (
 	ReasonNoRoot             = "procs-root"                // the root is not the overlay on the image
 	ReasonTask               = "procs-task"                // a container runs programs of its approved image (info)
 	ReasonTaskUnread         = "procs-task-unread"         // the agent still reads the container's image (info)
-	ReasonVanished           = "procs-vanished"            // too many processes ended while they were read
+	ReasonVanished           = "procs-vanished"            // many processes ended while they were read (info)
+	ReasonRestless           = "procs-restless"            // a process executes another program whenever it is read, and goes on
 
 	ReasonPatchedCode = "pmem-patched-code" // a process has pages of its own where a file's code should be
 	ReasonChangedCode = "pmem-changed-code" // memory differs from the file in the image
@@ -60,7 +61,8 @@ const (
 	ReasonMAC             = "net-mac-changed"          // its address is not the burnt-in one
 	ReasonEnslaved        = "net-boot-enslaved"        // it was put into a bridge or bond
 	ReasonPromiscuous     = "net-promiscuous"          // the boot interface receives what is not for it
-	ReasonSniffer         = "net-sniffer"              // a socket that sees every frame
+	ReasonSniffer         = "net-sniffer"              // a socket that sees every frame, or every packet of a protocol
+	ReasonRaw             = "net-raw"                  // a socket that sees all messages of ICMP (info)
 	ReasonRoute           = "net-route"                // packets leave by another way than the gateway
 	ReasonFilter          = "net-filter"               // a table or chain of the packet filter that nobody of the image makes
 	ReasonFilterChanged   = "net-filter-changed"       // the rules of the packet filter are others than before (info)

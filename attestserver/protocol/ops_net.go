@@ -1,5 +1,7 @@
 package protocol
 
+import "fmt"
+
 // Link is one network interface of the first network namespace.
 type Link struct {
 	Name      string `json:"name"`
@@ -38,6 +40,14 @@ type FilterChain struct {
 	Priority int    `json:"priority"`
 }
 
+// RawSocket are raw sockets for one protocol (raw(7)): each sees every packet of it that
+// comes to the machine.
+type RawSocket struct {
+	Family   string `json:"family"`   // ip or ip6
+	Protocol int    `json:"protocol"` // IANA's number, 0 to 255
+	Sockets  int    `json:"sockets"`  // how many
+}
+
 // Limits of NetData.
 const (
 	MaxFilterTables = 256
@@ -46,16 +56,18 @@ const (
 	MaxRoutes  = 4096
 	MaxSockets = 4096
 	MaxRadios  = 64
+	MaxRaw     = 512
 )
 
 // NetData is the answer of op net.
 type NetData struct {
-	Links     []Link   `json:"links"`
-	Routes    []Route  `json:"routes"`
-	Listeners []string `json:"listeners"` // "tcp 0.0.0.0:22" of sockets that wait for strangers, loopback left out
-	Packet    int      `json:"packet"`    // packet sockets: each sees every frame
-	Radios    []string `json:"radios"`    // Wi-Fi and Bluetooth
-	Rules     []string `json:"rules"`     // that choose a routing table, but for those of every kernel
+	Links     []Link      `json:"links"`
+	Routes    []Route     `json:"routes"`
+	Listeners []string    `json:"listeners"` // "tcp 0.0.0.0:22" of sockets that wait for strangers, loopback left out
+	Packet    int         `json:"packet"`    // packet sockets: each sees every frame
+	Raw       []RawSocket `json:"raw"`
+	Radios    []string    `json:"radios"` // Wi-Fi and Bluetooth
+	Rules     []string    `json:"rules"`  // that choose a routing table, but for those of every kernel
 
 	Filters     []FilterTable `json:"filters"`
 	FilterRules string        `json:"filter_rules_sha256"` // hex, of all rules without their counters; empty without a filter
@@ -69,7 +81,7 @@ func (d *NetData) Check() error {
 	for _, l := range []struct {
 		what   string
 		n, max int
-	}{{"routes", len(d.Routes), MaxRoutes}, {"sockets", len(d.Listeners), MaxSockets}, {"radios", len(d.Radios), MaxRadios}, {"routing rules", len(d.Rules), MaxRoutes}, {"filter tables", len(d.Filters), MaxFilterTables}} {
+	}{{"routes", len(d.Routes), MaxRoutes}, {"sockets", len(d.Listeners), MaxSockets}, {"radios", len(d.Radios), MaxRadios}, {"raw sockets", len(d.Raw), MaxRaw}, {"routing rules", len(d.Rules), MaxRoutes}, {"filter tables", len(d.Filters), MaxFilterTables}} {
 		if err := atMost(l.what, l.n, l.max); err != nil {
 			return err
 		}
@@ -84,6 +96,11 @@ func (d *NetData) Check() error {
 	}
 	if err := short("routing rule", append(d.Rules, d.FilterRules)...); err != nil {
 		return err
+	}
+	for _, r := range d.Raw {
+		if r.Family != "ip" && r.Family != "ip6" || r.Protocol < 0 || r.Protocol > 255 || r.Sockets < 1 {
+			return fmt.Errorf("%d raw sockets of protocol %d of family %.16q", r.Sockets, r.Protocol, r.Family)
+		}
 	}
 	for _, t := range d.Filters {
 		if err := t.check(); err != nil {

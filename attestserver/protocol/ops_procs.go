@@ -64,6 +64,19 @@ type Process struct {
 	Container string `json:"container,omitempty"`
 }
 
+// Restless is a process that runs on and executes one program after the other, so that
+// it was never read as a whole.
+type Restless struct {
+	PID   int    `json:"pid"`
+	PPID  int    `json:"ppid"`
+	Start uint64 `json:"start"` // clock ticks after boot
+	Comm  string `json:"comm"`
+	Exe   string `json:"exe"` // what it ran last
+}
+
+// MaxRestless bounds how many of them are listed.
+const MaxRestless = 64
+
 // Anonymous is executable memory that no file backs.
 type Anonymous struct {
 	PID    int    `json:"pid"`
@@ -88,6 +101,8 @@ type ProcsData struct {
 	Anonymous []Anonymous `json:"anonymous"`
 	Mounts    []Mount     `json:"mounts"`
 	Vanished  int         `json:"vanished"` // processes that ended while they were read
+	// Restless are processes that were read again and again and never caught.
+	Restless []Restless `json:"restless,omitempty"`
 	// ReadingMS is how long the agent has been reading images of containers without
 	// having come to an end, 0 where it has read them all.
 	ReadingMS int64 `json:"reading_ms,omitempty"`
@@ -101,6 +116,7 @@ func (d *ProcsData) Check() error {
 	}{
 		{"processes", len(d.Processes), MaxProcesses}, {"files", len(d.Files), MaxFiles},
 		{"anonymous mappings", len(d.Anonymous), MaxFiles}, {"mounts", len(d.Mounts), MaxMounts},
+		{"restless processes", len(d.Restless), MaxRestless},
 	} {
 		if err := atMost(l.what, l.n, l.max); err != nil {
 			return err
@@ -113,6 +129,11 @@ func (d *ProcsData) Check() error {
 	}
 	for _, p := range d.Processes {
 		if err := short("process", p.Comm, p.Exe, p.Container); err != nil {
+			return err
+		}
+	}
+	for _, p := range d.Restless {
+		if err := short("process", p.Comm, p.Exe); err != nil {
 			return err
 		}
 	}

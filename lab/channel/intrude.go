@@ -32,6 +32,7 @@ var intrusions = []intrusion{
 	{"devmem", "", writeDevMem},
 	{"kexec", "", loadKexec},
 	{"sniff", "", sniff},
+	{"sniffraw", "", sniffRaw},
 	{"module", "FILE", loadModule},
 	{"ioport", "", rawPorts},
 	{"msr", "", writeMSR},
@@ -200,6 +201,15 @@ func loadKexec([]string) (func(), error) {
 func sniff([]string) (func(), error) {
 	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, all&0xffff)
+	if err != nil {
+		return nil, err
+	}
+	return func() { unix.Close(fd) }, nil
+}
+
+// sniffRaw opens a socket that gets every segment of TCP that comes to the machine.
+func sniffRaw([]string) (func(), error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	if err != nil {
 		return nil, err
 	}

@@ -60,6 +60,7 @@ const tracefs = "mkdir -p /run/tamper-t; mountpoint -q /run/tamper-t || mount -t
 // network are attacks on the PC's ways out.
 var network = []Attack{
 	{Name: "sniffing-socket", FoundBy: "net", Reasons: []string{"net-sniffer"}, Detail: "packet socket", Commit: []string{tool("sniff")}},
+	{Name: "raw-socket-for-tcp", FoundBy: "net", Reasons: []string{"net-sniffer"}, Detail: "raw sockets of ip for protocol 6", Commit: []string{tool("sniffraw")}},
 	{Name: "promiscuous-card", FoundBy: "net", Reasons: []string{"net-promiscuous"}, Detail: "eth0",
 		Commit: []string{"ip link set eth0 promisc on"}, Undo: []string{"ip link set eth0 promisc off"}},
 	{Name: "bridge-of-ones-own", FoundBy: "net", Reasons: []string{"net-unexpected-interface"}, Detail: "evil0",
