@@ -40,6 +40,7 @@ type Client struct {
 	socket string
 	http   *http.Client
 	api    *client.Client
+	wait   time.Duration
 }
 
 // New returns a client of the engine at socket. It connects when it is used.
@@ -60,7 +61,7 @@ func New(socket string, press *stamp.Press) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("engine: %w", err)
 	}
-	return &Client{socket: socket, http: h, api: api}, nil
+	return &Client{socket: socket, http: h, api: api, wait: wait}, nil
 }
 
 // transport stamps each request before it goes out.
@@ -145,6 +146,8 @@ type Image struct {
 
 // Image looks ref up: an ID, a name or a name with a tag.
 func (c *Client) Image(ctx context.Context, ref string) (Image, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.ImageInspect(ctx, ref)
 	if err != nil {
 		return Image{}, wrap("image", err)
@@ -158,6 +161,8 @@ func (c *Client) Image(ctx context.Context, ref string) (Image, error) {
 
 // Images lists the IDs of all images, also of those without a name.
 func (c *Client) Images(ctx context.Context) ([]string, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	list, err := c.api.ImageList(ctx, image.ListOptions{All: true})
 	if err != nil {
 		return nil, wrap("images", err)
@@ -185,12 +190,16 @@ func (c *Client) Load(ctx context.Context, tar io.Reader) error {
 
 // RemoveImage removes an image with its names, and containers' ties to it.
 func (c *Client) RemoveImage(ctx context.Context, id string) error {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	_, err := c.api.ImageRemove(ctx, id, image.RemoveOptions{Force: true})
 	return wrap("remove image", err)
 }
 
 // Tag gives the image id a name.
 func (c *Client) Tag(ctx context.Context, id, name string) error {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	return wrap("tag", c.api.ImageTag(ctx, id, name))
 }
 
@@ -203,6 +212,8 @@ type Container struct {
 
 // Containers lists all containers, running or not.
 func (c *Client) Containers(ctx context.Context) ([]Container, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	list, err := c.api.ContainerList(ctx, container.ListOptions{All: true})
 	if err != nil {
 		return nil, wrap("containers", err)
@@ -216,6 +227,8 @@ func (c *Client) Containers(ctx context.Context) ([]Container, error) {
 
 // Resolve returns the full ID of the container that ref names.
 func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.ContainerInspect(ctx, ref)
 	if err != nil {
 		return "", wrap("container", err)
@@ -225,6 +238,8 @@ func (c *Client) Resolve(ctx context.Context, ref string) (string, error) {
 
 // ImageOf returns the ID of the image that a container was made of.
 func (c *Client) ImageOf(ctx context.Context, id string) (string, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.ContainerInspect(ctx, id)
 	if err != nil {
 		return "", wrap("container", err)
@@ -237,21 +252,29 @@ func (c *Client) ImageOf(ctx context.Context, id string) (string, error) {
 
 // Start starts a container.
 func (c *Client) Start(ctx context.Context, id string) error {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	return wrap("start", c.api.ContainerStart(ctx, id, container.StartOptions{}))
 }
 
 // Pause freezes a container.
 func (c *Client) Pause(ctx context.Context, id string) error {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	return wrap("pause", c.api.ContainerPause(ctx, id))
 }
 
 // Kill ends a container at once.
 func (c *Client) Kill(ctx context.Context, id string) error {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	return wrap("kill", c.api.ContainerKill(ctx, id, "KILL"))
 }
 
 // Remove removes a container, running or not, with the volumes it made.
 func (c *Client) Remove(ctx context.Context, id string) error {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	return wrap("remove", c.api.ContainerRemove(ctx, id, container.RemoveOptions{Force: true, RemoveVolumes: true}))
 }
 
@@ -279,12 +302,17 @@ func (c *Client) Watch(ctx context.Context, ready func(), each func(kind, action
 	}
 }
 
-// wait is how long the engine may take for one step that is not a transfer.
-const wait = time.Minute
+// wait is how long the engine may take for one step that is neither a transfer nor made for waiting.
+const wait = 3 * time.Minute
+
+// within bounds one step: who asks an engine that hangs may hold up everybody else.
+func (c *Client) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, c.wait)
+}
 
 // ping tells whether the engine answers the verifier.
 func (c *Client) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, wait)
+	ctx, cancel := c.within(ctx)
 	defer cancel()
 	_, err := c.api.Ping(ctx)
 	return wrap("ping", err)

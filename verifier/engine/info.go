@@ -31,6 +31,8 @@ type Info struct {
 // Info asks the engine about itself. Missing names the limits that its kernel
 // cannot enforce.
 func (c *Client) Info(ctx context.Context) (Info, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.Info(ctx)
 	if err != nil {
 		return Info{}, wrap("info", err)
@@ -89,6 +91,8 @@ type Layers struct {
 // containerd's with its overlayfs snapshotter. Where the store is not put together as an
 // engine does it, it returns ErrStore.
 func (c *Client) Layers(ctx context.Context, id string) (Layers, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.ContainerInspect(ctx, id)
 	if err != nil {
 		return Layers{}, wrap("layers", err)
@@ -114,6 +118,8 @@ func (c *Client) Layers(ctx context.Context, id string) (Layers, error) {
 // overlay2 store tells it; nil with another store, which tells it of containers alone. That is
 // no more than what the engine says: before a start Layers is asked.
 func (c *Client) ImageLayers(ctx context.Context, id string) ([]string, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.ImageInspect(ctx, id)
 	if err != nil {
 		return nil, wrap("image", err)
@@ -140,6 +146,8 @@ func imageDirs(data map[string]string) []string {
 
 // LayersTold is nil when Layers can answer for the containers of this engine.
 func (c *Client) LayersTold(ctx context.Context, i Info) error {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	if !i.Containerd {
 		if i.Store != "overlay2" {
 			return fmt.Errorf("engine: the store %.40q does not say where its layers lie; overlay2 and containerd's overlayfs do", i.Store)

@@ -20,6 +20,8 @@ type Standing struct {
 
 // Standing asks how a container stands.
 func (c *Client) Standing(ctx context.Context, id string) (Standing, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.ContainerInspect(ctx, id)
 	if err != nil {
 		return Standing{}, wrap("inspect", err)
@@ -54,6 +56,8 @@ const maxLast = 4 << 10
 
 // Last returns the last line that a container has written, for people.
 func (c *Client) Last(ctx context.Context, id string) (string, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	out, err := c.api.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Tail: "1"})
 	if err != nil {
 		return "", wrap("logs", err)

@@ -96,6 +96,8 @@ func (s Spec) log() container.LogConfig {
 
 // Create makes the container and returns its ID. It does not start it.
 func (c *Client) Create(ctx context.Context, s Spec) (string, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	r, err := c.api.ContainerCreate(ctx, s.config(), s.host(), nil, nil, s.Name)
 	if err != nil {
 		return "", wrap("create", err)
@@ -106,6 +108,8 @@ func (c *Client) Create(ctx context.Context, s Spec) (string, error) {
 // Differs reads the container back and names the first thing that is not as s has
 // it; "" where all is. It is asked before each start and while a container runs.
 func (c *Client) Differs(ctx context.Context, id string, s Spec) (string, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	i, err := c.api.ContainerInspect(ctx, id)
 	if err != nil {
 		return "", wrap("inspect", err)

@@ -57,7 +57,7 @@ type Guard struct {
 	opt   Options
 	state *state
 	// step is held where the engine and the state differ for a moment.
-	step      sync.Mutex
+	step      stepLock
 	comparing map[string]bool    // containers of renew, which are not in the state and never run; of step
 	renewing  sync.Mutex         // held by renew, and taken before step
 	wake      chan struct{}      // somebody saw a reason to reconcile
@@ -99,7 +99,7 @@ func New(opt Options) (*Guard, error) {
 			return nil, err
 		}
 	}
-	g := &Guard{opt: opt, state: s, wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
+	g := &Guard{opt: opt, state: s, step: newStepLock(), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{},
 		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}}
 	for _, b := range opt.Binaries {
@@ -191,7 +191,7 @@ type call struct {
 	kind, name string // what the path names: container or image
 	head, tail string // around it
 	query      map[string][]string
-	moves      bool // it starts, ends or removes what the path names
+	moves      bool // it starts, ends, removes or can hold up what the path names
 
 	caller string
 	w      http.ResponseWriter

@@ -76,6 +76,7 @@ func (g *Guard) StartOwn(ctx context.Context, o Own) (string, error) {
 		return "", err
 	}
 	g.opt.Events.Emit("container.created", event.Fields{"container": id, "image": made.Image.Config, "purpose": made.Purpose, "caller": verifierItself})
+	// Also where ctx has ended meanwhile: what was made is started or removed.
 	g.step.Lock()
 	defer g.step.Unlock()
 	if err := g.run(ctx, id, verifierItself, made); err != nil {
@@ -181,23 +182,11 @@ func (g *Guard) EndOwn(ctx context.Context, id string, grace time.Duration) erro
 	if err := g.opt.Engine.Stop(ctx, id, grace); err != nil && !errors.Is(err, engine.ErrNotFound) {
 		return err
 	}
-	if err := g.stepWithin(ctx); err != nil {
+	if err := g.step.within(ctx); err != nil {
 		return err
 	}
 	defer g.step.Unlock()
 	return g.remove(ctx, id)
-}
-
-// stepWithin takes g.step until ctx ends: who holds it may wait for an engine that hangs.
-func (g *Guard) stepWithin(ctx context.Context) error {
-	for !g.step.TryLock() {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-g.opt.Clock.After(10 * time.Millisecond):
-		}
-	}
-	return nil
 }
 
 // Refused writes down that StartOwn was refused; what Decide refused stands there already.

@@ -108,7 +108,7 @@ func TestInvariant07_CallersOnlyLookAtServices(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, request := range []string{"POST /v1.41/containers/NAME/stop", "POST /v1.41/containers/NAME/stop?t=0", "POST /v1.41/containers/NAME/kill", "POST /v1.41/containers/NAME/kill?signal=STOP",
-		"POST /v1.41/containers/NAME/start", "DELETE /v1.41/containers/NAME?force=1"} {
+		"POST /v1.41/containers/NAME/attach?stream=1&stdout=1", "POST /v1.41/containers/NAME/start", "DELETE /v1.41/containers/NAME?force=1"} {
 		method, path, _ := strings.Cut(request, " ")
 		for _, name := range []string{"portcullis-attestd", service} {
 			w := ask(g, method, strings.ReplaceAll(path, "NAME", name), "")

@@ -58,7 +58,9 @@ func (g *Guard) renew(ctx context.Context, i approval.Image) (bool, error) {
 // comparison makes the container by which an image is compared that the guard has loaded;
 // its id is empty where there is none of it. It is not taken for a stranger's.
 func (g *Guard) comparison(ctx context.Context, i approval.Image) (id string, made madeByGuard, err error) {
-	g.step.Lock()
+	if err := g.step.within(ctx); err != nil {
+		return "", made, err
+	}
 	defer g.step.Unlock()
 	held, err := g.held(ctx, i)
 	if errors.Is(err, engine.ErrNotFound) {
@@ -71,7 +73,8 @@ func (g *Guard) comparison(ctx context.Context, i approval.Image) (id string, ma
 		return "", made, nil // it was not the guard that loaded it: reconcile removes it
 	}
 	made = madeByGuard{Image: i, Spec: engine.Spec{Image: held, Profile: compared}}
-	if id, err = g.opt.Engine.Create(ctx, made.Spec); err == nil {
+	// As in make: what was made has to be known.
+	if id, err = g.opt.Engine.Create(context.WithoutCancel(ctx), made.Spec); err == nil {
 		g.comparing[id] = true
 	}
 	return id, made, err

@@ -28,7 +28,7 @@ type endpoint struct {
 	query  map[string]*regexp.Regexp // the parameters that exist
 	body   int
 	attach bool // the connection becomes the container's output
-	moves  bool // it starts, ends or removes the container: not one that the verifier runs for itself
+	moves  bool // it starts, ends, removes or can hold up the container: not one that the verifier runs for itself
 	do     func(*Guard, *call) error
 }
 
@@ -60,8 +60,9 @@ func init() {
 		{method: "GET", path: "containers/{container}/json", do: (*Guard).pass},
 		{method: "GET", path: "containers/{container}/logs", query: query{"stdout": isTruth, "stderr": isTruth, "follow": isTruth,
 			"timestamps": isTruth, "details": isTruth, "tail": isTail, "since": isTime, "until": isTime}, do: (*Guard).pass},
+		// Engines hold a container's output up while somebody is attached who does not read it.
 		{method: "POST", path: "containers/{container}/attach", query: query{"stdout": isTruth, "stderr": isTruth, "stream": isTruth,
-			"logs": isTruth}, attach: true, do: (*Guard).attach},
+			"logs": isTruth}, attach: true, moves: true, do: (*Guard).attach},
 		{method: "POST", path: "containers/{container}/start", moves: true, do: (*Guard).start},
 		{method: "POST", path: "containers/{container}/stop", query: query{"t": isNumber, "signal": isSignal}, moves: true, do: (*Guard).pass},
 		{method: "POST", path: "containers/{container}/kill", query: query{"signal": isSignal}, moves: true, do: (*Guard).pass},

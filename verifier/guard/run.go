@@ -101,10 +101,14 @@ func sound(i engine.Image, want approval.Image) error {
 	return nil
 }
 
-// make creates the container and reads it back. What is not as it was asked for is removed.
+// make creates the container and reads it back. What is not as it was asked for is removed. A caller who
+// goes away while the engine makes it changes nothing: the guard would not know of what the engine has made.
 func (g *Guard) make(ctx context.Context, made madeByGuard) (string, error) {
-	g.step.Lock()
+	if err := g.step.within(ctx); err != nil {
+		return "", err
+	}
 	defer g.step.Unlock()
+	ctx = context.WithoutCancel(ctx)
 	g.ahead(made.Spec.Image.ID)
 	id, err := g.opt.Engine.Create(ctx, made.Spec)
 	if err != nil {
@@ -118,7 +122,7 @@ func (g *Guard) make(ctx context.Context, made madeByGuard) (string, error) {
 		err = g.state.change(func(f *stateFile) { f.Containers[id] = made })
 	}
 	if err != nil {
-		return "", errors.Join(err, g.opt.Engine.Remove(context.WithoutCancel(ctx), id))
+		return "", errors.Join(err, g.opt.Engine.Remove(ctx, id))
 	}
 	return id, nil
 }

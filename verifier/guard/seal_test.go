@@ -58,7 +58,7 @@ func sealLayer(t *testing.T, s verity.Files, dir string, files []image.File) (se
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &Guard{state: state, opt: Options{Verity: s}}
+	g := &Guard{state: state, step: newStepLock(), opt: Options{Verity: s}}
 	c := g.comparer(false)
 	if err := c.onDisk(dir); err != nil {
 		t.Fatal(err)
