@@ -317,7 +317,7 @@ func testRack(t *testing.T, ops []string, chip bool) {
 	const pcs, each = 3, 12
 	r := newRack(t, dir, pcs, 100*time.Millisecond, ops)
 	if r.chip = chip; chip {
-		softBooted(r.m.image.Manifest)
+		softBooted(t, r.m.image.Manifest)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()

@@ -27,6 +27,7 @@ import (
 //	PORTCULLIS_RACK_PCS   how many
 //	PORTCULLIS_RACK_MEAN  gap between challenges, such as 2s
 //	PORTCULLIS_RACK_CHIPS not empty: each PC has a softChip, and nothing else is asked
+//	PORTCULLIS_RACK_LOG   what its firmware has measured; empty: 18 events, written for tests
 //
 // It ends with its standard input. Without the directory it does nothing.
 func TestRackForBench(t *testing.T) {
@@ -78,7 +79,7 @@ func (r *rackSetup) sign() {
 	}
 	r.image.Manifest.Cmdline = fmt.Sprintf("roothash=%s portcullis.verity=%s,%d,%d", v.RootHash, v.Salt, v.DataBlocks, v.HashStart)
 	r.image.Manifest.Mask = r.m.image.Manifest.Mask
-	softBooted(&r.image.Manifest)
+	softBooted(r.t, &r.image.Manifest)
 	r.image.Sign(r.t)
 	r.m.write([]byte(r.image.Manifest.Cmdline+"\n"), "proc/cmdline")
 	r.m.write(root, "dev/loop0")

@@ -15,13 +15,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-tpm/tpm2"
 
+	"portcullis/attestserver/eventlog"
 	"portcullis/attestserver/eventlog/eventlogtest"
 	"portcullis/attestserver/protocol"
 	"portcullis/hardware/tpmattest"
@@ -74,18 +78,55 @@ func newSoftChip(t testing.TB) *softChip {
 	c.name = name.Buffer
 	c.signer, err = tpmattest.QualifiedName(&ak)
 	must(err)
-	events := eventlogtest.Boot(imageDigest, kernelDigest, nine, eleven)
-	c.log = eventlogtest.Encode(events...)
-	for _, e := range events {
-		c.extend(e.PCR, e.Digest)
+	c.log = softLog(t)
+	log, err := eventlog.Parse(c.log)
+	must(err)
+	for _, e := range log.Events {
+		if e.Type != eventlog.NoAction {
+			c.extend(e.PCR, e.Digest)
+		}
 	}
 	return c
 }
 
+// softLogEnv names a log that firmware wrote. The image is then the one of that log.
+const softLogEnv = "PORTCULLIS_RACK_LOG"
+
+// softLog is what a softChip's firmware has measured.
+func softLog(t testing.TB) []byte {
+	t.Helper()
+	at := os.Getenv(softLogEnv)
+	if at == "" {
+		return eventlogtest.Encode(eventlogtest.Boot(imageDigest, kernelDigest, nine, eleven)...)
+	}
+	b, err := os.ReadFile(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 // softBooted has a manifest predict what a softChip's registers hold.
-func softBooted(m *manifest.Manifest) {
-	m.UKI.Authenticode, m.UKI.LinuxAuthenticode = hex.EncodeToString(imageDigest[:]), hex.EncodeToString(kernelDigest[:])
-	m.PCR = map[string]string{"9": extended(nine), "11": extended(eleven), "12": hex.EncodeToString(make([]byte, 32))}
+func softBooted(t testing.TB, m *manifest.Manifest) {
+	t.Helper()
+	log, err := eventlog.Parse(softLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs, err := log.Applications()
+	if err != nil || len(programs) < 2 {
+		t.Fatalf("the log has %d programs: %v", len(programs), err)
+	}
+	registers, err := log.Replay(9, 11, 12)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, kernel := programs[0], programs[len(programs)-1]
+	m.UKI.Authenticode, m.UKI.LinuxAuthenticode = hex.EncodeToString(image[:]), hex.EncodeToString(kernel[:])
+	m.PCR = map[string]string{}
+	for i, v := range registers {
+		m.PCR[strconv.Itoa(i)] = hex.EncodeToString(v[:])
+	}
 }
 
 // withPoint is the public area of a key made from a template.
@@ -213,10 +254,26 @@ func (c *softChip) activate(credential, encrypted []byte) ([]byte, error) {
 	return secret[2:], nil
 }
 
-// A chip in software enrols and comes back like one of swtpm.
+// A chip in software enrols and comes back like one of swtpm, with a log of its own too.
 func TestSoftChip(t *testing.T) {
+	t.Run("written", testSoftChip)
+	t.Run("read", func(t *testing.T) {
+		other := eventlogtest.Encode(eventlogtest.Boot([32]byte{1}, [32]byte{2}, [][32]byte{{3}}, [][32]byte{{4}})...)
+		at := filepath.Join(t.TempDir(), "log")
+		if err := os.WriteFile(at, other, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv(softLogEnv, at)
+		if !bytes.Equal(newSoftChip(t).log, other) {
+			t.Error("the chip has another log")
+		}
+		testSoftChip(t)
+	})
+}
+
+func testSoftChip(t *testing.T) {
 	p := &tpmPC{machine: newMachine(t)}
-	softBooted(p.image.Manifest)
+	softBooted(t, p.image.Manifest)
 	p.probes[protocol.OpTpm] = newSoftChip(t)
 	p.good(protocol.TierSoftware, false)
 	p.good(protocol.TierTPM, true)

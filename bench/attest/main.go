@@ -37,17 +37,21 @@ func run(ctx context.Context, args []string) error {
 	mean := flags.Duration("mean", 2*time.Second, "mean gap between the challenges of a PC")
 	last := flags.Duration("for", 20*time.Second, "measure for, after every PC is trusted")
 	ops := flags.String("ops", elevenOps, "ops that are asked; all: cmd/attestd as it is; "+quoteOps+": a quote each time, each PC with a chip in software")
+	log := flags.String("log", "", "with -ops "+quoteOps+": the boot log of the PCs, as Linux shows it in binary_bios_measurements, of a unified kernel image that firmware started; \"\": one that was written for tests")
 	profile := flags.String("profile", "", "write attestd's profiles to this path with .cpu, .heap, .allocs, .goroutine behind it, and the PCs' with -pcs.cpu")
 	state := flags.String("state", "/dev/shm", "directory for what attestd writes: what a PC's first boot writes is not measured")
 	quotes := flags.Int("quotes", 2000, "verify so many TPM quotes, by ours and by go-attestation; 0 for none")
 	flags.Parse(args)
+	if *log != "" && *ops != quoteOps {
+		return fmt.Errorf("-log is for -ops %s: the PCs have no chip otherwise", quoteOps)
+	}
 	dir, err := os.MkdirTemp("", "bench-attest")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	if *sizes != "" {
-		if err := rack(ctx, dir, *sizes, *ops, *state, setup{Mean: *mean, For: *last, Profile: *profile}); err != nil {
+		if err := rack(ctx, dir, *sizes, *ops, *state, setup{Mean: *mean, For: *last, Log: *log, Profile: *profile}); err != nil {
 			return cmp.Or(ctx.Err(), err)
 		}
 	}

@@ -26,6 +26,7 @@ type setup struct {
 	Mean    time.Duration
 	For     time.Duration
 	Chips   bool   // each PC has one
+	Log     string // file: what their firmware has measured; "": a short example
 	Profile string // path before the names of profiles; "": none
 }
 
@@ -68,7 +69,7 @@ func measure(ctx context.Context, p *programs, state string, s setup) (*measured
 	pcs := exec.CommandContext(ctx, p.pcs, "-test.run=^TestRackForBench$", "-test.timeout=0")
 	pcs.Env = append(os.Environ(), "PORTCULLIS_RACK_DIR="+dir, "PORTCULLIS_RACK_PCS="+strconv.Itoa(s.PCs), "PORTCULLIS_RACK_MEAN="+s.Mean.String())
 	if s.Chips {
-		pcs.Env = append(pcs.Env, "PORTCULLIS_RACK_CHIPS=1")
+		pcs.Env = append(pcs.Env, "PORTCULLIS_RACK_CHIPS=1", "PORTCULLIS_RACK_LOG="+s.Log)
 	}
 	if s.Profile != "" {
 		os.Remove(s.Profile + profileEnd)
