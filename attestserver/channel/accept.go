@@ -86,7 +86,7 @@ func (g *Gateway) Accept(ctx context.Context, raw net.Conn) (*Conn, error) {
 }
 
 func (g *Gateway) accept(ctx context.Context, raw net.Conn) (*Conn, error) {
-	t := tls.Server(raw, g.config)
+	t := tls.Server(&recordConn{Conn: raw}, g.config)
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, &RefusedError{ReasonTLS, err}
 	}
