@@ -3,9 +3,11 @@ package expect
 import "bytes"
 
 // What a kernel sealed at its start is half a MiB of pieces, of which most words are the
-// signed kernel's: a rack of 200 PCs would take 100 MiB of attestd's memory. So a piece is
-// kept as its difference from the signed one: a bit for each word, lowest first, then the
-// words that differ, in order. A word is eight bytes, the last one of a piece may be less.
+// signed kernel's, and most others the same with every PC that runs it (its table of jump
+// labels, which it sorts): a rack of 200 PCs would take 100 MiB of attestd's memory. So a
+// piece is kept as its difference from the signed one, and equal differences once
+// (package unique): a bit for each word, lowest first, then the words that differ, in
+// order. A word is eight bytes, the last one of a piece may be less.
 const differenceWord = 8
 
 // appendDifference appends what piece has other than signed, which is as long.
@@ -23,9 +25,8 @@ func appendDifference(to, signed, piece []byte) []byte {
 	return to
 }
 
-// applyDifference makes the piece of the signed one, of what appendDifference
-// appended, and returns what stands behind that.
-func applyDifference(signed, from []byte) (rest []byte) {
+// applyDifference makes the piece of the signed one, of what appendDifference appended.
+func applyDifference(signed []byte, from string) {
 	words := (len(signed) + differenceWord - 1) / differenceWord
 	bits := from[:(words+7)/8]
 	from = from[len(bits):]
@@ -35,5 +36,4 @@ func applyDifference(signed, from []byte) (rest []byte) {
 			from = from[n:]
 		}
 	}
-	return from
 }

@@ -23,9 +23,9 @@ func TestDifferenceMakesThePieceAgain(t *testing.T) {
 				t.Errorf("%d bytes, at most %d changed: %d bytes, at most %d", size, changed, len(note), most)
 			}
 			again := bytes.Clone(signed)
-			rest := applyDifference(again, append(note, "behind"...)[len("before"):])
-			if !bytes.Equal(again, piece) || string(rest) != "behind" {
-				t.Errorf("%d bytes, %d changed: another piece, or %q is left", size, changed, rest)
+			applyDifference(again, string(note[len("before"):]))
+			if !bytes.Equal(again, piece) {
+				t.Errorf("%d bytes, %d changed: another piece", size, changed)
 			}
 		}
 	}

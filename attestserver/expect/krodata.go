@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"unique"
 
 	"portcullis/attestserver/protocol"
 	"portcullis/images/ktextmask"
@@ -46,9 +47,16 @@ const maxRodataHead = 16 << 10
 
 // Notes of a boot session.
 const (
-	noteSealed = "krodata.sealed" // what the pieces were first, as difference has it
+	keptSealed = "krodata.sealed" // the pieces, as they were first: *sealedPieces
 	noteWant   = "krodata.want"   // their numbers, as JSON parameters
 )
+
+// sealedPieces are the differences (appendDifference) of what a kernel sealed from the
+// signed pieces of these numbers.
+type sealedPieces struct {
+	pieces      []uint32
+	differences []unique.Handle[string]
+}
 
 // Name implements protocol.Expectation.
 func (*Krodata) Name() string { return protocol.OpKrodata }
@@ -57,7 +65,7 @@ var krodataAsk = []byte(`{"pieces":null}`)
 
 // Params implements protocol.Expectation.
 func (*Krodata) Params(_ io.Reader, st *protocol.ImageState) ([]byte, error) {
-	if want := st.Notes[noteWant]; want != nil && st.Notes[noteSealed] == nil {
+	if want := st.Notes[noteWant]; want != nil && st.Kept[keptSealed] == nil {
 		return want, nil
 	}
 	return krodataAsk, nil
@@ -300,7 +308,11 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, file 
 	if len(ref.Pieces) == 0 {
 		return nil
 	}
-	known := st.Notes[noteSealed]
+	known, _ := st.Kept[keptSealed].(*sealedPieces)
+	if known != nil && !slices.Equal(known.pieces, ref.Pieces) { // another reference was taken
+		delete(st.Kept, keptSealed)
+		known = nil
+	}
 	first := known == nil
 	if first && len(d.Raw) == 0 {
 		want, err := protocol.EncodeOp(protocol.KrodataParams{Pieces: ref.Pieces})
@@ -311,6 +323,7 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, file 
 	}
 	var raw, note []byte
 	if first {
+		known = &sealedPieces{ref.Pieces, make([]unique.Handle[string], len(ref.Pieces))}
 		total := 0
 		for _, p := range ref.Pieces {
 			total += ref.length(p)
@@ -324,16 +337,17 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, file 
 	macs := pieceMACs{in.Key, d.MACs}
 	var bad []int
 	buf := make([]byte, protocol.KtextGranule)
-	for _, p := range ref.Pieces {
+	for i, p := range ref.Pieces {
 		piece := buf[:ref.length(p)]
 		if err := ref.signed(file, p, piece); err != nil {
 			return err
 		}
 		if first {
-			note = appendDifference(note, piece, raw[:len(piece)])
+			note = appendDifference(note[:0], piece, raw[:len(piece)])
+			known.differences[i] = unique.Make(string(note))
 			piece, raw = raw[:len(piece)], raw[len(piece):]
 		} else {
-			known = applyDifference(piece, known)
+			applyDifference(piece, known.differences[i].Value())
 		}
 		if !macs.same(int(p), piece) {
 			bad = append(bad, int(p))
@@ -343,7 +357,7 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, file 
 	case len(bad) > 0:
 		j.fatal(ReasonKrodataSealed, "what the kernel sealed at its start has changed at %s", spans(bad, ref.Size))
 	case first && len(j.list) == 0:
-		st.Notes[noteSealed] = bytes.Clone(note) // no longer than it is
+		st.Keep(keptSealed, known)
 	}
 	return nil
 }
