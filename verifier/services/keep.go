@@ -57,12 +57,11 @@ func (k *Keeper) Run(ctx context.Context) error {
 	k.fit(ctx)
 	var all sync.WaitGroup
 	told := map[string]string{}
-	if k.strangers(ctx, told) {
-		all.Go(func() {
-			for k.sleep(ctx, askAgain) && k.strangers(ctx, told) {
-			}
-		})
-	}
+	// Beside the services: each may take a while, and none of them waits for one.
+	all.Go(func() {
+		for k.strangers(ctx, told) && k.sleep(ctx, askAgain) {
+		}
+	})
 	before := make(chan struct{})
 	close(before)
 	for _, s := range k.services {

@@ -484,3 +484,43 @@ func TestBellIsThereBeforeTheContainerIsGone(t *testing.T) {
 		t.Errorf("told\n%s", told)
 	}
 }
+
+// held is a guard before an engine that hangs on a container of a former configuration.
+type held struct {
+	lost
+	started chan struct{}
+}
+
+func (h *held) Fit() error { return nil }
+
+func (h *held) EndOwn(ctx context.Context, _ string, _ time.Duration) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (h *held) StartOwn(ctx context.Context, _ guard.Own) (string, error) {
+	close(h.started)
+	<-ctx.Done()
+	return "", ctx.Err()
+}
+
+// A container of a former configuration that the engine hangs on holds up no service, and not the end.
+func TestFormerConfigurationHoldsUpNothing(t *testing.T) {
+	s := Service{Own: guard.Own{Name: "portcullis-pxed", Purpose: declared.Purpose("pxed")}, Socket: filepath.Join(t.TempDir(), "s")}
+	g := &held{lost: lost{owned: []guard.Owned{{ID: "former", Own: guard.Own{Purpose: declared.Purpose("noded")}}}}, started: make(chan struct{})}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- New([]Service{s}, g, unchanged{}, clock.Real{}, event.NewJSON(&eventtest.Buffer{}, "verifierd", time.Now)).Run(ctx)
+	}()
+	select {
+	case <-g.started:
+	case <-time.After(20 * time.Second):
+		t.Error("the service waits for it")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
