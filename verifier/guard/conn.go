@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
+	"portcullis/internal/event"
 	"portcullis/verifier/record"
 )
 
@@ -20,20 +22,43 @@ type watchedListener struct {
 	guard  *Guard
 	ctx    context.Context
 	places chan struct{}
+	others chan struct{} // of them, those of callers who do not come first
 }
 
+// Accept closes a connection for which there is no room beside that of root.
 func (l *watchedListener) Accept() (net.Conn, error) {
-	select {
-	case l.places <- struct{}{}:
-	case <-l.ctx.Done():
-		return nil, net.ErrClosed
+	for {
+		select {
+		case l.places <- struct{}{}:
+		case <-l.ctx.Done():
+			return nil, net.ErrClosed
+		}
+		c, err := l.Listener.Accept()
+		if err != nil {
+			<-l.places
+			return nil, err
+		}
+		w := &watched{Conn: c, caller: caller(c), guard: l.guard, leave: sync.OnceFunc(func() { <-l.places })}
+		if first(w.caller) {
+			return w, nil
+		}
+		select {
+		case l.others <- struct{}{}:
+			w.leave = sync.OnceFunc(func() { <-l.others; <-l.places })
+			return w, nil
+		default:
+		}
+		w.Close()
+		if err := l.guard.Refuse(record.Refusal{Action: ActionConnect, Reason: ReasonCrowd, Detail: fmt.Sprintf("%d connections of others than root are open", cap(l.others)), Caller: w.caller}); err != nil {
+			l.guard.opt.Events.Emit("log.failed", event.Fields{"reason": ReasonLog, "detail": err.Error()})
+		}
 	}
-	c, err := l.Listener.Accept()
-	if err != nil {
-		<-l.places
-		return nil, err
-	}
-	return &watched{Conn: c, caller: caller(c), guard: l.guard, leave: sync.OnceFunc(func() { <-l.places })}, nil
+}
+
+// first tells whether a caller has places of his own: root, who has to get in to end something, and the
+// verifier itself, which tests itself.
+func first(caller string) bool {
+	return caller == "uid 0" || caller == fmt.Sprintf("uid %d", os.Getuid())
 }
 
 // watched is one caller's connection.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -152,5 +153,67 @@ func TestAttack_ContainerWritesIntoTheLog(t *testing.T) {
 	}
 	if got := log.reasons(); len(got) != 0 {
 		t.Errorf("a container wrote into the log: %v", got)
+	}
+}
+
+// pipes is a listener of callers whom nobody knows.
+type pipes struct{ come chan net.Conn }
+
+func (p pipes) Accept() (net.Conn, error) {
+	c, ok := <-p.come
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (pipes) Close() error   { return nil }
+func (pipes) Addr() net.Addr { return &net.UnixAddr{} }
+
+// TestAttack_CrowdOfCallers: who may call the guard and holds its connections open does not keep root out, nor
+// the verifier's own test of itself.
+func TestAttack_CrowdOfCallers(t *testing.T) {
+	g := before(t, &listed{}, func(*Options) {})
+	log := g.opt.Approvals.(*approvals)
+	p := pipes{make(chan net.Conn)}
+	l := &watchedListener{Listener: p, guard: g, ctx: t.Context(), places: make(chan struct{}, 3), others: make(chan struct{}, 2)}
+	come := func() net.Conn {
+		ours, theirs := net.Pipe()
+		p.come <- ours
+		return theirs
+	}
+	in := make(chan net.Conn, 8)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				close(in)
+				return
+			}
+			in <- c
+		}
+	}()
+	come()
+	come()
+	held := <-in
+	<-in
+	turned := come()
+	if _, err := turned.Read(make([]byte, 1)); err == nil {
+		t.Error("one more is let in")
+	}
+	held.Close()
+	held.Close() // once is enough
+	come()
+	<-in
+	close(p.come)
+	if _, more := <-in; more || !slices.Equal(log.reasons(), []string{ReasonCrowd}) {
+		t.Errorf("in the log %v", log.reasons())
+	}
+	if len(l.places) != 2 || len(l.others) != 2 {
+		t.Errorf("%d places and %d of others are taken", len(l.places), len(l.others))
+	}
+	for caller, want := range map[string]bool{"uid 0": true, fmt.Sprintf("uid %d", os.Getuid()): true, "uid 1": false, "uid 00": false, "unknown": false, "": false} {
+		if first(caller) != want {
+			t.Errorf("%q comes first: %t", caller, !want)
+		}
 	}
 }

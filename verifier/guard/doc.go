@@ -24,6 +24,7 @@ import (
 // Reasons of refusals. Those of packages approval, image and stamp come beside them.
 const (
 	ReasonMalformed    = "http-malformed"         // not HTTP as a client writes it
+	ReasonCrowd        = "callers-too-many"       // connections of others than root
 	ReasonHTTPVersion  = "http-version"           // HTTP/1.0, HTTP/2: the engine and we could read them differently
 	ReasonPath         = "api-path"               // not the one plain form of a path
 	ReasonVersion      = "api-version"            // of the API: older than 1.41 or newer than the engine's
@@ -33,6 +34,8 @@ const (
 	ReasonUpgrade      = "api-upgrade"            // an upgrade where there is none
 	ReasonLength       = "body-length"            // no length, chunked, too long, or a body where none is
 	ReasonType         = "body-type"              // another content type than the endpoint's
+	ReasonSlow         = "body-slow"              // an archive that comes too slowly
+	ReasonRoom         = "load-room"              // an archive for which the disk has no room beside the log
 	ReasonJSON         = "body-json"              // not strict JSON: a key twice, wrong nesting, more than one value
 	ReasonField        = "body-field"             // a field that does not exist, or one that a caller may not set
 	ReasonImage        = "image-not-loaded"       // not an image that the guard loaded

@@ -68,6 +68,8 @@ type Guard struct {
 	ending    sync.Map           // IDs of containers that are being ended
 	work      sync.WaitGroup     // what Run began beside itself
 	filling   sync.Mutex         // held while kept images are loaded
+	loads     chan struct{}      // holds a token for each load of a caller
+	rootLoads chan struct{}      // of root
 	turns     turns              // of who switches verity on for a file
 	unsealed  chan struct{}      // there is something in toSeal
 
@@ -99,7 +101,7 @@ func New(opt Options) (*Guard, error) {
 			return nil, err
 		}
 	}
-	g := &Guard{opt: opt, state: s, step: newStepLock(), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
+	g := &Guard{opt: opt, state: s, step: newStepLock(), loads: make(chan struct{}, maxLoads), rootLoads: make(chan struct{}, maxLoads), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{},
 		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}}
 	for _, b := range opt.Binaries {
@@ -318,8 +320,12 @@ func fail(w http.ResponseWriter, code int, message string) {
 
 type callerKey struct{}
 
-// MaxCallers is how many connections are open at once; more wait.
-const MaxCallers = 64
+// MaxCallers is how many connections are open at once; more wait. Those of others than root are at most
+// maxOthers; more are closed.
+const (
+	MaxCallers = 64
+	maxOthers  = 48
+)
 
 // Serve takes callers on l until ctx ends. Who calls is read from the kernel.
 func (g *Guard) Serve(ctx context.Context, l net.Listener) error {
@@ -343,7 +349,7 @@ func (g *Guard) Serve(ctx context.Context, l net.Listener) error {
 	}
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
-	err := s.Serve(&watchedListener{Listener: l, guard: g, ctx: ctx, places: make(chan struct{}, MaxCallers)})
+	err := s.Serve(&watchedListener{Listener: l, guard: g, ctx: ctx, places: make(chan struct{}, MaxCallers), others: make(chan struct{}, maxOthers)})
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"time"
 
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
@@ -17,8 +15,12 @@ import (
 
 // load takes an image from a caller.
 func (g *Guard) load(c *call) error {
-	http.NewResponseController(c.w).SetReadDeadline(time.Time{})
-	name, err := g.Import(c.r.Context(), c.r.Body, c.caller)
+	leave, err := g.enter(c.r.Context(), c.caller)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	name, err := g.Import(c.r.Context(), g.intake(c), c.caller)
 	if err != nil {
 		return err
 	}
