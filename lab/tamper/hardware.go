@@ -52,9 +52,9 @@ var hardware = []Attack{
 		Host: func(ctx context.Context, l *lab.Lab) error { return l.PC().AddNIC(ctx, "52:54:00:de:ad:02") }},
 	{Name: "disk-plugged-in", Stage: Settled, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: "0x1af4 0x1042", // virtio disk
 		Host: plug(emptyDisk("hot0"), map[string]any{"driver": "virtio-blk-pci", "drive": "hot0", "id": "hotdisk0", "bus": "slot1"})},
-	{Name: "device-plugged-in", Stage: Settled, FoundBy: "uevent", Reasons: []string{"uevent-added"}, Detail: "pci of /devices/",
+	{Name: "device-plugged-in", Stage: Settled, FoundBy: "uevent", Reasons: []string{"uevent-added"}, Detail: "/0000:03:00.0 at", // behind the third port
 		Host: plug(nil, map[string]any{"driver": "virtio-rng-pci", "id": "hotrng0", "bus": "slot2"})},
-	{Name: "usb-controller-plugged-in", Stage: Settled, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: "pci 0000:",
+	{Name: "usb-controller-plugged-in", Stage: Settled, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: "0x1b36 0x000d", // QEMU's xHCI
 		Host: plug(nil, map[string]any{"driver": "qemu-xhci", "id": "hotusb0", "bus": "slot3"})},
 	{Name: "usb-stick-plugged-in", Stage: Settled, USB: true, FoundBy: "hw", Reasons: []string{"hw-added"}, Detail: stickName(1),
 		Host: stick(1)},
