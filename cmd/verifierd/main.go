@@ -107,8 +107,8 @@ func run(ctx context.Context, s settings) error {
 	purposes, names := reserved()
 	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Kept: kept, Socket: socket, Door: s.engine, Binaries: programs, Containerd: s.containerd,
 		Reserved: purposes, ReservedNames: names,
-		Read: func(ctx context.Context, from io.Reader, each func(*image.Layer) error) (*image.Archive, error) {
-			return image.Read(ctx, from, quarantine, image.Options{Layer: each})
+		Read: func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error) {
+			return image.Read(ctx, from, quarantine, o)
 		}, Clock: clock.Real{}, Events: events})
 	if err != nil {
 		return err

@@ -116,8 +116,9 @@ func (r *Rig) engine(ctx context.Context) (err error) {
 	}
 	r.guard, err = guard.New(guard.Options{Engine: r.door, Approvals: r.log, StateDir: filepath.Join(r.daemon.Dir, "state"), Socket: r.socket,
 		Door: r.daemon.Socket, Containerd: r.daemon.Containerd(), Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.events, "guard", time.Now),
-		Read: func(ctx context.Context, from io.Reader, each func(*image.Layer) error) (*image.Archive, error) {
-			return image.Read(ctx, from, r.daemon.Dir, image.Options{Platform: "linux/" + runtime.GOARCH, Layer: each})
+		Read: func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error) {
+			o.Platform = "linux/" + runtime.GOARCH
+			return image.Read(ctx, from, r.daemon.Dir, o)
 		}})
 	if err != nil {
 		return err

@@ -29,9 +29,8 @@ import (
 type Options struct {
 	Engine    *engine.Client
 	Approvals Approvals
-	// Read takes an archive apart, once, holding every digest of it against its bytes; each is
-	// its image.Options.Layer.
-	Read     func(ctx context.Context, from io.Reader, each func(*image.Layer) error) (*image.Archive, error)
+	// Read takes an archive apart, holding every digest of it against its bytes: image.Read.
+	Read     func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error)
 	StateDir string // the verifier's own, mode 0700
 	// Kept is where loaded images are kept for an engine whose disk begins empty, on
 	// the file system that Read takes them into; "": nothing is kept.

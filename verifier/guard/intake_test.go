@@ -92,7 +92,7 @@ func TestAttack_CrowdOfLoads(t *testing.T) {
 	now, most := 0, 0
 	entered, release := make(chan bool, 8), make(chan struct{})
 	g := before(t, &listed{}, func(o *Options) {
-		o.Read = func(ctx context.Context, from io.Reader, _ func(*image.Layer) error) (*image.Archive, error) {
+		o.Read = func(ctx context.Context, from io.Reader, _ image.Options) (*image.Archive, error) {
 			text, err := io.ReadAll(from)
 			if string(text) != "root" {
 				mu.Lock()

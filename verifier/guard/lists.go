@@ -12,6 +12,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 
 	"golang.org/x/sys/unix"
@@ -44,15 +45,25 @@ func writeList(to io.Writer, files iter.Seq[image.File]) error {
 
 // newLists are the lists of an image that is being read. Each is written when its layer was
 // read, so that no more than one layer's is in memory, into a file that has no name: who
-// may not load the image leaves nothing behind.
+// may not load the image leaves nothing behind. Which layers are the image's, and in which order, is
+// known in the end only, so each list is found by what its layer was hashed to.
 type newLists struct {
 	state *state
-	files []*os.File
-	trees []treeOf // a list of files for each layer, the lowest first
+	all   map[string]newList // by diffID
 }
 
-// add writes the list of the next layer.
-func (n *newLists) add(l *image.Layer) error { return n.write(l.DiffID, l.Tree.Files()) }
+type newList struct {
+	file *os.File
+	tree treeOf
+}
+
+// add writes the list of a layer.
+func (n *newLists) add(l *image.Layer) error {
+	if _, ok := n.all[l.DiffID]; ok {
+		return nil // the same bytes, with the same names
+	}
+	return n.write(l.DiffID, l.Tree.Files())
+}
 
 func (n *newLists) write(diffID string, files iter.Seq[image.File]) error {
 	dir := filepath.Dir(n.state.treePath(treeOf{}))
@@ -68,32 +79,43 @@ func (n *newLists) write(diffID string, files iter.Seq[image.File]) error {
 	if err := writeList(io.MultiWriter(f, sum), files); err != nil {
 		return fmt.Errorf("guard: lists of files: %w", errors.Join(err, f.Close()))
 	}
-	n.files = append(n.files, f)
-	n.trees = append(n.trees, treeOf{DiffID: diffID, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Form: formVerity})
+	if n.all == nil {
+		n.all = map[string]newList{}
+	}
+	n.all[diffID] = newList{f, treeOf{DiffID: diffID, Digest: "sha256:" + hex.EncodeToString(sum.Sum(nil)), Form: formVerity}}
 	return nil
 }
 
-// keep puts the lists where they are looked for.
-func (n *newLists) keep() ([]treeOf, error) {
-	for i, t := range n.trees {
-		err := atomicfile.Write(n.state.treePath(t), true, func(w io.Writer) error {
-			_, err := n.files[i].Seek(0, io.SeekStart)
+// keep puts the lists of layers where they are looked for. Those of others are forgotten.
+func (n *newLists) keep(layers []string) (trees []treeOf, err error) {
+	for _, diffID := range layers {
+		l, ok := n.all[diffID]
+		if !ok {
+			return nil, fmt.Errorf("guard: lists of files: the layer %s was not read", diffID)
+		}
+		if slices.Contains(trees, l.tree) { // a layer that is there twice
+			trees = append(trees, l.tree)
+			continue
+		}
+		err := atomicfile.Write(n.state.treePath(l.tree), true, func(w io.Writer) error {
+			_, err := l.file.Seek(0, io.SeekStart)
 			if err == nil {
-				_, err = io.Copy(w, n.files[i])
+				_, err = io.Copy(w, l.file)
 			}
 			return err
 		})
 		if err != nil {
 			return nil, fmt.Errorf("guard: lists of files: %w", err)
 		}
+		trees = append(trees, l.tree)
 	}
-	return n.trees, nil
+	return trees, nil
 }
 
 func (n *newLists) Close() error {
 	var all []error
-	for _, f := range n.files {
-		all = append(all, f.Close())
+	for _, l := range n.all {
+		all = append(all, l.file.Close())
 	}
 	return errors.Join(all...)
 }

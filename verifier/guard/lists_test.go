@@ -86,7 +86,7 @@ func (s *state) keepList(diffID string, files []image.File) (treeOf, error) {
 	if err := n.write(diffID, slices.Values(files)); err != nil {
 		return treeOf{}, err
 	}
-	trees, err := n.keep()
+	trees, err := n.keep([]string{diffID})
 	if err != nil {
 		return treeOf{}, err
 	}
@@ -121,7 +121,7 @@ func TestListsWhileTheImageIsRead(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("of an image that may not be loaded: %v, %v", left, err)
 	}
-	trees, err := lists.keep()
+	trees, err := lists.keep(read.Image().Layers)
 	if err := errors.Join(err, lists.Close()); err != nil || len(trees) != 4 {
 		t.Fatalf("%d lists, %v", len(trees), err)
 	}
@@ -334,7 +334,7 @@ func BenchmarkImport(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				_, err = lists.keep()
+				_, err = lists.keep(a.Image().Layers)
 				if err := errors.Join(err, lists.Close(), a.Close(), f.Close()); err != nil {
 					b.Fatal(err)
 				}

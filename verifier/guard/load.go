@@ -33,7 +33,7 @@ func (g *Guard) load(c *call) error {
 func (g *Guard) Import(ctx context.Context, from io.Reader, caller string) (string, error) {
 	lists := newLists{state: g.state}
 	defer lists.Close()
-	a, err := g.opt.Read(ctx, from, lists.add)
+	a, err := g.opt.Read(ctx, from, image.Options{Layer: lists.add})
 	if err != nil {
 		return "", err
 	}
@@ -55,7 +55,7 @@ func (g *Guard) put(ctx context.Context, a *image.Archive, lists *newLists, call
 	if err != nil {
 		return "", err
 	}
-	trees, err := lists.keep()
+	trees, err := lists.keep(i.Layers)
 	if err != nil {
 		return "", err
 	}

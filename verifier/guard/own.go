@@ -13,6 +13,7 @@ import (
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/image"
 	"portcullis/verifier/record"
 )
 
@@ -144,7 +145,7 @@ func (g *Guard) ImportOwn(ctx context.Context, purpose, file string) error {
 	// A copy, as of every other: the file stays with its system, which an update replaces.
 	lists := newLists{state: g.state}
 	defer lists.Close()
-	a, err := g.opt.Read(ctx, f, lists.add)
+	a, err := g.opt.Read(ctx, f, image.Options{Layer: lists.add})
 	if err != nil {
 		return err
 	}

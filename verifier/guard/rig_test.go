@@ -144,8 +144,8 @@ func (r *rig) guard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Read: func(ctx context.Context, from io.Reader, each func(*image.Layer) error) (*image.Archive, error) {
-		return image.Read(ctx, from, r.daemon.Dir, image.Options{Layer: each})
+	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Read: func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error) {
+		return image.Read(ctx, from, r.daemon.Dir, o)
 	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Kept: filepath.Join(r.daemon.Dir, "state", "images"), Socket: r.socket, Door: r.daemon.Socket,
 		Containerd: r.daemon.Containerd(), Verity: r.kernel, Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
 	if err != nil {

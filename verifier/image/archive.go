@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -53,7 +52,7 @@ func Open(ctx context.Context, path string, o Options) (*Archive, error) {
 	if err != nil {
 		return nil, err
 	}
-	return read(ctx, s, o)
+	return read(ctx, s, o, nil)
 }
 
 func openSource(path string) (source, error) {
@@ -82,37 +81,10 @@ func openSource(path string) (source, error) {
 	return s, nil
 }
 
-// copySize is how much is copied at once, bytes.
-const copySize = 256 << 10
-
-// Read takes a tar archive from a stream. It is kept in a file in dir that has no
-// name, so that nobody can change it between the reading and the writing.
-func Read(ctx context.Context, from io.Reader, dir string, o Options) (*Archive, error) {
-	f, err := os.OpenFile(dir, os.O_RDWR|unix.O_TMPFILE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("quarantine: %w", err)
-	}
-	limit := o.Limits.filled().Packed
-	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(from, limit+1), make([]byte, copySize))
-	if err == nil && n > limit {
-		err = refuse(ReasonTooLarge, "more than %d bytes", limit)
-	}
-	var s *tarSource
-	if err == nil {
-		err = ctx.Err()
-	}
-	if err == nil {
-		s, err = openTar(f)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return read(ctx, s, o)
-}
-
-func read(ctx context.Context, s source, o Options) (*Archive, error) {
+// read reads an image; known is what was found of its layers already, by where they begin.
+func read(ctx context.Context, s source, o Options, known map[int64]*contents) (*Archive, error) {
 	a := &Archive{source: s}
-	if err := a.read(ctx, o); err != nil {
+	if err := a.read(ctx, o, known); err != nil {
 		return nil, errors.Join(err, a.Close())
 	}
 	return a, nil
@@ -130,19 +102,21 @@ func (a *Archive) head(platform string) (made bool, err error) {
 	return made, err
 }
 
-func (a *Archive) read(ctx context.Context, o Options) error {
+func (a *Archive) read(ctx context.Context, o Options, known map[int64]*contents) error {
 	made, err := a.head(o.Platform)
 	if err != nil {
 		return err
 	}
-	g := &budget{limits: o.Limits.filled(), links: map[[sha256.Size]byte]bool{}, progress: o.Progress}
+	g := &budget{limits: o.Limits.filled(), links: map[pathSum]bool{}, progress: o.Progress}
 	if err := a.openLayers(g); err != nil {
 		return err
 	}
 	for i := range a.Layers {
 		l := &a.Layers[i]
-		err := l.read(ctx, l.blob, g)
-		if err == nil && o.Layer != nil {
+		if c := known[l.blob.at]; c != nil && c.fits(l.packing, g) {
+			g.take(c)
+			err = l.compare(c)
+		} else if err = l.read(ctx, l.blob, g); err == nil && o.Layer != nil {
 			err = o.Layer(l)
 			l.Tree = nil
 		}

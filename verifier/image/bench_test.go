@@ -3,9 +3,12 @@ package image
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"testing"
 
 	. "portcullis/verifier/image/imagetest"
@@ -46,6 +49,42 @@ func BenchmarkOpen(b *testing.B) {
 	}
 	b.StopTimer()
 	b.ReportMetric(float64(st.Size())/1e6, "file-MB")
+}
+
+// BenchmarkRead reads an image of 300 MiB that comes through a pipe, as docker save writes it: three plain
+// layers of files of 1 MiB, and the manifest behind them.
+func BenchmarkRead(b *testing.B) {
+	var layers [][]byte
+	noise := rand.NewChaCha8([32]byte{1})
+	for range 3 {
+		files := Files{}
+		for i := range 100 {
+			data := make([]byte, 1<<20)
+			if _, err := io.ReadFull(noise, data); err != nil {
+				b.Fatal(err)
+			}
+			files[fmt.Sprint(i)] = data
+		}
+		layers = append(layers, Pack(b, files))
+	}
+	path, dir := Saved(b, layers...).File(b), b.TempDir()
+	layers = nil
+	b.SetBytes(300 << 20)
+	for b.Loop() {
+		cat := exec.Command("cat", path)
+		out, err := cat.StdoutPipe()
+		if err == nil {
+			err = cat.Start()
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		a, err := Read(b.Context(), out, dir, Options{Layer: func(*Layer) error { return nil }})
+		if err := errors.Join(err, cat.Wait()); err != nil {
+			b.Fatal(err)
+		}
+		a.Close()
+	}
 }
 
 // BenchmarkHash is what nobody can do without: the SHA-256 of so many bytes, once.

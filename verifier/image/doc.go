@@ -1,5 +1,5 @@
 // Package image takes container images apart, as OCI layouts or as docker save
-// writes them, without believing anything in them: every blob is read once, held
+// writes them, without believing anything in them: every blob is opened once, held
 // against its digest packed and unpacked, and every name in every layer is looked
 // at. What comes out has one form, made from what was read.
 //
@@ -83,7 +83,9 @@ type Options struct {
 	Limits   Limits
 	Platform string                  // "linux/arm64"; "" = any, if there is only one
 	Progress func(done, total int64) // packed bytes; called about every MiB; may be nil
-	// Layer is called with each layer when all of it was read and is what was named, the lowest
-	// first. Its Tree is not held any longer then; without Layer all of them stay.
+	// Layer is called with each layer when all of it was read, under the digests of what was read: the lowest
+	// first, or of a stream in the order in which they come, also with what turns out to be no layer of
+	// the image afterwards, or with one of them twice. Its Tree is not held any longer then;
+	// without Layer all of them stay.
 	Layer func(*Layer) error
 }

@@ -278,6 +278,7 @@ func TestAttack_ArchivesThatLie(t *testing.T) {
 				t.Errorf("%s, as %s: %v, want %q", c.name, form, err, c.reason)
 			}
 		}
+		same(t, c.name, f, Options{})
 	}
 	f, _, _ := base()
 	if _, err := readDir(t, f.File(t), Options{Platform: "linux/arm64"}); Reason(err) != ReasonPlatform {

@@ -86,8 +86,11 @@ type budget struct {
 	packed   int64 // read
 	unpacked int64
 	entries  int
-	links    map[[sha256.Size]byte]bool // symbolic links of the layers so far, merged, by the digests of their paths
-	total    int64                      // packed bytes that will be read
+	links    map[pathSum]bool // symbolic links of the layers so far, merged
+	sparse   bool             // at some place more was unpacked than limits.Ratio for what was read
+	notes    *notes           // nil: all layers below are known
+	room     int              // in notes
+	total    int64            // packed bytes that will be read
 	progress func(done, total int64)
 	told     int64
 }
@@ -106,12 +109,17 @@ func (p *packedReader) Read(b []byte) (int, error) {
 	}
 	n, err := p.from.Read(b)
 	p.digest.Write(b[:n])
-	p.budget.packed += int64(n)
-	if n > 0 && p.budget.progress != nil && (p.budget.packed-p.budget.told >= 1<<20 || p.budget.packed == p.budget.total) {
-		p.budget.told = p.budget.packed
-		p.budget.progress(p.budget.packed, p.budget.total)
-	}
+	p.budget.read(int64(n))
 	return n, err
+}
+
+// read counts packed bytes.
+func (g *budget) read(n int64) {
+	g.packed += n
+	if n > 0 && g.progress != nil && (g.packed-g.told >= 1<<20 || g.packed == g.total) {
+		g.told = g.packed
+		g.progress(g.packed, g.total)
+	}
 }
 
 // unpackedReader does so for the tar stream, and stops bombs.
@@ -131,6 +139,7 @@ func (u *unpackedReader) Read(b []byte) (int, error) {
 	if g.unpacked > g.limits.Unpacked {
 		return n, refuse(ReasonTooLarge, "more than %d bytes unpacked", g.limits.Unpacked)
 	}
+	g.sparse = g.sparse || g.unpacked/g.limits.Ratio >= g.packed
 	if g.unpacked > 64<<20 && g.unpacked/g.limits.Ratio > g.packed {
 		return n, refuse(ReasonTooLarge, "%d bytes unpacked from %d", g.unpacked, g.packed)
 	}
@@ -141,51 +150,64 @@ var buffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 256<<1
 
 // read goes through a layer once and fills in what it is.
 func (l *Layer) read(ctx context.Context, b *blob, g *budget) error {
+	c, err := readContents(ctx, b, l.packing, g)
+	if err != nil {
+		return err
+	}
+	return l.compare(c)
+}
+
+// readContents goes through a layer once.
+func readContents(ctx context.Context, b *blob, named packing, g *budget) (*contents, error) {
 	packed := &packedReader{ctx, b.reader(), sha256.New(), g}
 	r := buffers.Get().(*bufio.Reader)
 	r.Reset(packed)
 	defer buffers.Put(r)
-	p, err := sniff(r, l.packing)
+	p, err := sniff(r, named)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	z, err := unpack(r, p)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer z.Close()
 	unpacked := &unpackedReader{z, sha256.New(), g}
 	if p == packedNot {
 		unpacked.digest = nil // the same bytes: they are hashed once
 	}
-	before := g.unpacked
-	if l.Tree, err = readTar(unpacked, g); err != nil {
-		return err
+	c := &contents{packing: p, size: b.size, unpacked: -g.unpacked, entries: -g.entries}
+	if c.tree, err = readTar(unpacked, g); err != nil {
+		return nil, err
 	}
 	if err := onlyZeros(unpacked); err != nil {
-		return err
+		return nil, err
 	}
 	if n, err := io.Copy(io.Discard, r); err != nil || n > 0 {
-		return errors.Join(refuse(ReasonTar, "%d bytes behind the end of the packed layer", n), err)
+		return nil, errors.Join(refuse(ReasonTar, "%d bytes behind the end of the packed layer", n), err)
 	}
-	if unpacked.digest == nil {
-		unpacked.digest = packed.digest
+	c.unpacked += g.unpacked
+	c.entries += g.entries
+	c.sparse = g.sparse
+	c.digest = sum(packed.digest)
+	if c.diffID = c.digest; p != packedNot {
+		c.diffID = sum(unpacked.digest)
 	}
-	return l.compare(p, b.size, g.unpacked-before, sum(packed.digest), sum(unpacked.digest))
+	return c, nil
 }
 
-// compare holds what was read against what was named.
-func (l *Layer) compare(p packing, size, unpacked int64, digest, diffID string) error {
+// compare holds what was found against what was named.
+func (l *Layer) compare(c *contents) error {
+	l.Unpacked, l.Tree = c.unpacked, c.tree
 	if l.Digest == "" { // of docker save: nothing but the diffID was named
-		l.Digest, l.Size, l.MediaType = digest, size, mediaTypes[p]
+		l.Digest, l.Size, l.MediaType = c.digest, c.size, mediaTypes[c.packing]
 	}
-	if l.Digest != digest || l.Size != size {
-		return refuse(ReasonBlob, "a layer has %d bytes and the digest %s; %d and %s were named", size, digest, l.Size, l.Digest)
+	if l.Digest != c.digest || l.Size != c.size {
+		return refuse(ReasonBlob, "a layer has %d bytes and the digest %s; %d and %s were named", c.size, c.digest, l.Size, l.Digest)
 	}
-	if l.DiffID != diffID {
-		return refuse(ReasonConfig, "layer %s unpacks to %s, the configuration says %s", digest, diffID, l.DiffID)
+	if l.DiffID != c.diffID {
+		return refuse(ReasonConfig, "layer %s unpacks to %s, the configuration says %s", c.digest, c.diffID, l.DiffID)
 	}
-	l.Unpacked = unpacked
 	return nil
 }
 

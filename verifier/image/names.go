@@ -133,9 +133,15 @@ func (t *Tree) place(f File) error {
 		i = t.put(f.Path, e)
 	}
 	t.order = append(t.order, i)
-	if f.Kind == KindLink {
+	notes := t.budget.notes
+	switch {
+	case notes != nil && f.Kind == KindLink:
+		t.budget.note(&notes.links, &notes.lost, f.Path)
+	case notes != nil:
+		t.budget.note(&notes.others, &notes.over, f.Path)
+	case f.Kind == KindLink:
 		t.budget.links[sha256.Sum256([]byte(f.Path))] = true
-	} else if len(t.budget.links) > 0 {
+	case len(t.budget.links) > 0:
 		delete(t.budget.links, sha256.Sum256([]byte(f.Path)))
 	}
 	return nil
@@ -157,6 +163,9 @@ func (t *Tree) within(dir string, text slab.Ref, name string) error {
 				return refuse(ReasonTooLarge, "more than %d directories in a layer that are not named", t.budget.limits.Implied)
 			}
 			i = t.put(dir, entry{text: text})
+			if notes := t.budget.notes; notes != nil {
+				t.budget.note(&notes.implied, &notes.over, dir)
+			}
 		}
 		t.entry(i).parent = true
 	}

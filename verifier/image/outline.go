@@ -18,7 +18,7 @@ func (o OpenFile) open(name string) (*blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &blob{r, size, func() error { return nil }}, nil
+	return &blob{ReaderAt: r, size: size, close: func() error { return nil }}, nil
 }
 
 // Close has nothing to close: whoever opens the files closes them.

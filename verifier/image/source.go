@@ -17,6 +17,7 @@ type blob struct {
 	io.ReaderAt
 	size  int64
 	close func() error
+	at    int64 // where it begins in an archive, which has a header before it; 0 = it is a file of its own
 }
 
 func (b *blob) reader() *io.SectionReader { return io.NewSectionReader(b, 0, b.size) }
@@ -58,7 +59,7 @@ func (d dirSource) open(name string) (*blob, error) {
 	if err != nil || !st.Mode().IsRegular() || !os.SameFile(before, st) {
 		return nil, errors.Join(refuse(ReasonFormat, "%s is no regular file, or was exchanged", name), err, f.Close())
 	}
-	return &blob{f, st.Size(), f.Close}, nil
+	return &blob{ReaderAt: f, size: st.Size(), close: f.Close}, nil
 }
 
 // maxMembers is how many files an archive may have: three for each layer of an old
@@ -87,7 +88,7 @@ func (t *tarSource) open(name string) (*blob, error) {
 	if !ok || m.link != "" {
 		return nil, fs.ErrNotExist
 	}
-	return &blob{io.NewSectionReader(t.file, m.at, m.size), m.size, func() error { return nil }}, nil
+	return &blob{io.NewSectionReader(t.file, m.at, m.size), m.size, func() error { return nil }, m.at}, nil
 }
 
 // openTar finds the files of an archive in a file, which it closes in the end.
@@ -102,60 +103,72 @@ func openTar(f *os.File) (*tarSource, error) {
 // newTarSource finds the files of the archive. Only headers are read.
 func newTarSource(f io.ReaderAt, size int64, done func() error) (*tarSource, error) {
 	t := &tarSource{f, done, map[string]member{}}
-	from := io.NewSectionReader(f, 0, size)
+	return t, t.scan(size, func(*tarSource, member) {})
+}
+
+// scan goes through the headers of an archive of at most size bytes, and shows each regular file when its
+// header was read.
+func (t *tarSource) scan(size int64, file func(*tarSource, member)) error {
+	from := io.NewSectionReader(t.file, 0, size)
 	r := tar.NewReader(from)
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return t, nil
+			return nil
 		}
 		if err != nil {
-			return nil, refuse(ReasonTar, "the archive: %v", err)
+			return refuse(ReasonTar, "the archive: %v", err)
 		}
 		at, err := from.Seek(0, io.SeekCurrent)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if err := t.add(h, at, size); err != nil {
-			return nil, err
+		m, err := t.add(h, at, size)
+		if err != nil {
+			return err
+		}
+		if h.Typeflag == tar.TypeReg {
+			file(t, m)
 		}
 	}
 }
 
-func (t *tarSource) add(h *tar.Header, at, size int64) error {
+func (t *tarSource) add(h *tar.Header, at, size int64) (m member, err error) {
 	name := strings.TrimSuffix(strings.TrimPrefix(h.Name, "./"), "/")
 	if h.Typeflag == tar.TypeDir && (name == "" || name == ".") {
-		return nil
+		return m, nil
 	}
 	if !fs.ValidPath(name) || name == "." {
-		return refuse(ReasonName, "the archive has a file %.100q", h.Name)
+		return m, refuse(ReasonName, "the archive has a file %.100q", h.Name)
 	}
 	if _, twice := t.members[name]; twice {
-		return refuse(ReasonDuplicate, "the archive has %.100q twice", name)
+		return m, refuse(ReasonDuplicate, "the archive has %.100q twice", name)
 	}
 	if len(t.members) == maxMembers {
-		return refuse(ReasonTooLarge, "the archive has more than %d files", maxMembers)
+		return m, refuse(ReasonTooLarge, "the archive has more than %d files", maxMembers)
 	}
 	for key := range h.PAXRecords {
 		if strings.HasPrefix(key, "GNU.sparse.") {
-			return refuse(ReasonType, "the archive has a sparse file %.100q", name)
+			return m, refuse(ReasonType, "the archive has a sparse file %.100q", name)
 		}
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
 		if h.Size > size-at {
-			return refuse(ReasonTar, "the archive ends inside of %.100q", name)
+			return m, refuse(ReasonTar, "the archive ends inside of %.100q", name)
 		}
-		t.members[name] = member{at: at, size: h.Size}
+		m = member{at: at, size: h.Size}
 	case tar.TypeDir:
+		return m, nil
 	case tar.TypeSymlink:
 		target := path.Join(path.Dir(name), h.Linkname)
 		if path.IsAbs(h.Linkname) || !fs.ValidPath(target) {
-			return refuse(ReasonLink, "the archive has a link from %.100q to %.100q", name, h.Linkname)
+			return m, refuse(ReasonLink, "the archive has a link from %.100q to %.100q", name, h.Linkname)
 		}
-		t.members[name] = member{link: target}
+		m = member{link: target}
 	default:
-		return refuse(ReasonType, "the archive has %.100q of the type %q", name, h.Typeflag)
+		return m, refuse(ReasonType, "the archive has %.100q of the type %q", name, h.Typeflag)
 	}
-	return nil
+	t.members[name] = m
+	return m, nil
 }

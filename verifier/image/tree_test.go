@@ -322,7 +322,7 @@ func FuzzLayer(f *testing.F) {
 		g := &budget{limits: Limits{Unpacked: 1 << 20, Entries: 1000}.filled(), links: map[[sha256.Size]byte]bool{}, total: int64(len(data))}
 		l := Layer{}
 		l.DiffID = "sha256:none"
-		err := l.read(context.Background(), &blob{bytes.NewReader(data), int64(len(data)), nil}, g)
+		err := l.read(context.Background(), &blob{ReaderAt: bytes.NewReader(data), size: int64(len(data))}, g)
 		if err == nil || Reason(err) == "" {
 			t.Fatalf("no typed reason: %v", err)
 		}
