@@ -19,16 +19,20 @@ import (
 )
 
 func main() {
-	only := -1
+	only, loads := -1, false
 	bench.Main(bench.Spec{Name: "verify", Runs: 3, Usage: "loads of each kind, each of an image of its own; with -cold, starts",
 		Flags: func(f *flag.FlagSet) {
 			f.IntVar(&only, "cold", only, "only starts with nothing in memory, of an image of so many `MiB`")
+			f.BoolVar(&loads, "loads", loads, "only loads through the guard and without it")
 		},
 		Run: func(ctx context.Context, n int) (bench.Report, error) {
-			if only < 0 {
-				return run(ctx, n)
+			switch {
+			case loads:
+				return runLoads(ctx, n)
+			case only >= 0:
+				return runCold(ctx, n, only)
 			}
-			return runCold(ctx, n, only)
+			return run(ctx, n)
 		}})
 }
 
@@ -72,7 +76,7 @@ func run(ctx context.Context, n int) (bench.Report, error) {
 			return err
 		}
 		for i := range n {
-			if err := r.loads(ctx, guarded, bare, i); err != nil {
+			if err := r.loads(ctx, guarded, bare, i, true); err != nil {
 				return err
 			}
 		}
@@ -81,6 +85,32 @@ func run(ctx context.Context, n int) (bench.Report, error) {
 		}
 		for _, mib := range coldMiB {
 			if r.Cold[mib], err = cold(ctx, guarded, bare, mib, coldStarts); err != nil {
+				return err
+			}
+		}
+		_, r.PeakMiB, err = guarded.memory()
+		return err
+	})
+	if err == nil {
+		r.Load, err = loadOfMachine()
+	}
+	return r, err
+}
+
+// loadReport is the row of loads.
+type loadReport struct{ report }
+
+func (r loadReport) Print(w io.Writer) {
+	g, d := bench.Median(r.Guard), bench.Median(r.Docker)
+	fmt.Fprintf(w, "an image of %d MiB, median of %d loads: through the guard %.2f s, docker load %.2f s: %.2f x\n  all, through the guard %.2f, without it %.2f\nverifierd at most %.1f MiB\nload of the machine %s\n",
+		r.MiB, len(r.Guard), g, d, g/d, r.Guard, r.Docker, r.PeakMiB, r.Load)
+}
+
+func runLoads(ctx context.Context, n int) (bench.Report, error) {
+	r := loadReport{report{MiB: mib}}
+	err := engines(ctx, map[string]string{"docker": "docker.io"}, func(guarded *guarded, bare *dockerd.Engine) (err error) {
+		for i := range n {
+			if err := r.loads(ctx, guarded, bare, i, false); err != nil {
 				return err
 			}
 		}
@@ -152,8 +182,8 @@ func loadOfMachine() (string, error) {
 	return strings.Join(strings.Fields(string(load))[:3], " "), nil
 }
 
-// loads loads one image by each way. Who begins changes with each round.
-func (r *report) loads(ctx context.Context, g *guarded, bare *dockerd.Engine, round int) error {
+// loads loads one image by each way, skopeo's only if it is asked for. Who begins changes with each round.
+func (r *report) loads(ctx context.Context, g *guarded, bare *dockerd.Engine, round int, skopeo bool) error {
 	file := filepath.Join(g.dir, "image.tar")
 	defer os.Remove(file)
 	if err := makeImage(file, mib, uint64(round)+1); err != nil {
@@ -186,6 +216,9 @@ func (r *report) loads(ctx context.Context, g *guarded, bare *dockerd.Engine, ro
 			}
 			return command(ctx, "docker", "-H", engine, "image", "prune", "-af")
 		},
+	}
+	if !skopeo {
+		ways = ways[:2]
 	}
 	for i := range ways {
 		if err := ways[(i+round)%len(ways)](); err != nil {
