@@ -1,6 +1,6 @@
 // Package bootinfo is the note that hpc-init leaves for hpc-agent: which boot
 // session this is, which gateway may be spoken to, what was booted. hpc-init
-// writes it, the agent reads it; nobody else may call it.
+// writes it, the agent reads it, and lab/proxy as an attacker; nobody else may call it.
 package bootinfo
 
 import (

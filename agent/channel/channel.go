@@ -1,6 +1,7 @@
 // Package channel is the agent's end of the agent channel: one outgoing TLS 1.3
 // connection to the one gateway whose key the signed initrd pins, and the claim
-// on it. agent/run is the only one that may call it.
+// on it. agent/run is the only one that may call it, and lab/proxy, which plays an agent
+// whose key was stolen.
 package channel
 
 import (

@@ -35,6 +35,11 @@ func NewKey() (*Key, error) {
 // Copy is the key as somebody has it who copied it, and nothing of the epochs.
 func (k *Key) Copy() *Key { return &Key{private: k.private} }
 
+// Taken is a key as somebody has it who read the agent's memory: with its epoch.
+func Taken(private ed25519.PrivateKey, epoch *protocol.Epoch) *Key {
+	return &Key{private: private, epoch: epoch}
+}
+
 // Public returns the public half.
 func (k *Key) Public() ed25519.PublicKey { return k.private.Public().(ed25519.PublicKey) }
 

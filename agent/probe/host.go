@@ -1,7 +1,7 @@
 // Package probe reads the machine that the agent runs on: one file an op, each
 // the twin of a file in attestserver/expect. The agent's runner is the only one
-// that may call it. Probes read and never write; what they cannot see is in the
-// doc comment of each.
+// that may call it, and lab/proxy as an attacker. Probes read and never write; what they
+// cannot see is in the doc comment of each.
 package probe
 
 import (

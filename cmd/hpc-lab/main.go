@@ -13,6 +13,8 @@
 //	hpc-lab frame INTERFACE HEX                one raw frame
 //	hpc-lab pipe SOCKET                        standard input to a unix socket, its answer out
 //	hpc-lab work DURATION DIR                  keep a processor and a directory busy
+//	hpc-lab proxy PID DIR                      take the agent's place, with answers of another machine
+//	hpc-lab answer DIR                         on that machine: answer with the agent's probes
 package main
 
 import (
@@ -24,6 +26,7 @@ import (
 	"time"
 
 	"portcullis/lab/channel"
+	"portcullis/lab/proxy"
 )
 
 const (
@@ -36,7 +39,10 @@ func main() {
 	defer stop()
 	var err error
 	if len(os.Args) > 1 {
-		err = channel.Tool(ctx, os.Stdin, os.Stdout, os.Args[1:])
+		var found bool
+		if found, err = proxy.Tool(ctx, os.Stdout, os.Args[1:]); !found {
+			err = channel.Tool(ctx, os.Stdin, os.Stdout, os.Args[1:])
+		}
 	} else {
 		err = serve(ctx)
 	}

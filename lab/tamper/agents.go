@@ -19,6 +19,8 @@ var agents = []Attack{
 	{Name: "second-agent", Stage: Played, Scene: "second-claim", FoundBy: "claim", Reasons: []string{"claim-double"}},
 	{Name: "late-agent", Stage: Played, Scene: "late-claim", FoundBy: "claim", Reasons: []string{"claim-late"}},
 	{Name: "evidence-replayed", Stage: Played, Scene: "replayed-evidence", FoundBy: "evidence", Reasons: []string{"evidence-replayed"}},
+	{Name: "agent-proxied-to-another-machine", Stage: Beside, FoundBy: "boot", Reasons: []string{"boot-id-changed"},
+		Second: []string{besideHalf}, Commit: []string{askedHalf}},
 	{Name: "agent-moved-to-another-machine", Stage: Played, Scene: "copied-key", FoundBy: "claim", Reasons: []string{"claim-epoch"}},
 }
 

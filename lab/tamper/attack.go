@@ -25,6 +25,7 @@ const (
 	Settled               // likewise, when the PC no longer counts as starting
 	Alone                 // after them, one at a time, and taken back
 	Reboot                // in another boot of its own
+	Beside                // likewise, with a second, clean PC beside it
 	Played                // by a scene of lab/scenario, with a PC that is played or boots anew
 )
 
@@ -36,6 +37,7 @@ type Attack struct {
 	Commit []string // shell commands in the PC, as root, run with -e one after another
 	Host   func(context.Context, *lab.Lab) error
 	Undo   []string // shell commands in the PC
+	Second []string // shell commands in the second PC, before Commit, where Stage is Beside
 	Unhost func(context.Context, *lab.Lab) error
 	Scene  string // of lab/scenario, where Stage is Played
 	// FoundBy is the op that must report it (or evidence, channel), with one of Reasons

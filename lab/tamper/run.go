@@ -90,7 +90,7 @@ func (w *runner) of(s Stage) (out []Attack) {
 
 func (w *runner) oneRound(ctx context.Context) error {
 	for _, w.usb = range []bool{false, true} {
-		if len(w.of(Together))+len(w.of(Settled))+len(w.of(Alone))+len(w.of(Reboot)) > 0 {
+		if len(w.of(Together))+len(w.of(Settled))+len(w.of(Alone))+len(w.of(Reboot))+len(w.of(Beside)) > 0 {
 			if err := w.inLab(ctx); err != nil {
 				return err
 			}
@@ -123,6 +123,11 @@ func (w *runner) inLab(ctx context.Context) (err error) {
 	}
 	for _, a := range w.of(Reboot) {
 		if err := w.reboot(ctx, a); err != nil {
+			return err
+		}
+	}
+	for _, a := range w.of(Beside) {
+		if err := w.beside(ctx, a); err != nil {
 			return err
 		}
 	}
