@@ -73,7 +73,7 @@ func load(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) err
 	fs.StringVar(&l.digest, "digest", "", "of the image's manifest or configuration, as its approval has it; needed for a URL")
 	fs.StringVar(&l.platform, "platform", "", "of the image, for instance linux/arm64, where there are several")
 	fs.StringVar(&l.store, "quarantine", filepath.Join(stateFlag, "quarantine"), "where it is kept until it is loaded; a plain disk is enough")
-	fs.StringVar(&l.login, "credentials", "", "file of lines HOST NAME PASSWORD, mode 0600, for registries and their token servers")
+	fs.StringVar(&l.login, "credentials", "", "file of lines HOST NAME PASSWORD, for token servers with their REGISTRY behind it, mode 0600")
 	fs.StringVar(&l.roots, "ca", "", "file of the authorities (PEM) that may vouch for the server, instead of the machine's")
 	fs.BoolVar(&l.plain, "plain-http", false, "a registry without TLS: digests hold all the same, a password is seen by all")
 	most := fs.Int64("max-mib", 9<<10, "largest image that is fetched, in MiB")

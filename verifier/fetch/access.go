@@ -18,7 +18,12 @@ import (
 // stands for and to no other, also where a registry asks for it to be sent elsewhere.
 type Credentials map[string]login
 
-type login struct{ name, password string }
+// login may be of a token server: registry is whose images it is for then. Without that
+// any registry could have a token made that reads the repositories of another one.
+type login struct{ name, password, registry string }
+
+// of tells whether the login at a host is for images of a registry.
+func (l login) of(host, registry string) bool { return host == registry || l.registry == registry }
 
 // String keeps passwords out of what is printed.
 func (login) String() string { return "[redacted]" }
@@ -29,8 +34,9 @@ func (login) GoString() string { return "[redacted]" }
 // maxCredentials is how long the file may be, in bytes.
 const maxCredentials = 16 << 10
 
-// LoadCredentials reads a file of lines `HOST NAME PASSWORD` that only its owner can
-// read. Lines that begin with # are not read.
+// LoadCredentials reads a file of lines `HOST NAME PASSWORD`, or for a token server
+// `HOST NAME PASSWORD REGISTRY`, that only its owner can read. Lines that begin with #
+// are not read.
 func LoadCredentials(path string) (Credentials, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -56,13 +62,17 @@ func parseCredentials(b []byte) (Credentials, error) {
 		if len(words) == 0 || strings.HasPrefix(words[0], "#") {
 			continue
 		}
-		if len(words) != 3 || !hostForm.MatchString(words[0]) {
-			return nil, refuse(ReasonCredentials, "line %d is not HOST NAME PASSWORD", n+1)
+		if len(words) < 3 || len(words) > 4 || !hostForm.MatchString(words[0]) || len(words) == 4 && !hostForm.MatchString(words[3]) {
+			return nil, refuse(ReasonCredentials, "line %d is not HOST NAME PASSWORD [REGISTRY]", n+1)
 		}
 		if _, twice := out[words[0]]; twice {
 			return nil, refuse(ReasonCredentials, "line %d: %s is there twice", n+1, words[0])
 		}
-		out[words[0]] = login{words[1], words[2]}
+		l := login{name: words[1], password: words[2]}
+		if len(words) == 4 {
+			l.registry = words[3]
+		}
+		out[words[0]] = l
 	}
 	return out, nil
 }
@@ -124,7 +134,7 @@ const maxToken = 16 << 10
 var tokenForm = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]+$`)
 
 // token asks the server that the registry names. Our own credentials for that
-// server go with it, if there are some.
+// server go with it, if there are some for this registry.
 func (a *access) token(values map[string]string) (string, error) {
 	u, err := url.Parse(values["realm"])
 	if err != nil || u.Host == "" || u.User != nil || u.Scheme != "https" && !(u.Scheme == "http" && a.f.opt.PlainHTTP) {
@@ -139,8 +149,12 @@ func (a *access) token(values map[string]string) (string, error) {
 	if err != nil {
 		return "", refuse(ReasonCredentials, "%v", err)
 	}
-	if l, ok := a.f.opt.Credentials[u.Host]; ok {
+	hint := ""
+	switch l, ok := a.f.opt.Credentials[u.Host]; {
+	case ok && l.of(u.Host, a.r.Host):
 		r.SetBasicAuth(l.name, l.password)
+	case ok:
+		hint = "; its line in the credentials is not for " + a.r.Host + ": put that behind the password if it is"
 	}
 	answer, err := a.f.client.Do(r)
 	if err != nil {
@@ -148,7 +162,7 @@ func (a *access) token(values map[string]string) (string, error) {
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
-		return "", refuse(ReasonCredentials, "%s gives no token: %d", u.Host, answer.StatusCode)
+		return "", refuse(ReasonCredentials, "%s gives no token: %d%s", u.Host, answer.StatusCode, hint)
 	}
 	b, err := io.ReadAll(io.LimitReader(answer.Body, 64<<10))
 	if err != nil {

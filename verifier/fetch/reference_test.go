@@ -15,7 +15,7 @@ import (
 
 func TestCredentialsThatAreNone(t *testing.T) {
 	dir := t.TempDir()
-	for text, mode := range map[string]os.FileMode{"h.example n p": 0o644, "h.example n": 0o600, "h.example n p q": 0o600,
+	for text, mode := range map[string]os.FileMode{"h.example n p": 0o644, "h.example n": 0o600, "h.example n p q r": 0o600, "h.example n p /etc": 0o600,
 		"a n p\na n p": 0o600, "/etc n p": 0o600, strings.Repeat("#", maxCredentials+1): 0o600} {
 		file := filepath.Join(dir, "f")
 		os.Remove(file)
@@ -84,6 +84,7 @@ func FuzzChallenge(f *testing.F) {
 
 func FuzzCredentials(f *testing.F) {
 	f.Add([]byte("h.example n p\n# x\n"))
+	f.Add([]byte("token.example n p h.example\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := parseCredentials(b)
 		if err == nil {

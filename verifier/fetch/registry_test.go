@@ -352,3 +352,52 @@ func TestRegistryWithTokens(t *testing.T) {
 		}
 	}
 }
+
+// The password at a token server is for the images of one registry: another that names the same server
+// gets what everybody gets.
+func TestAttack_TokenServerOfAnotherRegistry(t *testing.T) {
+	for _, c := range []struct {
+		line  string // behind name and password
+		named bool
+	}{{"", false}, {" other.example", false}, {" REGISTRY", true}} {
+		r := newRegistry(t)
+		var got string
+		forAll := true
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			if got, _, _ = q.BasicAuth(); got == "" && !forAll {
+				w.WriteHeader(401)
+			}
+			w.Write([]byte(`{"token":"abc"}`))
+		}))
+		defer server.Close()
+		r.before = func(w http.ResponseWriter, q *http.Request) bool {
+			if q.Header.Get("Authorization") == "Bearer abc" {
+				return false
+			}
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+server.URL+`/token"`)
+			w.WriteHeader(401)
+			return true
+		}
+		o := quick
+		var err error
+		if o.Credentials, err = parseCredentials([]byte(strings.TrimPrefix(server.URL, "http://") + " n p" + strings.Replace(c.line, "REGISTRY", r.host(), 1))); err != nil {
+			t.Fatal(err)
+		}
+		i, err := New(o).Registry(t.Context(), quarantine(t), r.reference())
+		if err != nil {
+			t.Fatal(err)
+		}
+		i.Close()
+		if (got == "n") != c.named {
+			t.Errorf("line ends in %q: the server was asked by %q", c.line, got)
+		}
+		forAll = false
+		i, err = New(o).Registry(t.Context(), quarantine(t), r.reference())
+		if err == nil {
+			i.Close()
+		}
+		if told := err != nil && strings.Contains(err.Error(), "is not for "+r.host()); told == c.named {
+			t.Errorf("line ends in %q: %v", c.line, err)
+		}
+	}
+}
