@@ -88,13 +88,17 @@ func run(ctx context.Context, n int) (bench.Report, error) {
 				return err
 			}
 		}
-		_, r.PeakMiB, err = guarded.memory()
-		return err
+		return r.ended(guarded)
 	})
-	if err == nil {
+	return r, err
+}
+
+// ended notes what is known in the end only.
+func (r *report) ended(g *guarded) (err error) {
+	if _, r.PeakMiB, err = g.memory(); err == nil {
 		r.Load, err = loadOfMachine()
 	}
-	return r, err
+	return err
 }
 
 // loadReport is the row of loads.
@@ -114,12 +118,8 @@ func runLoads(ctx context.Context, n int) (bench.Report, error) {
 				return err
 			}
 		}
-		_, r.PeakMiB, err = guarded.memory()
-		return err
+		return r.ended(guarded)
 	})
-	if err == nil {
-		r.Load, err = loadOfMachine()
-	}
 	return r, err
 }
 
