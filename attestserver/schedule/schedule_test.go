@@ -117,6 +117,32 @@ func TestBurstFitsInItsSpan(t *testing.T) {
 	}
 }
 
+// Jitter is spread evenly over half of what it is drawn around, and nothing lies outside.
+func TestJitterIsSpreadEvenly(t *testing.T) {
+	const d, samples = 10 * time.Minute, 20000
+	var quarters [4]int
+	for range samples {
+		j, err := Jitter(rand.Reader, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := int(4 * (j - 3*d/4) / (d / 2))
+		if j < 3*d/4 || j > 5*d/4 {
+			t.Fatalf("%v around %v", j, d)
+		}
+		quarters[min(q, 3)]++
+	}
+	for i, n := range quarters {
+		if p := float64(n) / samples; math.Abs(p-0.25) > 6*math.Sqrt(0.25*0.75/samples) {
+			t.Errorf("quarter %d has %.3f of all", i, p)
+		}
+	}
+	broken := errors.New("no entropy")
+	if _, err := Jitter(iotest.ErrReader(broken), d); !errors.Is(err, broken) {
+		t.Errorf("broken source: %v", err)
+	}
+}
+
 func TestExtremesOfTheSource(t *testing.T) {
 	p := plan(t, time.Second, 100*time.Millisecond)
 	if g, err := p.Gap(bytes.NewReader(make([]byte, 8))); err != nil || g != p.Cap() {

@@ -44,6 +44,8 @@ type core struct {
 	rekeyAt  time.Time // when the agent is asked for a new connection
 	rekeyBy  time.Time // when it must have come; zero where none was asked for
 
+	rekeyFrom time.Time // not before, whatever happens
+
 	asks     []*asking // wait for the next challenge
 	asking   []*asking // in the open one, or in the one that is being judged
 	askAgain time.Time // not before: others must not choose how busy the PC is

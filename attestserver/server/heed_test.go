@@ -78,6 +78,25 @@ func TestTasksThatBeginAndEndBringABurst(t *testing.T) {
 	}
 }
 
+// A cable that loses its carrier and one that has it again bring a burst each. (A loss that
+// gatewayd counts ends the session besides: TestAttack_CarrierLossVoidsTheSession.)
+func TestChangesOfTheCarrierBringABurst(t *testing.T) {
+	l := calm(t)
+	for l.gatewayd.asked.Load() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	begin, from := l.events.count(), l.events.count()
+	for _, carrier := range []bool{false, true} {
+		l.gatewayd.change(func(s *portcullisv1.GetGatewayStatusResponse) { s.Carrier = carrier })
+		l.await(from, "challenge.burst", map[string]any{"session": sid, "cause": "carrier"})
+		from = l.answered(from, schedule.BurstSize)
+	}
+	time.Sleep(2 * schedule.BurstSpan / schedule.BurstSize) // one more would come within half of it
+	if n := l.challenges(begin); n != 2*schedule.BurstSize {
+		t.Errorf("%d challenges in 2 bursts", n)
+	}
+}
+
 // What changes nothing of tasks and cable brings nothing.
 func TestOtherNewsOfTheWireBringNoBurst(t *testing.T) {
 	l := calm(t)

@@ -38,8 +38,9 @@ func (c *core) noticed(now time.Time, n *protocol.Notice) {
 }
 
 // hurry begins a burst: BurstSize challenges follow what has just happened, the
-// first within a burst's gap.
+// first within a burst's gap, and new keys as soon as may be.
 func (c *core) hurry(now time.Time) {
+	c.rekeySoon(now)
 	gap, err := schedule.Burst(c.o.Random)
 	if err != nil {
 		c.failure = err

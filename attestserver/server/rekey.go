@@ -14,7 +14,23 @@ import (
 // more than the time between two.
 const longestRekey = 15 * time.Second
 
+// soonestRekey is how long keys are in use at least, where not the time but something
+// that happens asks for new ones: what a PC can cause must not choose how often.
+const soonestRekey = time.Minute
+
 func (c *core) rekeyTime() time.Duration { return min(longestRekey, c.o.Rekey) }
+
+// rekeySoon has the agent asked for a new connection as soon as that may be. What has
+// just happened may be the moment at which somebody took the keys of this one.
+func (c *core) rekeySoon(now time.Time) {
+	soon := c.rekeyFrom
+	if soon.Before(now) {
+		soon = now
+	}
+	if soon.Before(c.rekeyAt) {
+		c.rekeyAt = soon
+	}
+}
 
 // follows settles whether a claim continues the epochs of its session, and gives
 // it its epoch. One that does not is signed by the key of this boot and comes from
@@ -49,7 +65,7 @@ func (c *core) attach(now time.Time, g *grant) {
 		c.failure = err
 		return
 	}
-	c.rekeyAt = now.Add(after)
+	c.rekeyAt, c.rekeyFrom = now.Add(after), now.Add(min(soonestRekey, c.o.Rekey/10))
 }
 
 // rekeyNext is when rekey has something to do.

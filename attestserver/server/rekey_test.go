@@ -41,6 +41,56 @@ func TestRekeyCostsNothing(t *testing.T) {
 	}
 }
 
+// A task that begins brings new keys, as a change of the cable and a notice of the agent do,
+// long before it is time for them: by the time alone none would come before the test gives up.
+func TestEventsBringNewKeys(t *testing.T) {
+	for name, happens := range map[string]func(*lab, *puppet){
+		"task": func(l *lab, _ *puppet) {
+			l.gatewayd.change(func(s *portcullisv1.GetGatewayStatusResponse) { s.GrantChanges = 1 })
+		},
+		"carrier": func(l *lab, _ *puppet) {
+			l.gatewayd.change(func(s *portcullisv1.GetGatewayStatusResponse) { s.Carrier = false })
+		},
+		"notice": func(_ *lab, p *puppet) { p.notice("net") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			l.rekey = 3 * patience / 2 // give or take a quarter
+			l.gatewayd.set(&portcullisv1.GetGatewayStatusResponse{Session: sid, Carrier: true})
+			l.pxed.open(sid)
+			l.start()
+			p := l.puppet(sid, newKey(t))
+			asked := make(chan struct{})
+			go func() {
+				for {
+					m, err := p.Receive(protocol.MaxFrame)
+					switch {
+					case err != nil:
+						return
+					case m.GetChallenge() != nil:
+						p.Send(&protocol.Message{Body: &protocol.Message_Evidence{Evidence: p.evidence(m.GetChallenge())}})
+					case m.GetRekey() != nil:
+						close(asked)
+						return
+					}
+				}
+			}()
+			l.awaitState(0, "trusted")
+			// attestd must have heard gatewayd's first word, to which the others are compared.
+			for l.gatewayd.asked.Load() < 2 {
+				time.Sleep(time.Millisecond)
+			}
+			happens(l, p)
+			select {
+			case <-asked:
+			case <-time.After(patience):
+				t.Error("the agent was not asked for a new connection")
+			}
+		})
+	}
+}
+
 // After a restart of attestd the agent goes on with the epoch it has.
 func TestEpochOutlivesARestart(t *testing.T) {
 	l := newLab(t)

@@ -110,3 +110,22 @@ func TestWaitingForALateAnswerCostsNoTurns(t *testing.T) {
 		t.Errorf("when it may be asked again the next turn is in %v", d)
 	}
 }
+
+// What happens brings new keys at once, but not before the ones in use have been so for a
+// while, and never later than they come by themselves.
+func TestKeysAreChangedSoonAndNotAllTheTime(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct{ from, at, want time.Duration }{
+		{-time.Hour, time.Hour, 0},
+		{time.Minute, time.Hour, time.Minute},
+		{time.Minute, time.Second, time.Second},
+		{-time.Hour, -time.Second, -time.Second},
+	} {
+		core := newCore(bareServer(t))
+		core.rekeyFrom, core.rekeyAt = now.Add(c.from), now.Add(c.at)
+		core.rekeySoon(now)
+		if got := core.rekeyAt.Sub(now); got != c.want {
+			t.Errorf("not before %v, by itself after %v: after %v", c.from, c.at, got)
+		}
+	}
+}
