@@ -2,7 +2,7 @@
 # soak.sh N runs what is too long for make test: the power of a Pi cut N times in its
 # first boot and N times in an update, a Pi whose services are containers, every scenario through the built card, the long
 # scenarios, every attack on the PC of lab/tamper, and the PC with the hardened kernel,
-# which is built twice, in different directories, for the same bytes, a rack of two PCs, and
+# which is built twice, in different directories, for the same bytes, a confidential machine (tier T2) that is played, a rack of two PCs, and
 # the guard of Docker against every engine, the newest of which is built here. The full logs are in build/soak; the summary is printed at the end, and on every failure
 # the exit code is 1. It runs as root in the checkout, after the programs are built.
 set -u
@@ -26,6 +26,8 @@ bin/portcullis lab tamper --honest 1h >"$logs/honest.log" 2>"$logs/honest.err" |
 echo "soak: the hardened kernel, built, built again, booted; log $logs/kernel.log"
 { bin/portcullis image kernel && bin/portcullis image kernel --again --place /another/place &&
   "$GO" test -timeout 1h -count 1 -v -tags soak -run HardenedKernel ./lab/tamper; } >"$logs/kernel.log" 2>&1 || failed=1
+echo "soak: a confidential machine whose evidence nobody has signed, as no program for use takes it; log $logs/tsm.log"
+"$GO" test -count 1 -v -tags mocktee -run 'TestTsm_' ./attestserver/expect >"$logs/tsm.log" 2>&1 || failed=1
 echo "soak: a rack: two PCs behind one attestd; its ports as VLANs of a trunk; log $logs/rack.log"
 "$GO" test -timeout 1h -count 1 -v -tags soak -run 'RackOfTwoPCs|RackOnVLANs' ./lab ./cmd/gatewayd >"$logs/rack.log" 2>&1 || failed=1
 echo "soak: the guard against every engine of Docker; logs $logs/engine-*.log"
@@ -38,7 +40,7 @@ done
 
 echo
 sed -n -e '/summary: /,/^[^ ]/{/summary: /{s/.*summary: //;p};/^  *[0-9][0-9]* /p}' "$logs/power.log"
-grep -hE '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log" "$logs/tamper.log" "$logs/kernel.log" "$logs/rack.log" "$logs"/engine-*.log
+grep -hE '^ *--- FAIL|^panic: |^FAIL' "$logs/power.log" "$logs/tamper.log" "$logs/kernel.log" "$logs/tsm.log" "$logs/rack.log" "$logs"/engine-*.log
 sed -n -e 's/.*summary: /  /p' -e '/built again: /p' "$logs/kernel.log"
 grep -E '^(behind-tag-moved|[0-9]+ ways)|OPEN' "$logs"/engine-*.log
 echo

@@ -12,7 +12,7 @@ import (
 	"portcullis/attestserver/protocol"
 )
 
-// The whole way, with reports that nobody signs (go test -tags mocktee).
+// The whole way, with reports that nobody signs (go test -tags mocktee, which make soak does).
 func TestTsm_EnrolsAndMustComeBack(t *testing.T) {
 	m := newMachine(t)
 	m.fakeTSM()

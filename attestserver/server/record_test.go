@@ -261,3 +261,39 @@ func FuzzParseHistory(f *testing.F) {
 		}
 	})
 }
+
+// Verdicts wait for no disk: of many PCs' answers, changes and failures only a session's
+// quarantine costs an fsync, and those that come at the same time share theirs.
+func TestVerdictsWaitForNoDisk(t *testing.T) {
+	r := openRecord(t, t.TempDir())
+	before := r.log.Syncs()
+	const pcs, rounds = 50, 20
+	for round := range rounds {
+		for pc := range pcs {
+			state := verdict.Trusted
+			if round%5 == 4 {
+				state = verdict.Suspect
+			}
+			mustWrite(t, r, entry{PC: fmt.Sprint(pc), Session: session(pc), Sequence: uint64(round), State: state.String(), Failures: uint64(round / 5)})
+		}
+	}
+	if n := r.log.Syncs() - before; n != 0 {
+		t.Errorf("%d fsyncs for %d verdicts", n, pcs*rounds)
+	}
+	var group sync.WaitGroup
+	for pc := range pcs {
+		group.Go(func() {
+			mustWrite(t, r, entry{PC: fmt.Sprint(pc), Session: session(pc), State: verdict.Quarantined.String()})
+		})
+	}
+	group.Wait()
+	if n := r.log.Syncs() - before; n == 0 || n > pcs {
+		t.Errorf("%d fsyncs for %d quarantines", n, pcs)
+	}
+	// One that is quarantined already costs nothing more.
+	before = r.log.Syncs()
+	mustWrite(t, r, entry{PC: "1", Session: session(1), State: verdict.Quarantined.String()})
+	if n := r.log.Syncs() - before; n != 0 {
+		t.Errorf("%d fsyncs for a quarantine that was known", n)
+	}
+}
