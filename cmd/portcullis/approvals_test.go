@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ import (
 	"portcullis/internal/rpc"
 	"portcullis/internal/translog"
 	"portcullis/verifier/approval"
+	"portcullis/verifier/fetch"
 	"portcullis/verifier/image"
 	"portcullis/verifier/image/imagetest"
 	"portcullis/verifier/record"
@@ -299,4 +301,66 @@ func TestApproveRefuses(t *testing.T) {
 		r.run(2, "", args...)
 	}
 	r.run(1, approval.ReasonApprovers, "approvals", "approvers", r.path("one.pub"), "--threshold", "2")
+}
+
+// An image of a registry is approved by its digest: what is signed is what an archive of the same
+// image gives, and nothing of it stays here. A registry that gives out something else gets nothing signed.
+func TestApproveAnImageOfARegistry(t *testing.T) {
+	r := newApprovalsRig(t)
+	files := imagetest.OCI(t, imagetest.OneFile(t, "bin/a", "one"))
+	var i approval.Image
+	a, err := image.Open(t.Context(), files.File(t), image.Options{})
+	if err == nil {
+		i = a.Image()
+		err = a.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := "" // a digest under which something else is given out
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		_, hex, _ := strings.Cut(q.URL.Path, "sha256:")
+		b, ok := files["blobs/sha256/"+hex]
+		if !ok {
+			http.NotFound(w, q)
+			return
+		}
+		if "sha256:"+hex == wrong {
+			b = bytes.Clone(b)
+			b[len(b)/2] ^= 1
+		}
+		w.Write(b)
+	}))
+	defer web.Close()
+	host := strings.TrimPrefix(web.URL, "http://")
+	tmp := t.TempDir()
+	t.Setenv("TMPDIR", tmp)
+	approve := func(want int, text, word, out string) {
+		t.Helper()
+		r.run(want, text, "approve", word, "--plain-http", "--name", "hello", "--version", "1", "--purpose", "task", "--profile", "strict",
+			"--key", r.path("one"), "--not-before", "2026-01-02T03:04:05Z", "--out", r.path(out))
+		if left, err := os.ReadDir(tmp); err != nil || len(left) != 0 {
+			t.Errorf("%s: left: %v %v", word, left, err)
+		}
+	}
+	approve(0, "approval sha256:", files.File(t), "of-a-file")
+	approve(0, "approval sha256:", host+"/team/hello@"+i.Manifest, "of-a-registry")
+	var both [2][]byte
+	for n, name := range []string{"of-a-file", "of-a-registry"} {
+		if both[n], err = os.ReadFile(r.path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(both[0], both[1]) {
+		t.Errorf("two approvals of one image:\n%s\n%s", both[0], both[1])
+	}
+	for _, wrong = range []string{i.Manifest, i.Config, a.Layers[0].Digest} {
+		approve(1, fetch.ReasonDigest, host+"/team/hello@"+i.Manifest, "of-nothing")
+	}
+	wrong = ""
+	approve(1, fetch.ReasonReference, host+"/team/hello:latest@"+i.Manifest, "of-nothing")
+	approve(2, "fetch what is at a URL first", web.URL+"/hello.tar", "of-nothing")
+	if _, err := os.Stat(r.path("of-nothing")); !os.IsNotExist(err) {
+		t.Errorf("something was signed: %v", err)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,8 +13,10 @@ import (
 	"time"
 
 	"portcullis/images/manifest"
+	"portcullis/images/update"
 	"portcullis/internal/cli"
 	"portcullis/verifier/approval"
+	"portcullis/verifier/fetch"
 	"portcullis/verifier/image"
 	"portcullis/verifier/record"
 )
@@ -22,8 +25,9 @@ func init() { commands = append(commands, approveCommand(), revokeCommand()) }
 
 func approveCommand() *cli.Command {
 	c := &cli.Command{
-		Name: "approve", Args: "IMAGE.tar|DIR --name NAME --version N --purpose PURPOSE --profile FILE --key KEY [--out FILE]",
+		Name: "approve", Args: "IMAGE.tar|DIR|REGISTRY/NAME@sha256:… --name NAME --version N --purpose PURPOSE --profile FILE --key KEY [--out FILE]",
 		Summary: "Look through a container image and sign an approval of it: a file for `portcullis approvals add`.\n" +
+			"One of a registry is fetched for that, by its digest, into a directory below $TMPDIR that is removed afterwards.\n" +
 			"Where several approvers are needed, each adds a signature with --add. Keys are those of `portcullis image keygen`.",
 		Example: "portcullis approve pxed.tar --name pxed --version 3 --purpose service/pxed --profile pxed.json --key one.key\n" +
 			"portcullis approve --add pxed-3.approval --key two.key",
@@ -84,6 +88,8 @@ func approve(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) 
 	purpose := fs.String("purpose", "", "what it may be started for, for instance service/pxed")
 	profile := fs.String("profile", "", "file with the most that it may have; `strict`: nothing, 64 MiB, 64 processes, half a core")
 	platform := fs.String("platform", "", "of the image, for instance linux/arm64, where there are several")
+	var way reach
+	way.register(fs)
 	days := fs.Int("days", 365, "how long it is valid, from 1 to 3650")
 	from := fs.String("not-before", "", "valid from, RFC 3339; default: now")
 	words, err := cli.Parse(c, stdio, fs, args)
@@ -116,7 +122,14 @@ func approve(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) 
 	if a.Profile, err = readProfile(*profile); err != nil {
 		return err
 	}
-	i, err := lookThrough(ctx, stdio, words[0], *platform)
+	if err := way.check(); err != nil {
+		return err
+	}
+	look := lookThrough
+	if isRemote(words[0]) {
+		look = way.lookThrough
+	}
+	i, err := look(ctx, stdio, words[0], *platform)
 	if err != nil {
 		return err
 	}
@@ -147,6 +160,54 @@ func readProfile(file string) (approval.Profile, error) {
 		return approval.Profile{}, err
 	}
 	return approval.ParseProfile(b)
+}
+
+// lookThrough fetches an image of a registry and reads it. Its name says which one it is:
+// what is signed is not what somebody else's server has just then.
+func (r *reach) lookThrough(ctx context.Context, stdio *cli.IO, word, platform string) (a *image.Archive, err error) {
+	if strings.Contains(word, "://") {
+		return nil, cli.Usagef("approve takes a file, a directory, or an image of a registry by its digest; fetch what is at a URL first")
+	}
+	ref, err := fetch.ParseReference(word)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "approve")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	meter := update.NewMeter(stdio.Err, stdio.Colour, time.Now)
+	defer meter.End()
+	f, err := r.fetcher(platform, meter.Show)
+	if err != nil {
+		return nil, err
+	}
+	q, err := fetch.OpenQuarantine(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, q.Close()) }()
+	i, err := f.Registry(ctx, q, ref)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, i.Close()) }()
+	from, err := i.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, from.Close()) }()
+	if a, err = image.Read(ctx, from, dir, image.Options{Platform: platform}); err != nil {
+		return nil, err
+	}
+	if err := a.Close(); err != nil {
+		return nil, err
+	}
+	if a.Image().Manifest != ref.Digest {
+		return nil, &fetch.Error{Reason: fetch.ReasonDigest, Detail: fmt.Sprintf("%s holds the image %s", ref, a.Image().Manifest)}
+	}
+	return a, nil
 }
 
 // lookThrough reads an image and closes it: its digests are what counts.

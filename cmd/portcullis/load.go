@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -42,15 +43,34 @@ type loading struct {
 	platform string
 	store    string
 	guard    string // its socket
-	plain    bool
-	login    string
-	roots    string
-	most     int64
+	reach    reach
 	asJSON   bool
 
 	approved []record.Named
 	meter    *update.Meter
 	stdio    *cli.IO
+}
+
+// reach is how images are fetched from other machines.
+type reach struct {
+	plain bool
+	login string
+	roots string
+	mib   int64
+}
+
+func (r *reach) register(fs *flag.FlagSet) {
+	fs.StringVar(&r.login, "credentials", "", "file of lines HOST NAME PASSWORD, for token servers with their REGISTRY behind it, mode 0600")
+	fs.StringVar(&r.roots, "ca", "", "file of the authorities (PEM) that may vouch for the server, instead of the machine's")
+	fs.BoolVar(&r.plain, "plain-http", false, "a registry without TLS: digests hold all the same, a password is seen by all")
+	fs.Int64Var(&r.mib, "max-mib", 9<<10, "largest image that is fetched, in MiB")
+}
+
+func (r *reach) check() error {
+	if r.mib < 1 || r.mib > 1<<20 {
+		return cli.Usagef("--max-mib is from 1 to 1048576")
+	}
+	return nil
 }
 
 // loadReport is the --json shape, one for each image.
@@ -73,22 +93,22 @@ func load(ctx context.Context, c *cli.Command, stdio *cli.IO, args []string) err
 	fs.StringVar(&l.digest, "digest", "", "of the image's manifest or configuration, as its approval has it; needed for a URL")
 	fs.StringVar(&l.platform, "platform", "", "of the image, for instance linux/arm64, where there are several")
 	fs.StringVar(&l.store, "quarantine", filepath.Join(stateFlag, "quarantine"), "where it is kept until it is loaded; a plain disk is enough")
-	fs.StringVar(&l.login, "credentials", "", "file of lines HOST NAME PASSWORD, for token servers with their REGISTRY behind it, mode 0600")
-	fs.StringVar(&l.roots, "ca", "", "file of the authorities (PEM) that may vouch for the server, instead of the machine's")
-	fs.BoolVar(&l.plain, "plain-http", false, "a registry without TLS: digests hold all the same, a password is seen by all")
-	most := fs.Int64("max-mib", 9<<10, "largest image that is fetched, in MiB")
+	l.reach.register(fs)
 	fs.BoolVar(&l.asJSON, "json", false, "one JSON object for each image")
 	words, err := cli.Parse(c, stdio, fs, args)
 	if err != nil {
 		return err
 	}
-	if len(words) != 1 || *most < 1 || *most > 1<<20 {
-		return cli.Usagef("load takes one source, and --max-mib from 1 to 1048576")
+	if len(words) != 1 {
+		return cli.Usagef("load takes one source")
+	}
+	if err := l.reach.check(); err != nil {
+		return err
 	}
 	if l.digest != "" && !approval.IsDigest(l.digest) {
 		return cli.Usagef("--digest is sha256: and 64 hex digits")
 	}
-	l.source, l.most, l.guard = words[0], *most<<20, filepath.Join(*runDir, rpc.GuardSocket)
+	l.source, l.guard = words[0], filepath.Join(*runDir, rpc.GuardSocket)
 	l.meter = update.NewMeter(stdio.Err, stdio.Colour, time.Now)
 	if err := verifierCall(ctx, *runDir, http.MethodGet, "/approvals/images", nil, &l.approved); err != nil {
 		return fmt.Errorf("what is approved: %w", err)
@@ -142,7 +162,7 @@ func (l *loading) remote(ctx context.Context) (loadReport, error) {
 	if err := l.known(func(i approval.Image) bool { return i.Manifest == l.digest || i.Config == l.digest }); err != nil {
 		return r, err
 	}
-	f, err := l.fetcher()
+	f, err := l.reach.fetcher(l.platform, l.meter.Show)
 	if err != nil {
 		return r, err
 	}
@@ -239,16 +259,16 @@ func (l *loading) known(is func(approval.Image) bool) error {
 	return no
 }
 
-func (l *loading) fetcher() (*fetch.Fetcher, error) {
-	o := fetch.Options{MaxBytes: l.most, PlainHTTP: l.plain, Platform: l.platform, Progress: l.meter.Show}
+func (r *reach) fetcher(platform string, progress fetch.Progress) (*fetch.Fetcher, error) {
+	o := fetch.Options{MaxBytes: r.mib << 20, PlainHTTP: r.plain, Platform: platform, Progress: progress}
 	var err error
-	if l.login != "" {
-		if o.Credentials, err = fetch.LoadCredentials(l.login); err != nil {
+	if r.login != "" {
+		if o.Credentials, err = fetch.LoadCredentials(r.login); err != nil {
 			return nil, err
 		}
 	}
-	if l.roots != "" {
-		pem, err := readSmall(l.roots)
+	if r.roots != "" {
+		pem, err := readSmall(r.roots)
 		if err != nil {
 			return nil, err
 		}
