@@ -85,6 +85,39 @@ func TestInvariant07_OnlyWhatWasApprovedRuns(t *testing.T) {
 	}
 }
 
+// TestAttack_NameByDigestIsMoved: the name with an image's digest in it runs that image or none.
+func TestAttack_NameByDigestIsMoved(t *testing.T) {
+	r := newRig(t)
+	one := r.image(t, plain)
+	other, err := dockerd.Make("test/other:1", r.probe, "other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.approvals.approve(t, other, "task", plain)
+	if out, err := r.docker(t, bytes.NewReader(other.Tar), "load"); err != nil {
+		t.Fatal(err, out)
+	}
+	name := digestName(one.Config)
+	if out, err := r.docker(t, nil, "run", "--rm", name, "say", "one"); err != nil || out != "one\n" {
+		t.Fatalf("%q %v", out, err)
+	}
+	held, err := r.opt.Engine.Image(t.Context(), digestName(other.Config))
+	if err == nil {
+		err = r.opt.Engine.Tag(t.Context(), held.ID, name)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []string{name, "docker.io/" + name} {
+		if out, err := r.docker(t, nil, "run", "--rm", n, "say", "one"); err == nil || !strings.Contains(out, ReasonImageStore) {
+			t.Errorf("%s: %v, %s; want %s", n, err, out, ReasonImageStore)
+		}
+	}
+	if out, err := r.docker(t, nil, "run", "--rm", digestName(other.Config), "say", "other"); err != nil || out != "other\n" {
+		t.Errorf("%q %v", out, err)
+	}
+}
+
 // A revocation ends what runs within a second.
 func TestRevocationEndsContainers(t *testing.T) {
 	r := newRig(t)

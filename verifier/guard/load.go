@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
@@ -79,10 +80,12 @@ func (g *Guard) put(ctx context.Context, a *image.Archive, lists *newLists, call
 	if err != nil {
 		return "", err
 	}
-	// A name for people: what it means is asked of the engine and of the approvals at each use.
+	// Names for people: what they mean is asked of the engine and of the approvals at each use.
 	name := fmt.Sprintf("%s:%s-%d", Repository, permission.Name, permission.Version)
-	if err := g.opt.Engine.Tag(ctx, id, name); err != nil {
-		return "", err
+	for _, n := range []string{name, digestName(i.Config)} {
+		if err := g.opt.Engine.Tag(ctx, id, n); err != nil {
+			return "", err
+		}
 	}
 	g.opt.Events.Emit("image.loaded", event.Fields{"image": i.Config, "manifest": i.Manifest, "approval": permission.Approval, "index": permission.Index, "caller": caller})
 	g.sealLater(i.Config)
@@ -93,8 +96,25 @@ func (g *Guard) put(ctx context.Context, a *image.Archive, lists *newLists, call
 	return name, nil
 }
 
-// Repository is where loaded images are named, by their approval's name and version.
+// Repository is where loaded images are named, by their approval's name and version, and by their digest.
 const Repository = "portcullis/approved"
+
+// digestTag begins the name that says by itself which image it is of; a tag has no colon. No approval's name and
+// version look like it: a version has fewer digits.
+const digestTag = Repository + ":sha256-"
+
+// digestName is the name that has the digest of an image's configuration in it, under which the approvals,
+// revocations and the log know it.
+func digestName(config string) string { return digestTag + strings.TrimPrefix(config, "sha256:") }
+
+// keepsWord refuses a name by digest, with or without a registry before it, that leads to another image: whoever
+// writes to the engine's store can move names.
+func keepsWord(name string, i approval.Image) error {
+	if _, hex, ok := strings.Cut(name, digestTag); ok && "sha256:"+hex != i.Config {
+		return refuse(ReasonImageStore, "%.150s leads to %s", name, i.Config)
+	}
+	return nil
+}
 
 // loaded finds the image in the engine, and compares.
 func (g *Guard) loaded(ctx context.Context, i approval.Image) (string, error) {

@@ -78,7 +78,7 @@ func (g *Guard) plan(ctx context.Context, w wish) (madeByGuard, error) {
 	if !ok {
 		return madeByGuard{}, refuse(ReasonImage, "%s", i.ID)
 	}
-	if err := sound(i, loaded.Image); err != nil {
+	if err := errors.Join(sound(i, loaded.Image), keepsWord(w.image, loaded.Image)); err != nil {
 		return madeByGuard{}, err
 	}
 	most, err := approved(g.opt.Approvals.Approvals(), loaded.Image, w.purpose)
