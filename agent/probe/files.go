@@ -80,7 +80,7 @@ func (h Host) open(key protocol.OpKey, i int, l protocol.Leaf) []byte {
 		}
 		n += k
 	}
-	return key.LeafMAC(i, l, b[:n])
+	return key.MACs().LeafMAC(i, l, b[:n])
 }
 
 // beneath opens a path below a directory without following any link, so that

@@ -88,7 +88,7 @@ func region(f *os.File, iomem []byte, name string, max uint64) (*kernelText, err
 // pieces keys a digest over each piece and gathers those that are wanted.
 func (t *kernelText) pieces(ctx context.Context, key protocol.OpKey, want []uint32) (macs, raw []byte, err error) {
 	buf := make([]byte, span)
-	kept := map[uint32][]byte{}
+	kept, keyed := map[uint32][]byte{}, key.MACs()
 	for _, w := range want {
 		kept[w] = nil
 	}
@@ -103,7 +103,7 @@ func (t *kernelText) pieces(ctx context.Context, key protocol.OpKey, want []uint
 		for i := 0; i < len(b); i += protocol.KtextGranule {
 			n := uint32((at + uint64(i)) / protocol.KtextGranule)
 			piece := b[i:min(i+protocol.KtextGranule, len(b))]
-			m := key.KtextMAC(int(n), piece)
+			m := keyed.KtextMAC(int(n), piece)
 			macs = append(macs, m[:]...)
 			if _, ok := kept[n]; ok {
 				kept[n] = append([]byte(nil), piece...)

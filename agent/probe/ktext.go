@@ -131,6 +131,7 @@ func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText, ga
 	for w := range workers {
 		go func() {
 			errs <- p.worker(t, func(r *reader) error {
+				keyed := key.MACs()
 				for i := w; i < spans; i += workers {
 					text, err := r.span(ctx, i)
 					if err != nil {
@@ -138,7 +139,7 @@ func (p *Ktext) sweep(ctx context.Context, key protocol.OpKey, t *kernelText, ga
 					}
 					for at := 0; at < len(text); at += protocol.KtextGranule {
 						n := i*span/protocol.KtextGranule + at/protocol.KtextGranule
-						m := key.KtextMAC(n, text[at:min(at+protocol.KtextGranule, len(text))])
+						m := keyed.KtextMAC(n, text[at:min(at+protocol.KtextGranule, len(text))])
 						copy(macs[n*protocol.KtextMACSize:], m[:])
 					}
 					if gather {

@@ -59,18 +59,19 @@ func (p *Pmem) Run(ctx context.Context, key protocol.OpKey, params []byte) (prot
 	var d protocol.PmemData
 	m := memories{proc: p.Proc, open: map[int]*os.File{}}
 	defer m.close()
+	keyed := key.MACs()
 	for _, c := range picks(s, want.Extra, first(key, want.Seed)) {
 		if err := alive(ctx); err != nil {
 			return protocol.Output{}, err
 		}
-		offset := key.PickPage(want.Seed, c.file.Path, c.segment, c.n)
+		offset := keyed.PickPage(want.Seed, c.file.Path, c.segment, c.n)
 		page, pid, ok := m.page(p.Host, c, offset)
 		if !ok {
 			d.Vanished++
 			continue
 		}
 		d.Pages = append(d.Pages, protocol.Page{Path: c.file.Path, Segment: c.segment, Pick: c.n, Offset: offset,
-			PID: pid, MAC: key.PageMAC(c.file.Path, offset, page)})
+			PID: pid, MAC: keyed.PageMAC(c.file.Path, offset, page)})
 	}
 	if d.Patches, err = p.constants(); err != nil {
 		return protocol.Output{}, err

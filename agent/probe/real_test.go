@@ -134,7 +134,7 @@ func TestPmem_ReadsWhatIsInTheFile(t *testing.T) {
 		n++
 		page := make([]byte, protocol.PageSize)
 		copy(page, content[p.Offset:])
-		if p.PID != pid || p.MAC != key.PageMAC(path, p.Offset, page) {
+		if p.PID != pid || p.MAC != key.MACs().PageMAC(path, p.Offset, page) {
 			t.Errorf("page at %#x of process %d is not the file's", p.Offset, p.PID)
 		}
 	}

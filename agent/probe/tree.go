@@ -170,7 +170,7 @@ func (w *treeReader) dir(ctx context.Context, self protocol.TreeEntry) (d treeDi
 			d.below = append(d.below, e)
 		}
 	}
-	d.dir = protocol.TreeDir{Path: self.Path, MAC: w.key.TreeMAC(self.Path, self, w.list[1:])}
+	d.dir = protocol.TreeDir{Path: self.Path, MAC: w.key.MACs().TreeMAC(self.Path, self, w.list[1:])}
 	return d, nil
 }
 

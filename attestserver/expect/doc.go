@@ -217,13 +217,14 @@ func (im *image) inImage(path string) (f *rootimage.File, found bool, err error)
 	return nil, false, err
 }
 
-// readPage reads a page of a file as it looks in memory: zeros after the end.
-func readPage(f io.ReaderAt, offset uint64) ([]byte, error) {
-	b := make([]byte, protocol.PageSize)
-	if _, err := f.ReadAt(b, int64(offset)); err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
+// readPage reads a page of a file into b as it looks in memory: zeros after the end.
+func readPage(f io.ReaderAt, offset uint64, b []byte) error {
+	n, err := f.ReadAt(b, int64(offset))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
 	}
-	return b, nil
+	clear(b[n:])
+	return nil
 }
 
 func draw(r io.Reader, n int) ([]byte, error) {

@@ -302,11 +302,11 @@ func TestPmem_ChosenPageIsRefused(t *testing.T) {
 	var asked protocol.PmemParams
 	m.check(json.Unmarshal(in.Params, &asked))
 	// The page beside the one that follows from the seed.
-	offset := (in.Key.PickPage(asked.Seed, "/usr/bin/dockerd", seg, 0) + protocol.PageSize) % seg.Length
+	offset := (in.Key.MACs().PickPage(asked.Seed, "/usr/bin/dockerd", seg, 0) + protocol.PageSize) % seg.Length
 	page := make([]byte, protocol.PageSize)
 	copy(page, m.files["/usr/bin/dockerd"][offset:])
 	d := protocol.PmemData{Pages: []protocol.Page{{Path: "/usr/bin/dockerd", Segment: seg, Offset: offset, PID: 300,
-		MAC: in.Key.PageMAC("/usr/bin/dockerd", offset, page)}}}
+		MAC: in.Key.MACs().PageMAC("/usr/bin/dockerd", offset, page)}}}
 	b, err := protocol.EncodeOp(d)
 	m.check(err)
 	in.Output = protocol.Output{Data: b, Digest: in.Key.Digest(protocol.OpPmem, in.Params, b)}

@@ -66,7 +66,7 @@ func ReadIndex(e protocol.Expectation) error {
 
 // CopyText is copyText, for an answer with these digests.
 func CopyText(w io.WriterAt, kernel io.ReaderAt, size int64, mask *ktextmask.Mask, key protocol.OpKey, macs []byte) ([]int, error) {
-	return copyText(w, kernel, size, mask, nil, pieceMACs{key, macs})
+	return copyText(w, kernel, size, mask, nil, pieceMACs{key.MACs(), macs})
 }
 
 // TakeRodata is Krodata.take for a kernel whose text is at base.

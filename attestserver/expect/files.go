@@ -114,16 +114,16 @@ func (e *Files) Judge(in protocol.JudgeInput) []protocol.Finding {
 		changed[dir] = append(changed[dir], c)
 		own[c.Path] = c
 	}
-	seen := map[string]bool{}
+	seen, macs := map[string]bool{}, in.Key.MACs()
 	for _, dir := range d.Dirs {
 		if seen[dir.Path] {
 			j.fatal(ReasonMalformed, "%s is listed twice", dir.Path)
 			return j.list
 		}
 		seen[dir.Path] = true
-		e.dir(j, in.Key, dir, changed[dir.Path], own[dir.Path])
+		e.dir(j, macs, dir, changed[dir.Path], own[dir.Path])
 	}
-	if err := e.opened(j, in, &d); err != nil {
+	if err := e.opened(j, in, macs, &d); err != nil {
 		j.unjudged(err)
 		return j.list
 	}
@@ -136,9 +136,9 @@ func (e *Files) Judge(in protocol.JudgeInput) []protocol.Finding {
 }
 
 // dir judges one directory.
-func (e *Files) dir(j *judge, key protocol.OpKey, dir protocol.TreeDir, changed []protocol.TreeEntry, own protocol.TreeEntry) {
+func (e *Files) dir(j *judge, macs *protocol.MACs, dir protocol.TreeDir, changed []protocol.TreeEntry, own protocol.TreeEntry) {
 	image := e.tree[dir.Path]
-	if image != nil && bytes.Equal(dir.MAC, key.TreeMAC(dir.Path, image.self, image.entries)) {
+	if image != nil && bytes.Equal(dir.MAC, macs.TreeMAC(dir.Path, image.self, image.entries)) {
 		return
 	}
 	want := treeDir{self: own}
@@ -159,7 +159,7 @@ func (e *Files) dir(j *judge, key protocol.OpKey, dir protocol.TreeDir, changed 
 		}
 	}
 	slices.SortFunc(want.entries, func(a, b protocol.TreeEntry) int { return strings.Compare(a.Path, b.Path) })
-	if !bytes.Equal(dir.MAC, key.TreeMAC(dir.Path, want.self, want.entries)) {
+	if !bytes.Equal(dir.MAC, macs.TreeMAC(dir.Path, want.self, want.entries)) {
 		j.fatal(ReasonFilesRemoved, "%s: entries are gone, or differ without being listed", dir.Path)
 		return
 	}

@@ -119,7 +119,7 @@ func (e *Krodata) take(j *judge, key protocol.OpKey, d *protocol.KrodataData, w 
 		return errRefused
 	}
 	ref := rodataRef{Base: d.Base, Size: d.Size, Signed: signed, IDTAt: d.IDTAt, IDT: d.IDT}
-	bad, err := ref.copy(w, stock, pieceMACs{key, d.MACs})
+	bad, err := ref.copy(w, stock, pieceMACs{key.MACs(), d.MACs})
 	if err != nil {
 		return err
 	}
@@ -237,7 +237,7 @@ func (e *Krodata) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if d.IDTAt != ref.IDTAt || !bytes.Equal(d.IDT, ref.IDT) {
 		j.fatal(ReasonIDT, "the interrupt table at %#x is not the one enrolled at %#x: %s", d.IDTAt, ref.IDTAt, vectors(d.IDT, ref.IDT))
 	}
-	macs := pieceMACs{in.Key, d.MACs}
+	macs := pieceMACs{in.Key.MACs(), d.MACs}
 	bad, err := ref.compare(file, macs)
 	if err != nil {
 		j.unjudged(err)
@@ -246,14 +246,16 @@ func (e *Krodata) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if len(bad) > 0 {
 		j.fatal(ReasonKrodata, "differs from the signed kernel at %s", spans(bad, ref.Size))
 	}
-	if err := e.sealed(j, in, ref, file, &d); err != nil {
+	if err := e.sealed(j, in.State, ref, file, &d, macs); err != nil {
 		j.unjudged(err)
 	}
 	return j.list
 }
 
 func readRodata(file protocol.Reference) (*rodataRef, error) {
-	head := make([]byte, maxRodataHead)
+	buf := pieces.Get().(*[protocol.LeafSize]byte)
+	defer pieces.Put(buf)
+	head := buf[:maxRodataHead]
 	if _, err := file.ReadAt(head, 0); err != nil {
 		return nil, fmt.Errorf("read-only data reference: %w", err)
 	}
@@ -269,7 +271,8 @@ func readRodata(file protocol.Reference) (*rodataRef, error) {
 
 // compare lists the pieces that must be the signed kernel's and are not.
 func (r *rodataRef) compare(file io.ReaderAt, macs pieceMACs) (bad []int, err error) {
-	buf := make([]byte, protocol.KtextGranule)
+	buf := pieces.Get().(*[protocol.LeafSize]byte)
+	defer pieces.Put(buf)
 	for i := 0; i*protocol.KtextMACSize < len(macs.list); i++ {
 		if slices.Contains(r.Pieces, uint32(i)) {
 			continue
@@ -300,8 +303,7 @@ func (r *rodataRef) length(piece uint32) int {
 
 // sealed holds what was sealed late against the first answer of the session. The
 // first of them only says which pieces there are, the second brings them.
-func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, file io.ReaderAt, d *protocol.KrodataData) error {
-	st := in.State
+func (e *Krodata) sealed(j *judge, st *protocol.ImageState, ref *rodataRef, file io.ReaderAt, d *protocol.KrodataData, macs pieceMACs) error {
 	if st.Notes == nil {
 		st.Notes = map[string][]byte{}
 	}
@@ -334,9 +336,9 @@ func (e *Krodata) sealed(j *judge, in protocol.JudgeInput, ref *rodataRef, file 
 			return nil
 		}
 	}
-	macs := pieceMACs{in.Key, d.MACs}
 	var bad []int
-	buf := make([]byte, protocol.KtextGranule)
+	buf := pieces.Get().(*[protocol.LeafSize]byte)
+	defer pieces.Put(buf)
 	for i, p := range ref.Pieces {
 		piece := buf[:ref.length(p)]
 		if err := ref.signed(file, p, piece); err != nil {

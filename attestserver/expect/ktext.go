@@ -73,7 +73,7 @@ func (e *Ktext) Enrol(in protocol.JudgeInput) []protocol.Finding {
 	err = in.Refs.Write(kindKtext, protocol.ReferenceKey(in.State), func(w protocol.Draft) error {
 		var bad []int
 		err := e.withKernel(func(f *os.File, size int64) (err error) {
-			bad, err = copyText(w, f, size, mask, raw, pieceMACs{in.Key, d.MACs})
+			bad, err = copyText(w, f, size, mask, raw, pieceMACs{in.Key.MACs(), d.MACs})
 			return err
 		})
 		if err != nil {
@@ -181,11 +181,12 @@ func (e *Ktext) compare(in protocol.JudgeInput, list []byte) (bad []int, err err
 	if uint64(ref.Size()) != e.kernel.size {
 		return nil, fmt.Errorf("kernel text reference of %d bytes, want %d", ref.Size(), e.kernel.size)
 	}
-	macs := pieceMACs{in.Key, list}
-	buf := make([]byte, protocol.KtextGranule)
+	macs := pieceMACs{in.Key.MACs(), list}
+	piece := pieces.Get().(*[protocol.LeafSize]byte)
+	defer pieces.Put(piece)
 	for i := 0; i*protocol.KtextMACSize < len(list); i++ {
 		at := uint64(i) * protocol.KtextGranule
-		b := buf[:min(protocol.KtextGranule, e.kernel.size-at)]
+		b := piece[:min(protocol.KtextGranule, e.kernel.size-at)]
 		if _, err := ref.ReadAt(b, int64(at)); err != nil && !errors.Is(err, io.EOF) {
 			return nil, err
 		}

@@ -72,7 +72,7 @@ func modulo(b []byte, m uint64) (n uint64) {
 var pieces = sync.Pool{New: func() any { return new([protocol.LeafSize]byte) }}
 
 // opened judges the pieces that a question has opened.
-func (e *Files) opened(j *judge, in protocol.JudgeInput, d *protocol.FilesData) error {
+func (e *Files) opened(j *judge, in protocol.JudgeInput, macs *protocol.MACs, d *protocol.FilesData) error {
 	var asked protocol.FilesParams
 	if err := protocol.DecodeOp(in.Params, protocol.MaxParams, &asked); err != nil {
 		return err
@@ -92,7 +92,7 @@ func (e *Files) opened(j *judge, in protocol.JudgeInput, d *protocol.FilesData) 
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if !bytes.Equal(d.Opened[i], in.Key.LeafMAC(i, l, piece[:n])) {
+		if !bytes.Equal(d.Opened[i], macs.LeafMAC(i, l, piece[:n])) {
 			j.fatal(ReasonFilesContent, "%s: the %d bytes at %d are not the image's", l.Path, n, l.Offset)
 		}
 	}

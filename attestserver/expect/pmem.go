@@ -43,8 +43,9 @@ func (e *Pmem) Judge(in protocol.JudgeInput) []protocol.Finding {
 	if len(d.Pages) == 0 {
 		j.fatal(ReasonNoPages, "no page was read, %d were given up", d.Vanished)
 	}
+	macs, buf := in.Key.MACs(), make([]byte, protocol.PageSize)
 	for _, page := range d.Pages {
-		if err := e.page(j, in.Key, p.Seed, page); err != nil {
+		if err := e.page(j, macs, buf, p.Seed, page); err != nil {
 			j.unjudged(err)
 			break
 		}
@@ -52,7 +53,8 @@ func (e *Pmem) Judge(in protocol.JudgeInput) []protocol.Finding {
 	return j.list
 }
 
-func (e *Pmem) page(j *judge, key protocol.OpKey, seed string, p protocol.Page) error {
+// page judges a page; it is read into buf, which has its size.
+func (e *Pmem) page(j *judge, macs *protocol.MACs, buf []byte, seed string, p protocol.Page) error {
 	path := p.Path
 	if path == protocol.RuncClone {
 		path = runcPath
@@ -65,18 +67,17 @@ func (e *Pmem) page(j *judge, key protocol.OpKey, seed string, p protocol.Page) 
 	case !found:
 		j.fatal(ReasonUnknownCode, "process %d has mapped %s", p.PID, p.Path)
 		return nil
-	case key.PickPage(seed, p.Path, p.Segment, p.Pick) != p.Offset:
+	case macs.PickPage(seed, p.Path, p.Segment, p.Pick) != p.Offset:
 		j.fatal(ReasonPick, "%s: page at %#x was not asked for", p.Path, p.Offset)
 		return nil
 	case p.Offset >= uint64(f.Size()):
 		j.fatal(ReasonChangedCode, "process %d: %s is mapped at %#x, the image's file ends before", p.PID, p.Path, p.Offset)
 		return nil
 	}
-	want, err := readPage(f, p.Offset)
-	if err != nil {
+	if err := readPage(f, p.Offset, buf); err != nil {
 		return err
 	}
-	if key.PageMAC(p.Path, p.Offset, want) != p.MAC {
+	if macs.PageMAC(p.Path, p.Offset, buf) != p.MAC {
 		j.fatal(ReasonChangedCode, "process %d: the page at %#x of %s is not the image's", p.PID, p.Offset, p.Path)
 	}
 	return nil

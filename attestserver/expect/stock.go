@@ -42,12 +42,12 @@ func (im *image) withKernel(do func(f *os.File, size int64) error) error {
 
 // pieceMACs are the keyed digests of an answer's pieces.
 type pieceMACs struct {
-	key  protocol.OpKey
-	list []byte // protocol.KtextMACSize bytes a piece
+	keyed *protocol.MACs
+	list  []byte // protocol.KtextMACSize bytes a piece
 }
 
 func (p pieceMACs) same(i int, piece []byte) bool {
-	m := p.key.KtextMAC(i, piece)
+	m := p.keyed.KtextMAC(i, piece)
 	return bytes.Equal(m[:], p.list[i*protocol.KtextMACSize:][:protocol.KtextMACSize])
 }
 

@@ -32,7 +32,7 @@ func TestEnrol_HoldsPiecesOfAReference(t *testing.T) {
 	var macs []byte
 	mask := &ktextmask.Mask{TextBase: textBase, TextSize: size}
 	for piece := range slices.Chunk(half, protocol.KtextGranule) {
-		m := key.KtextMAC(len(macs)/protocol.KtextMACSize, piece)
+		m := key.MACs().KtextMAC(len(macs)/protocol.KtextMACSize, piece)
 		macs = append(macs, m[:]...)
 		mask.Stock = append(mask.Stock, sha256.Sum256(piece))
 	}

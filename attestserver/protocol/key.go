@@ -61,14 +61,35 @@ func DeriveOpKey(nonce [32]byte, binding Binding, id [16]byte, index uint32) (Op
 // NewDigest starts the keyed digest of an op: HMAC-SHA256(key, canonical(op) ‖
 // bytes). The bytes that the probe read are written to it; canonical(op) is the
 // name and the parameters, each with its length before it.
-func (k OpKey) NewDigest(name string, params []byte) hash.Hash {
-	h := hmac.New(sha256.New, k[:])
-	t := make(transcript, 0, 16+len(name)+len(params))
-	t.text(name)
-	t.bytes(params)
-	h.Write(t)
-	return h
+func (k OpKey) NewDigest(name string, params []byte) hash.Hash { return k.MACs().begin(name, params) }
+
+// MACs makes many digests with one key: what HMAC makes of the key is made once, and an
+// answer has hundreds of them. One goroutine at a time has it.
+type MACs struct {
+	h    hash.Hash
+	used bool
+	t    transcript // is written down here before it is hashed
+	sum  [sha256.Size]byte
 }
+
+// MACs is for digests one after the other.
+func (k OpKey) MACs() *MACs { return &MACs{h: hmac.New(sha256.New, k[:])} }
+
+// begin is NewDigest. The digest before must be over.
+func (m *MACs) begin(name string, params []byte) hash.Hash {
+	if m.used {
+		m.h.Reset()
+	}
+	m.used, m.t = true, m.t[:0]
+	m.t.text(name)
+	m.t.bytes(params)
+	m.h.Write(m.t)
+	m.t = m.t[:0]
+	return m.h
+}
+
+// end is the digest that was begun, until the next one.
+func (m *MACs) end() []byte { return m.h.Sum(m.sum[:0]) }
 
 // Digest is NewDigest over bytes that are at hand.
 func (k OpKey) Digest(name string, params, data []byte) [32]byte {

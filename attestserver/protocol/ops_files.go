@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -128,8 +129,8 @@ func (d *FilesData) Check() error {
 
 // TreeMAC is the keyed digest of a directory: of itself (an entry whose path is
 // its own) and of its entries, sorted by path.
-func (k OpKey) TreeMAC(dir string, self TreeEntry, entries []TreeEntry) []byte {
-	h := k.NewDigest("files-directory", []byte(dir))
+func (m *MACs) TreeMAC(dir string, self TreeEntry, entries []TreeEntry) []byte {
+	h := m.begin("files-directory", []byte(dir))
 	kept := treeBuffers.Get().(*[]byte)
 	b := self.append((*kept)[:0])
 	for _, e := range entries {
@@ -142,8 +143,7 @@ func (k OpKey) TreeMAC(dir string, self TreeEntry, entries []TreeEntry) []byte {
 	if cap(b) == cap(*kept) {
 		treeBuffers.Put(kept)
 	}
-	sum := Sum(h)
-	return sum[:TreeMACSize]
+	return bytes.Clone(m.end()[:TreeMACSize])
 }
 
 // treeBuffers are what entries are written down in, to be hashed.
@@ -161,13 +161,11 @@ func (e *TreeEntry) append(b []byte) []byte {
 }
 
 // LeafMAC is the keyed digest of the i-th leaf of a question.
-func (k OpKey) LeafMAC(i int, l Leaf, piece []byte) []byte {
-	h := k.NewDigest("files-leaf", []byte(l.Path))
-	var n [16]byte
-	binary.BigEndian.PutUint64(n[:], uint64(i))
-	binary.BigEndian.PutUint64(n[8:], uint64(l.Offset))
-	h.Write(n[:])
+func (m *MACs) LeafMAC(i int, l Leaf, piece []byte) []byte {
+	h := m.begin("files-leaf", []byte(l.Path))
+	m.t = binary.BigEndian.AppendUint64(m.t, uint64(i))
+	m.t = binary.BigEndian.AppendUint64(m.t, uint64(l.Offset))
+	h.Write(m.t)
 	h.Write(piece)
-	sum := Sum(h)
-	return sum[:TreeMACSize]
+	return bytes.Clone(m.end()[:TreeMACSize])
 }

@@ -47,12 +47,7 @@ func (d *KtextData) Check() error {
 }
 
 // KtextMAC is the keyed digest of piece i.
-func (k OpKey) KtextMAC(i int, piece []byte) (m [KtextMACSize]byte) {
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], uint64(i))
-	h := k.NewDigest("ktext-piece", n[:])
-	h.Write(piece)
-	d := Sum(h)
-	copy(m[:], d[:])
-	return m
+func (m *MACs) KtextMAC(i int, piece []byte) [KtextMACSize]byte {
+	m.begin("ktext-piece", binary.BigEndian.AppendUint64(nil, uint64(i))).Write(piece)
+	return [KtextMACSize]byte(m.end())
 }

@@ -80,26 +80,22 @@ func (d *PmemData) Check() error {
 
 // PickPage chooses a page of a segment: both sides compute it, so that the
 // agent cannot choose a page that suits it. The segment must hold a page.
-func (k OpKey) PickPage(seed string, path string, s Segment, pick int) uint64 {
-	var n [24]byte
-	binary.BigEndian.PutUint64(n[:], s.Offset)
-	binary.BigEndian.PutUint64(n[8:], s.Length)
-	binary.BigEndian.PutUint64(n[16:], uint64(pick))
-	h := k.NewDigest("pmem-pick", []byte(seed))
-	writeField(h, []byte(path))
-	h.Write(n[:])
-	d := Sum(h)
+func (m *MACs) PickPage(seed string, path string, s Segment, pick int) uint64 {
+	h := m.begin("pmem-pick", []byte(seed))
+	m.t.text(path)
+	m.t = binary.BigEndian.AppendUint64(m.t, s.Offset)
+	m.t = binary.BigEndian.AppendUint64(m.t, s.Length)
+	m.t = binary.BigEndian.AppendUint64(m.t, uint64(pick))
+	h.Write(m.t)
 	pages := max(s.Length/PageSize, 1)
-	return s.Offset + binary.BigEndian.Uint64(d[:8])%pages*PageSize
+	return s.Offset + binary.BigEndian.Uint64(m.end())%pages*PageSize
 }
 
 // PageMAC is the keyed digest of one page: HMAC over what it is and its bytes.
-func (k OpKey) PageMAC(path string, offset uint64, page []byte) string {
-	var n [8]byte
-	binary.BigEndian.PutUint64(n[:], offset)
-	h := k.NewDigest("pmem-page", n[:])
-	writeField(h, []byte(path))
+func (m *MACs) PageMAC(path string, offset uint64, page []byte) string {
+	h := m.begin("pmem-page", binary.BigEndian.AppendUint64(nil, offset))
+	m.t.text(path)
+	h.Write(m.t)
 	h.Write(page)
-	d := Sum(h)
-	return hex.EncodeToString(d[:16])
+	return hex.EncodeToString(m.end()[:16])
 }

@@ -144,7 +144,7 @@ func TestPickPage(t *testing.T) {
 	var key OpKey
 	for pick := range 200 {
 		s := Segment{Offset: 0x3000, Length: 0x5000}
-		at := key.PickPage("seed", "/bin/a", s, pick)
+		at := key.MACs().PickPage("seed", "/bin/a", s, pick)
 		if at < s.Offset || at >= s.Offset+s.Length || at%PageSize != 0 {
 			t.Fatalf("page at %#x", at)
 		}
@@ -153,15 +153,15 @@ func TestPickPage(t *testing.T) {
 	if len(seen) != 5 {
 		t.Errorf("%d of 5 pages were ever picked", len(seen))
 	}
-	a := key.PickPage("seed", "/bin/a", Segment{Length: 1 << 30}, 0)
-	if a == key.PickPage("other", "/bin/a", Segment{Length: 1 << 30}, 0) || a == key.PickPage("seed", "/bin/b", Segment{Length: 1 << 30}, 0) {
+	a := key.MACs().PickPage("seed", "/bin/a", Segment{Length: 1 << 30}, 0)
+	if a == key.MACs().PickPage("other", "/bin/a", Segment{Length: 1 << 30}, 0) || a == key.MACs().PickPage("seed", "/bin/b", Segment{Length: 1 << 30}, 0) {
 		t.Error("seed and path do not decide")
 	}
 	key[0] = 1
-	if a == key.PickPage("seed", "/bin/a", Segment{Length: 1 << 30}, 0) {
+	if a == key.MACs().PickPage("seed", "/bin/a", Segment{Length: 1 << 30}, 0) {
 		t.Error("the key does not decide")
 	}
-	if at := key.PickPage("seed", "/bin/a", Segment{}, 0); at != 0 {
+	if at := key.MACs().PickPage("seed", "/bin/a", Segment{}, 0); at != 0 {
 		t.Errorf("empty segment: %#x", at)
 	}
 }
@@ -192,7 +192,7 @@ func BenchmarkKtextMACs(b *testing.B) {
 	b.SetBytes(int64(len(text)))
 	for b.Loop() {
 		for i := 0; i < len(text)/KtextGranule; i++ {
-			key.KtextMAC(i, text[i*KtextGranule:][:KtextGranule])
+			key.MACs().KtextMAC(i, text[i*KtextGranule:][:KtextGranule])
 		}
 	}
 }
