@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"portcullis/attestserver/protocol"
+	"portcullis/internal/readable"
 )
 
 // ClaimTime is what a caller has from the first byte to its claim.
@@ -172,6 +173,11 @@ func (c *Conn) Grant(resumed bool) error {
 func (c *Conn) result(r *protocol.ClaimResult) error {
 	return c.Send(&protocol.Message{Body: &protocol.Message_ClaimResult{ClaimResult: r}})
 }
+
+// Wait returns when there is something to receive, or the connection has ended. Nothing of
+// the message before may be unread. A message ends with its record (Stream.Send): what a
+// caller puts behind one in the same record is received when more comes.
+func (c *Conn) Wait() { readable.Wait(c.raw) }
 
 // Close ends the connection at once, without a word.
 func (c *Conn) Close() error { return c.raw.Close() }

@@ -84,12 +84,7 @@ func newCore(s *Server) *core {
 }
 
 func (c *core) run(ctx context.Context) error {
-	c.turns.Lock()
-	c.rules = newRules(c.Server)
-	c.alarm = c.o.Clock.AfterFunc(0, func() { c.work(nil) })
-	c.core = c
-	c.turns.Unlock()
-	close(c.ready)
+	deep.do(c.enter)
 	select {
 	case <-ctx.Done():
 	case <-c.broken:
@@ -100,6 +95,16 @@ func (c *core) run(ctx context.Context) error {
 	c.alarm.Stop()
 	c.end()
 	return c.failure
+}
+
+// enter has turns taken from now on.
+func (c *core) enter() {
+	c.turns.Lock()
+	c.rules = newRules(c.Server)
+	c.alarm = c.o.Clock.AfterFunc(0, func() { c.work(nil) })
+	c.core = c
+	c.turns.Unlock()
+	close(c.ready)
 }
 
 // turn takes news, nil where it is only time, and does what follows and what is due. It
@@ -130,13 +135,25 @@ func (s *Server) turn(news func(*core)) (beside func(), there bool) {
 // post has f run in a turn, and returns when that is over. It returns false when the core
 // has ended. No turn may call it.
 func (s *Server) post(f func(*core)) (there bool) {
+	if s.begun() {
+		deep.do(func() { there = s.postHere(f) })
+	}
+	return there
+}
+
+// begun waits for the core; false: it has ended.
+func (s *Server) begun() bool {
 	select {
 	case <-s.ready:
+		return true
 	case <-s.done:
 		return false
 	}
-	var beside func()
-	deep.do(func() { beside, there = s.turn(f) })
+}
+
+// postHere is post by who stands on a deep stack, for a core that has begun.
+func (s *Server) postHere(f func(*core)) (there bool) {
+	beside, there := s.turn(f)
 	if beside != nil {
 		deep.begin(beside)
 	}
@@ -146,12 +163,16 @@ func (s *Server) post(f func(*core)) (there bool) {
 // work is post by who has time for what follows the turn as well, which spares waking
 // somebody: judging takes long, and sending to a PC that reads nothing channel.WriteTime.
 func (s *Server) work(f func(*core)) (there bool) {
-	deep.do(func() {
-		var beside func()
-		if beside, there = s.turn(f); beside != nil {
-			beside()
-		}
-	})
+	deep.do(func() { there = s.workHere(f) })
+	return there
+}
+
+// workHere is work by who stands on a deep stack.
+func (s *Server) workHere(f func(*core)) (there bool) {
+	beside, there := s.turn(f)
+	if beside != nil {
+		beside()
+	}
 	return there
 }
 

@@ -38,13 +38,17 @@ func (w phaseWish) renewAt(told phaseWish) time.Time {
 // enforcer tells gatewayd the newest wish, again and again until it is heard.
 // While it is not, PHASE_RUN lapses there by itself.
 type enforcer struct {
-	o      Options
+	o      *Options
 	wishes chan phaseWish
 	lost   chan struct{}
+
+	// Of run: what gatewayd enforces, and what waits; each the zero value where that is not
+	// known, or nothing does. They do not lie on its stack, which is to stay small.
+	told, next phaseWish
 }
 
-func newEnforcer(o Options) *enforcer {
-	return &enforcer{o, make(chan phaseWish, 1), make(chan struct{}, 1)}
+func newEnforcer(o *Options) *enforcer {
+	return &enforcer{o: o, wishes: make(chan phaseWish, 1), lost: make(chan struct{}, 1)}
 }
 
 // forget has the next wish told at once, whatever gatewayd was told before, and none
@@ -72,60 +76,81 @@ func (e *enforcer) want(w phaseWish) {
 }
 
 func (e *enforcer) run(ctx context.Context) {
-	var told, next phaseWish // next is the zero value where nothing waits
 	for {
-		var due <-chan time.Time
-		if next.session != "" {
-			due = e.o.Clock.After(max(next.renewAt(told).Sub(e.o.Clock.Now()), 0))
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-e.lost:
-			told, next = phaseWish{}, phaseWish{}
-			continue
-		case next = <-e.wishes:
-			if e.o.Clock.Now().Before(next.renewAt(told)) {
-				continue
+			e.told, e.next = phaseWish{}, phaseWish{}
+		case e.next = <-e.wishes:
+			if e.wait() <= 0 {
+				e.insist(ctx)
 			}
-		case <-due:
+		case <-e.due():
+			e.insist(ctx)
 		}
-		told, next = e.insist(ctx, next), phaseWish{}
 	}
 }
 
-// insist tries until w is done, pointless or replaced. It returns what gatewayd
-// enforces now, the zero value where that is not known.
-func (e *enforcer) insist(ctx context.Context, w phaseWish) phaseWish {
-	wait, failed := firstRetry, false
+// due is when what waits has to be told; nil where nothing does.
+func (e *enforcer) due() <-chan time.Time {
+	if e.next.session == "" {
+		return nil
+	}
+	return e.o.Clock.After(e.wait())
+}
+
+// wait is how long what waits need not be told. Its wishes are copied where it is: they
+// are not to lie on the stack of who waits.
+//
+//go:noinline
+func (e *enforcer) wait() time.Duration {
+	return max(e.next.renewAt(e.told).Sub(e.o.Clock.Now()), 0)
+}
+
+// insist tries until what waits is done, pointless or replaced.
+func (e *enforcer) insist(ctx context.Context) {
+	wait, again, failed := firstRetry, false, false
 	for {
-		var err error
-		deep.do(func() { err = e.set(ctx, w) })
-		switch {
-		case err == nil:
-			if failed {
-				e.o.Events.Emit("gatewayd.back", event.Fields{"session": w.session})
-			}
-			if w.phase == portcullisv1.Phase_PHASE_QUARANTINE {
-				e.o.Events.Emit("quarantine.enforced", event.Fields{"session": w.session, "reason": w.reason,
-					"seconds": e.o.Clock.Now().Sub(w.made).Seconds()})
-			}
-			return w
-		case connect.CodeOf(err) == connect.CodeFailedPrecondition:
-			e.o.Events.Emit("phase.refused", event.Fields{"session": w.session, "phase": w.phase.String(), "detail": err.Error()})
-			return phaseWish{}
-		case !failed:
-			failed = true
-			e.o.Events.Emit("gatewayd.unreachable", event.Fields{"session": w.session, "detail": err.Error()})
+		deep.do(func() { again = e.attempt(ctx, failed) })
+		if !again {
+			return
 		}
+		failed = true
 		select {
 		case <-ctx.Done():
-			return phaseWish{}
-		case w = <-e.wishes:
+			return
+		case e.next = <-e.wishes:
 		case <-e.o.Clock.After(wait):
 			wait = min(2*wait, lastRetry)
 		}
 	}
+}
+
+// attempt tells gatewayd what waits; again: it is to be told once more. failed: the
+// attempt before this one has.
+func (e *enforcer) attempt(ctx context.Context, failed bool) (again bool) {
+	w := e.next
+	err := e.set(ctx, w)
+	switch {
+	case err == nil:
+		if failed {
+			e.o.Events.Emit("gatewayd.back", event.Fields{"session": w.session})
+		}
+		if w.phase == portcullisv1.Phase_PHASE_QUARANTINE {
+			e.o.Events.Emit("quarantine.enforced", event.Fields{"session": w.session, "reason": w.reason,
+				"seconds": e.o.Clock.Now().Sub(w.made).Seconds()})
+		}
+		e.told, e.next = w, phaseWish{}
+		return false
+	case connect.CodeOf(err) == connect.CodeFailedPrecondition:
+		e.o.Events.Emit("phase.refused", event.Fields{"session": w.session, "phase": w.phase.String(), "detail": err.Error()})
+		e.told, e.next = phaseWish{}, phaseWish{}
+		return false
+	case !failed:
+		e.o.Events.Emit("gatewayd.unreachable", event.Fields{"session": w.session, "detail": err.Error()})
+	}
+	return true
 }
 
 func (e *enforcer) set(ctx context.Context, w phaseWish) error {

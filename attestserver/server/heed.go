@@ -9,6 +9,7 @@ import (
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/attestserver/verdict"
 	"portcullis/internal/event"
+	"portcullis/internal/rpc"
 )
 
 // What a burst follows, in the event challenge.burst.
@@ -42,6 +43,7 @@ func (s *Server) heed(ctx context.Context) {
 }
 
 func (s *Server) heedOnce(ctx context.Context, ring func()) error {
+	ctx, wire := rpc.Held(ctx)
 	var stream *connect.ServerStreamForClient[portcullisv1.WatchGatewayResponse]
 	var err error
 	deep.do(func() {
@@ -51,8 +53,11 @@ func (s *Server) heedOnce(ctx context.Context, ring func()) error {
 		return err
 	}
 	defer stream.Close()
-	for stream.Receive() {
-		ring()
+	for more := true; more; {
+		wire.Wait()
+		if deep.do(func() { more = stream.Receive() }); more {
+			ring()
+		}
 	}
 	if err := stream.Err(); err != nil {
 		return err

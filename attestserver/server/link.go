@@ -65,17 +65,21 @@ func newLink(s *Server, g *grant, head [32]byte) *link {
 // read hands every message to the core, one at a time: what the core has not
 // looked at is not read, so a flood fills nothing.
 func (l *link) read(s *Server) {
-	for {
-		m, err := l.conn.Receive(protocol.MaxFrame)
-		at := s.o.Clock.Now()
-		if err != nil {
-			s.work(func(c *core) { c.ended(l, err) })
-			return
-		}
-		if !s.work(func(c *core) { c.received(l, m, at) }) {
-			return
-		}
+	for more := true; more; {
+		l.conn.Wait()
+		deep.do(func() { more = l.take(s) })
 	}
+}
+
+// take hands over the next message; false: there is none, or nobody to take it.
+func (l *link) take(s *Server) bool {
+	m, err := l.conn.Receive(protocol.MaxFrame)
+	at := s.o.Clock.Now()
+	if err != nil {
+		s.workHere(func(c *core) { c.ended(l, err) })
+		return false
+	}
+	return s.workHere(func(c *core) { c.received(l, m, at) })
 }
 
 func (l *link) close() {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -155,21 +154,21 @@ func short(s string) string { return strings.ToValidUTF8(s[:min(len(s), policy.M
 // watchWire asks gatewayd for what rules may want to know, at once when it says
 // that something has changed.
 func (s *Server) watchWire(ctx context.Context) {
-	var group sync.WaitGroup
-	defer group.Wait()
-	group.Go(func() { s.heed(ctx) })
 	var was wire
-	for ctx.Err() == nil {
-		var w wire
-		deep.do(func() { w = s.askWire(ctx) })
-		if !s.post(func(c *core) { c.wired(w) }) {
-			return
-		}
-		pause := wireTick
-		if s.heeding.Load() && w.calm(&was) {
+	var pause time.Duration
+	there := s.begun()
+	look := func() {
+		w := s.askWire(ctx)
+		there = s.postHere(func(c *core) { c.wired(w) })
+		if pause = wireTick; s.heeding.Load() && w.calm(&was) {
 			pause = wireIdle
 		}
 		was = w
+	}
+	for there && ctx.Err() == nil {
+		if deep.do(look); !there {
+			return
+		}
 		select {
 		case <-ctx.Done():
 		case <-s.bell:

@@ -114,10 +114,10 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("attestd: %w", err)
 	}
 	s := &Server{o: o, gateway: g, line: new(line), ready: make(chan struct{}), broken: make(chan struct{}), done: make(chan struct{}), bell: make(chan struct{}, 1),
-		enforce: newEnforcer(o), pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20),
+		pace: rate.NewLimiter(5, 16), refused: rate.NewLimiter(1, 20),
 		askPace: rate.NewLimiter(2, 16)}
 	s.policy.Store(o.Policy)
-	s.status.o, s.status.s = &s.o, s
+	s.status.o, s.status.s, s.enforce = &s.o, s, newEnforcer(&s.o)
 	s.status.set(newCore(s).view())
 	if s.actions, err = o.Actions(s); err != nil {
 		return nil, fmt.Errorf("attestd: %w", err)
@@ -135,6 +135,7 @@ func (s *Server) run(ctx context.Context, listen func(context.Context) (net.List
 	var broken, stuck error // why no more agents come in, or actions go out; read after group.Wait
 	group.Go(func() { s.enforce.run(ctx) })
 	group.Go(func() { s.watch(ctx) })
+	group.Go(func() { s.heed(ctx) })
 	group.Go(func() { s.watchWire(ctx) })
 	group.Go(func() {
 		stuck = s.actions.Run(ctx)

@@ -9,6 +9,7 @@ import (
 
 	portcullisv1 "portcullis/api/portcullis/v1"
 	"portcullis/internal/event"
+	"portcullis/internal/rpc"
 )
 
 // Waits between attempts to reach another service.
@@ -34,7 +35,7 @@ func (s *Server) watch(ctx context.Context) {
 		}
 		if !down {
 			down = true
-			s.o.Events.Emit("pxed.unreachable", event.Fields{"detail": err.Error()})
+			deep.do(func() { s.o.Events.Emit("pxed.unreachable", event.Fields{"detail": err.Error()}) })
 		}
 		s.sleep(ctx, wait)
 		wait = min(2*wait, lastRetry)
@@ -42,6 +43,7 @@ func (s *Server) watch(ctx context.Context) {
 }
 
 func (s *Server) watchOnce(ctx context.Context, alive func()) error {
+	ctx, wire := rpc.Held(ctx)
 	var stream *connect.ServerStreamForClient[portcullisv1.WatchSessionsResponse]
 	var err error
 	deep.do(func() {
@@ -51,21 +53,34 @@ func (s *Server) watchOnce(ctx context.Context, alive func()) error {
 		return err
 	}
 	defer stream.Close()
-	for stream.Receive() {
-		alive()
-		session := stream.Msg().GetSession()
-		if session.GetId() == "" {
-			continue // no session since pxed was installed
-		}
-		s.told.Store(session)
-		if !s.post(func(c *core) { c.watched(session) }) {
-			return context.Canceled
-		}
+	if !s.begun() {
+		return context.Canceled
 	}
-	if err := stream.Err(); err != nil {
-		return err
+	for err == nil {
+		wire.Wait()
+		deep.do(func() { err = s.watchNext(stream, alive) })
 	}
-	return errors.New("pxed ended the stream")
+	return err
+}
+
+// watchNext takes the next message of the stream.
+func (s *Server) watchNext(stream *connect.ServerStreamForClient[portcullisv1.WatchSessionsResponse], alive func()) error {
+	if !stream.Receive() {
+		if err := stream.Err(); err != nil {
+			return err
+		}
+		return errors.New("pxed ended the stream")
+	}
+	alive()
+	session := stream.Msg().GetSession()
+	if session.GetId() == "" {
+		return nil // no session since pxed was installed
+	}
+	s.told.Store(session)
+	if !s.postHere(func(c *core) { c.watched(session) }) {
+		return context.Canceled
+	}
+	return nil
 }
 
 func (s *Server) sleep(ctx context.Context, d time.Duration) {

@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"portcullis/internal/readable"
 )
 
 // leanBuffer is the size of a connection's buffers in bytes: what a call has of headers is
@@ -36,12 +38,32 @@ func To(ctx context.Context, path string) context.Context {
 	return context.WithValue(ctx, leanPath{}, path)
 }
 
+// Held returns a context for one call of Lean whose answer is a stream, and what waits for
+// the next message of it.
+func Held(ctx context.Context) (context.Context, *Wire) {
+	w := new(Wire)
+	return context.WithValue(ctx, leanWire{}, w), w
+}
+
+// Wire is the connection of a stream that is held open. Who waits there stands on a few
+// hundred bytes of stack; who waits where a message is read, on thousands.
+type Wire struct{ conn *leanConn }
+
+// Wait returns when there is something to read, or the stream has ended; at once
+// where that is not known. The one who reads the stream calls it.
+func (w *Wire) Wait() {
+	if c := w.conn; c != nil && c.r.Buffered() == 0 {
+		readable.Wait(c.Conn)
+	}
+}
+
 type (
 	lean struct {
 		mu   sync.Mutex
 		idle map[string]*leanConn // by path
 	}
 	leanPath struct{}
+	leanWire struct{}
 )
 
 // leanConn is one connection.
@@ -50,7 +72,7 @@ type leanConn struct {
 	path    string
 	limited *io.LimitedReader // of Conn
 	r       *bufio.Reader     // of limited; nil while no call has it
-	w       *bufio.Writer
+	w       *bufio.Writer     // nil but while a call is written
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -75,6 +97,9 @@ func (l *lean) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, b.why(err)
 	}
 	b.body, answer.Body = answer.Body, b
+	if w, _ := ctx.Value(leanWire{}).(*Wire); w != nil {
+		w.conn = conn
+	}
 	b.last = answer.Close || answer.StatusCode < http.StatusOK // what follows a provisional answer is not another call's
 	return answer, nil
 }
@@ -112,10 +137,8 @@ func (c *leanConn) begin() {
 // rest takes them back: nothing is in them.
 func (c *leanConn) rest() {
 	c.r.Reset(nil)
-	c.w.Reset(nil)
 	readers.Put(c.r)
-	writers.Put(c.w)
-	c.r, c.w = nil, nil
+	c.r = nil
 }
 
 var (
@@ -165,6 +188,9 @@ func (c *leanConn) call(r *http.Request) (*http.Response, error) {
 	if err := c.w.Flush(); err != nil {
 		return nil, err
 	}
+	c.w.Reset(nil)
+	writers.Put(c.w)
+	c.w = nil // a stream may be open for days, and nothing more is written
 	c.limited.N = maxHead
 	answer, err := http.ReadResponse(c.r, r)
 	if err != nil && c.limited.N <= 0 {
