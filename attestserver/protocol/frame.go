@@ -26,10 +26,8 @@ var ErrFrame = errors.New("bad frame")
 type Stream struct {
 	rw   io.ReadWriter
 	head [4]byte
-	buf  []byte
 
-	mu  sync.Mutex
-	out []byte
+	mu sync.Mutex // held in Send
 }
 
 // NewStream starts framing on rw.
@@ -39,7 +37,9 @@ func NewStream(rw io.ReadWriter) *Stream { return &Stream{rw: rw} }
 func (s *Stream) Send(m *Message) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	b := append(s.out[:0], 0, 0, 0, 0)
+	p := smallFrames.Get().(*[smallFrame]byte)
+	defer smallFrames.Put(p)
+	b := append(p[:0], 0, 0, 0, 0)
 	b, err := proto.MarshalOptions{}.MarshalAppend(b, m)
 	if err != nil {
 		return fmt.Errorf("encode message: %w", err)
@@ -48,9 +48,6 @@ func (s *Stream) Send(m *Message) error {
 		return fmt.Errorf("%w: message of %d bytes, at most %d", ErrFrame, len(b)-4, MaxFrame)
 	}
 	binary.BigEndian.PutUint32(b, uint32(len(b)-4))
-	if cap(b) <= 2*ChunkSize {
-		s.out = b
-	}
 	_, err = s.rw.Write(b)
 	return err
 }
@@ -66,7 +63,7 @@ func (s *Stream) Receive(max int) (*Message, error) {
 	if n == 0 || n > uint32(max) {
 		return nil, fmt.Errorf("%w: length %d, want 1 to %d", ErrFrame, n, max)
 	}
-	b, back := s.frame(int(n))
+	b, back := frame(int(n))
 	defer back()
 	if _, err := io.ReadFull(s.rw, b); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -77,20 +74,21 @@ func (s *Stream) Receive(max int) (*Message, error) {
 	return DecodeMessage(b)
 }
 
-// smallFrame is what a connection keeps for itself. A rack's answers are some 100 KiB, and
-// 200 connections that keep the largest they had keep 20 MiB.
+// smallFrame is the size of the buffers for most messages in either direction.
 const smallFrame = 8 << 10
 
-// frames are the buffers of what is larger, of all connections.
-var frames = sync.Pool{New: func() any { return new([]byte) }}
+// The buffers are those of all connections: a rack's answers are some 100 KiB, and 200
+// connections that keep the largest they had keep 20 MiB, and 3 of what is smaller.
+var (
+	smallFrames = sync.Pool{New: func() any { return new([smallFrame]byte) }}
+	frames      = sync.Pool{New: func() any { return new([]byte) }} // of what is larger
+)
 
 // frame is n bytes, and what is to be called when nothing is read from them any more.
-func (s *Stream) frame(n int) (b []byte, back func()) {
+func frame(n int) (b []byte, back func()) {
 	if n <= smallFrame {
-		if cap(s.buf) < n {
-			s.buf = make([]byte, n)
-		}
-		return s.buf[:n], func() {}
+		p := smallFrames.Get().(*[smallFrame]byte)
+		return p[:n], func() { smallFrames.Put(p) }
 	}
 	p := frames.Get().(*[]byte)
 	if cap(*p) < n {

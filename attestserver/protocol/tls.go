@@ -49,6 +49,9 @@ func ServerConfig(key ed25519.PrivateKey) (*tls.Config, error) {
 		ClientAuth:             tls.RequireAnyClientCert,
 		SessionTicketsDisabled: true,
 		NextProtos:             []string{alpn},
+		// Behind records that grow little by little the reader's buffer doubles again and again:
+		// it ends at some 40 KiB a connection, where one for the largest has 18.
+		DynamicRecordSizingDisabled: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			_, err := PeerKey(cs)
 			return err
@@ -68,10 +71,11 @@ func ClientConfig(key ed25519.PrivateKey, gateway ed25519.PublicKey) (*tls.Confi
 		return nil, fmt.Errorf("gateway key: %w", err)
 	}
 	return &tls.Config{
-		MinVersion:             tls.VersionTLS13,
-		Certificates:           []tls.Certificate{cert},
-		SessionTicketsDisabled: true,
-		NextProtos:             []string{alpn},
+		MinVersion:                  tls.VersionTLS13,
+		Certificates:                []tls.Certificate{cert},
+		SessionTicketsDisabled:      true,
+		NextProtos:                  []string{alpn},
+		DynamicRecordSizingDisabled: true, // as there
 		// There is no chain to verify: VerifyConnection compares the key itself.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
