@@ -39,9 +39,13 @@ type comparison struct {
 	turns *turns
 	form  string // of the sums, one of the above
 	// read makes the kernel look at files with verity too, all of each: a disk that was
-	// changed below the file system shows in no other way.
+	// changed below the file system shows in no other way. And it makes what has none be hashed,
+	// whatever tags there are.
 	read bool
 	dev  uint64 // the file system on which every name has to lie
+
+	tags  *tags
+	image string // the configuration of the image whose tags are asked for and kept; "": nobody's
 
 	todo []content
 	mu   sync.Mutex // of what follows
@@ -93,7 +97,7 @@ func (h layersHeld) String() string {
 }
 
 func (g *Guard) comparer(read bool) *comparison {
-	return &comparison{by: g.shift(), files: g.opt.Verity, turns: &g.turns, form: formVerity, read: read}
+	return &comparison{by: g.shift(), files: g.opt.Verity, turns: &g.turns, form: formVerity, read: read, tags: g.tags}
 }
 
 // onDisk takes the file system that dir lies on for that of all names.
@@ -202,8 +206,7 @@ func (c *comparison) content(x content, workers int) error {
 	case sealed && c.read:
 		_, err = io.Copy(io.Discard, io.NewSectionReader(f, 0, x.size))
 	case !sealed && x.form == formVerity:
-		unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_SEQUENTIAL) // advice: it may be refused
-		sum, err = verity.Of(f, x.size, workers)
+		sum, err = c.digest(f, &x, workers)
 	case !sealed:
 		h := sha256.New()
 		_, err = io.Copy(h, f)

@@ -71,6 +71,7 @@ type Guard struct {
 	rootLoads chan struct{}      // of root
 	turns     turns              // of who switches verity on for a file
 	unsealed  chan struct{}      // there is something in toSeal
+	tags      *tags              // by which starts recognize files that have no verity
 
 	mu      sync.Mutex
 	info    engine.Info
@@ -102,7 +103,7 @@ func New(opt Options) (*Guard, error) {
 	}
 	g := &Guard{opt: opt, state: s, step: newStepLock(), loads: make(chan struct{}, maxLoads), rootLoads: make(chan struct{}, maxLoads), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{},
-		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}}
+		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}, tags: newTags(verity.NewTagger())}
 	for _, b := range opt.Binaries {
 		// Their bytes are read when the engine is met: where none runs that is not needed.
 		p, err := markOf(b)

@@ -59,6 +59,7 @@ func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first
 		return refuse(ReasonImageStore, "%d directories for %d layers", len(dirs.Lower), len(loaded.Trees))
 	}
 	c := g.comparer(all)
+	c.image = loaded.Image.Config
 	if err := c.onDisk(dirs.Upper); err != nil {
 		return err
 	}

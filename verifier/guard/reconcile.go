@@ -267,8 +267,11 @@ func (g *Guard) images(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	there := map[string]bool{}
+	defer func() { g.tags.only(there) }()
 	for _, id := range list {
-		if _, ok := g.state.image(id); ok {
+		if known, ok := g.state.image(id); ok {
+			there[known.Image.Config] = true
 			continue
 		}
 		err := g.Refuse(record.Refusal{Action: ActionHold, Reason: ReasonUnknownImage, Detail: "the guard did not load it", Image: id, Caller: engineItself})

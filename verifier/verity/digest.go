@@ -191,22 +191,48 @@ func (d *Digest) Sum() Sum {
 // caller is one: what the priority of its thread is holds for the work of one worker. A reader
 // that has less is io.ErrUnexpectedEOF.
 func Of(r io.ReaderAt, size int64, workers int) (Sum, error) {
-	n := (size + SegmentSize - 1) / SegmentSize
-	if n <= 1 {
-		b := buffers.Get().(*[SegmentSize]byte)
-		defer buffers.Put(b)
-		if err := readAt(r, b[:size], 0); err != nil {
-			return Sum{}, err
-		}
-		return only(b[:size]), nil
+	return of(r, size, workers, func(int64, []byte) {})
+}
+
+// segments is how many a file of size bytes has.
+func segments(size int64) int64 { return (size + SegmentSize - 1) / SegmentSize }
+
+// of shows each segment to also while its bytes are at hand.
+func of(r io.ReaderAt, size int64, workers int, also func(i int64, b []byte)) (Sum, error) {
+	sums := make([]Sum, segments(size))
+	hash := segment
+	if len(sums) <= 1 {
+		hash = only
 	}
+	err := walk(r, size, workers, func(i int64, b []byte) error {
+		sums[i] = hash(b)
+		also(i, b)
+		return nil
+	})
+	switch {
+	case err != nil:
+		return Sum{}, err
+	case len(sums) == 0:
+		return only(nil), nil
+	case len(sums) == 1:
+		return sums[0], nil
+	}
+	var tree levels
+	for _, s := range sums {
+		tree.add(0, s)
+	}
+	return descriptor(size, tree.root()), nil
+}
+
+// walk reads the segments of r and shows each to one of the workers. The first error ends it.
+func walk(r io.ReaderAt, size int64, workers int, show func(i int64, b []byte) error) error {
 	var (
+		n    = segments(size)
 		mu   sync.Mutex
 		next int64
 		bad  error
 		wg   sync.WaitGroup
 	)
-	sums := make([]Sum, n)
 	work := func() {
 		b := buffers.Get().(*[SegmentSize]byte)
 		defer buffers.Put(b)
@@ -220,13 +246,16 @@ func Of(r io.ReaderAt, size int64, workers int) (Sum, error) {
 				return
 			}
 			part := b[:min(SegmentSize, size-i*SegmentSize)]
-			if err := readAt(r, part, i*SegmentSize); err != nil {
+			err := readAt(r, part, i*SegmentSize)
+			if err == nil {
+				err = show(i, part)
+			}
+			if err != nil {
 				mu.Lock()
 				bad = err
 				mu.Unlock()
 				return
 			}
-			sums[i] = segment(part)
 		}
 	}
 	for range min(int64(workers), n) - 1 {
@@ -234,14 +263,7 @@ func Of(r io.ReaderAt, size int64, workers int) (Sum, error) {
 	}
 	work()
 	wg.Wait()
-	if bad != nil {
-		return Sum{}, bad
-	}
-	var tree levels
-	for _, s := range sums {
-		tree.add(0, s)
-	}
-	return descriptor(size, tree.root()), nil
+	return bad
 }
 
 // readAt fills b.

@@ -1,0 +1,189 @@
+package verity
+
+import (
+	"bytes"
+	"crypto/cipher"
+	"errors"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// Tags of the bytes that were hashed are those bytes', and the digest is the same one.
+func TestTagsAreOfWhatWasHashed(t *testing.T) {
+	tagger := newTagger(true)
+	for _, size := range sizes {
+		b := random(size, 5)
+		want := written(b, 1<<20)
+		for _, workers := range []int{1, 3} {
+			sum, tags, err := tagger.Of(bytes.NewReader(b), int64(size), workers)
+			if err != nil || sum != want || int64(len(tags)) != segments(int64(size)) {
+				t.Fatalf("%d bytes: %x with %d tags, %v; want %x", size, sum, len(tags), err, want)
+			}
+			// Of no bytes there are no tags by which they could be known.
+			if same, err := tagger.Same(bytes.NewReader(b), int64(size), tags, workers); err != nil || same != (size > 0) {
+				t.Errorf("%d bytes: known %v, %v", size, same, err)
+			}
+		}
+	}
+}
+
+// TestAttack_OtherBytesUnderTags: whatever is changed of a file, its tags are not those of what there is now.
+func TestAttack_OtherBytesUnderTags(t *testing.T) {
+	const size = 3*SegmentSize + 5
+	tagger, b := newTagger(true), random(size, 6)
+	_, tags, err := tagger.Of(bytes.NewReader(b), size, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same := func(t *testing.T, by *Tagger, b []byte, tags Tags) bool {
+		t.Helper()
+		same, err := by.Same(bytes.NewReader(b), int64(len(b)), tags, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return same
+	}
+	if !same(t, tagger, b, tags) {
+		t.Fatal("the bytes themselves are not known")
+	}
+	for _, at := range []int{0, 15, 16, SegmentSize - 1, SegmentSize, 2*SegmentSize + 7, 3 * SegmentSize, size - 1} {
+		for bit := range 8 {
+			b[at] ^= 1 << bit
+			if same(t, tagger, b, tags) {
+				t.Errorf("bit %d of byte %d is changed, and it is taken for the same", bit, at)
+			}
+			b[at] ^= 1 << bit
+		}
+	}
+	swapped := slices.Concat(b[SegmentSize:2*SegmentSize], b[:SegmentSize], b[2*SegmentSize:])
+	if same(t, tagger, swapped, tags) {
+		t.Error("two segments changed places")
+	}
+	for name, other := range map[string][]byte{"shorter": b[:size-1], "longer": append(bytes.Clone(b), 0), "a segment less": b[:3*SegmentSize], "other bytes": random(size, 7)} {
+		if same(t, tagger, other, tags) {
+			t.Errorf("%s: taken for the same", name)
+		}
+	}
+	if same(t, newTagger(true), b, tags) {
+		t.Error("two taggers have one key")
+	}
+	if same(t, tagger, b, make(Tags, len(tags))) || same(t, tagger, b, nil) {
+		t.Error("known by no tags")
+	}
+	// What can no longer be read is an error, as with a digest.
+	if _, err := tagger.Same(bytes.NewReader(b[:size-1]), size, tags, 2); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("one byte less than its size: %v", err)
+	}
+	if _, made, err := tagger.Of(bytes.NewReader(b[:size-1]), size, 2); !errors.Is(err, io.ErrUnexpectedEOF) || made != nil {
+		t.Errorf("one byte less than its size: %d tags, %v", len(made), err)
+	}
+}
+
+// noting notes the nonces of all that is sealed.
+type noting struct {
+	cipher.AEAD
+	mu   sync.Mutex
+	seen map[string]int
+}
+
+func (n *noting) Seal(dst, nonce, plain, data []byte) []byte {
+	n.mu.Lock()
+	n.seen[string(nonce)]++
+	n.mu.Unlock()
+	return n.AEAD.Seal(dst, nonce, plain, data)
+}
+
+// No nonce is used for two tags, whoever makes them and whatever becomes of them.
+func TestNoncesAreUsedOnce(t *testing.T) {
+	tagger := newTagger(true)
+	n := &noting{AEAD: tagger.aead, seen: map[string]int{}}
+	tagger.aead = n
+	const files, size = 40, 2*SegmentSize + 1
+	var wg sync.WaitGroup
+	for w := range 4 {
+		wg.Go(func() {
+			b := random(size, byte(w))
+			for i := range files / 4 {
+				if i%3 == 0 { // one that ends early
+					tagger.Of(bytes.NewReader(b[:size-1]), size, 2)
+				}
+				_, tags, err := tagger.Of(bytes.NewReader(b), size, 2)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				before := tagger.used.Load()
+				if same, err := tagger.Same(bytes.NewReader(b), size, tags, 1); !same || err != nil {
+					t.Errorf("after %d tags: known %v, %v", before, same, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	total := 0
+	for nonce, times := range n.seen {
+		if total += times; times > 1 {
+			t.Errorf("the nonce %x was used %d times", nonce, times)
+		}
+	}
+	// At least those of the whole files: comparing takes none.
+	if total < 3*files || uint64(total) != tagger.used.Load() {
+		t.Errorf("%d tags, %d nonces taken", total, tagger.used.Load())
+	}
+}
+
+// Where the processor does not make it quick there are no tags, and the digests are as ever.
+func TestProcessorWithoutAES(t *testing.T) {
+	none := newTagger(false)
+	if none != nil {
+		t.Fatal("there are tags")
+	}
+	b := random(SegmentSize+1, 8)
+	sum, tags, err := none.Of(bytes.NewReader(b), int64(len(b)), 2)
+	if err != nil || sum != written(b, 1<<20) || tags != nil {
+		t.Errorf("%x with %d tags: %v", sum, len(tags), err)
+	}
+	if same, err := none.Same(bytes.NewReader(b), int64(len(b)), make(Tags, 2), 2); same || err != nil {
+		t.Errorf("known without tags: %v", err)
+	}
+	// The kernel says what the processor has.
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := strings.Fields(string(info))
+	has := slices.Contains(words, "aes") && slices.Contains(words, map[string]string{"amd64": "pclmulqdq", "arm64": "pmull"}[runtime.GOARCH])
+	if (NewTagger() != nil) != has {
+		t.Errorf("the processor has the instructions: %v, and tags are made: %v", has, !has)
+	}
+}
+
+func BenchmarkTags(b *testing.B) {
+	data := random(64<<20, 4)
+	tagger := newTagger(true)
+	_, tags, err := tagger.Of(bytes.NewReader(data), int64(len(data)), 2)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("made-with-digest", func(b *testing.B) {
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			if _, _, err := tagger.Of(bytes.NewReader(data), int64(len(data)), 1); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("compared", func(b *testing.B) {
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			if same, err := tagger.Same(bytes.NewReader(data), int64(len(data)), tags, 1); !same || err != nil {
+				b.Fatal(same, err)
+			}
+		}
+	})
+}
