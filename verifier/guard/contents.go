@@ -24,7 +24,8 @@ import (
 // (seal.go), or when it is looked at before that: from then on nobody writes to it, root neither, and the kernel
 // holds each page against the file's digest when it is read from the disk. What is left to
 // ask before a start is that digest, which no file is read for. Elsewhere, and where
-// that fails, every byte is read and hashed as if there were no such thing.
+// that fails, every byte is read and hashed as if there were no such thing; or recognized, at a
+// start, as what was hashed for an earlier one (tags.go).
 
 // Forms of the sums in a list of files.
 const (
@@ -76,7 +77,7 @@ const todoMost = 8192
 
 // layersHeld tells how the contents of files were compared.
 type layersHeld struct {
-	sealed, hashed int   // files
+	sealed, hashed int   // files; hashed are those without verity, of which all was read
 	why            error // of the first hashed file: why it has no verity
 }
 
