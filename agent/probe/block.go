@@ -143,5 +143,6 @@ func parseVerityTable(s string, v *protocol.Verity) error {
 		return fmt.Errorf("verity table: hash start: %w", err)
 	}
 	v.DataDev, v.HashDev, v.Algorithm, v.RootHash, v.Salt = f[1], f[2], f[7], f[8], f[9]
+	v.Options = strings.Join(f[10:], " ")
 	return nil
 }

@@ -157,8 +157,11 @@ func TestLocate_TakesTheImageAndNotTheDirectMap(t *testing.T) {
 func TestParseVerityTable(t *testing.T) {
 	var v protocol.Verity
 	err := parseVerityTable("1 7:0 7:0 4096 4096 27000 27000 sha256 aabb ccdd 1 panic_on_corruption", &v)
-	if err != nil || v.DataDev != "7:0" || v.DataBlocks != 27000 || v.HashStart != 27000 || v.Algorithm != "sha256" || v.RootHash != "aabb" || v.Salt != "ccdd" {
+	if err != nil || v.DataDev != "7:0" || v.DataBlocks != 27000 || v.HashStart != 27000 || v.Algorithm != "sha256" || v.RootHash != "aabb" || v.Salt != "ccdd" || v.Options != "1 panic_on_corruption" {
 		t.Errorf("%+v, %v", v, err)
+	}
+	if err := parseVerityTable("1 7:0 7:0 4096 4096 27000 27000 sha256 aabb ccdd", &v); err != nil || v.Options != "" {
+		t.Errorf("without options: %+v, %v", v, err)
 	}
 	for _, bad := range []string{"", "0 7:0 7:0 4096 4096 1 1 sha256 aa bb", "1 7:0 7:0 512 4096 1 1 sha256 aa bb", "1 7:0 7:0 4096 4096 x 1 sha256 aa bb"} {
 		if err := parseVerityTable(bad, &protocol.Verity{}); err == nil {

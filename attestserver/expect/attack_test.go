@@ -184,6 +184,7 @@ func TestAttacks(t *testing.T) {
 			m.write(b, "dev/loop0")
 		}},
 		{"the verity table is exchanged", protocol.OpBlock, expect.ReasonVerity, "root hash cc", func(m *machine) { m.verity.RootHash = "cc" }},
+		{"verity looks at each block only once", protocol.OpBlock, expect.ReasonVerity, "check_at_most_once", func(m *machine) { m.verity.Options = "1 check_at_most_once" }},
 		{"a target is put before verity", protocol.OpBlock, expect.ReasonVerity, "2 targets", func(m *machine) { m.verity.Targets = 2 }},
 		{"verity has met corruption", protocol.OpBlock, expect.ReasonVerity, `"C"`, func(m *machine) { m.verity.Status = "C" }},
 		{"verity lies on another device", protocol.OpBlock, expect.ReasonVerity, "8:0", func(m *machine) { m.verity.DataDev = "8:0" }},

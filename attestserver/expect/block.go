@@ -77,6 +77,9 @@ func (e *Block) verity(j *judge, v *protocol.Verity) {
 		j.fatal(ReasonVerity, "%s has %d targets of kind %q with %q, read-only is %t", v.Device, v.Targets, v.Target, v.Algorithm, v.ReadOnly)
 	case v.RootHash != want.RootHash || v.Salt != want.Salt || v.DataBlocks != want.DataBlocks || v.HashStart != want.HashStart:
 		j.fatal(ReasonVerity, "%s has root hash %.16s…, %d data blocks and its tree at %d", v.Device, v.RootHash, v.DataBlocks, v.HashStart)
+	case v.Options != "":
+		// One has the kernel show each block only once to the tree, another has it hand out what is wrong.
+		j.fatal(ReasonVerity, "%s has the options %.100q, which hpc-init does not give", v.Device, v.Options)
 	case v.DataDev != v.HashDev || v.DataDev != v.Below:
 		j.fatal(ReasonVerity, "%s lies on %s and %s, the blocks were read from %s", v.Device, v.DataDev, v.HashDev, v.Below)
 	case v.Status != "V":

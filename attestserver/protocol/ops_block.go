@@ -44,11 +44,12 @@ type Verity struct {
 	Algorithm  string `json:"algorithm"`
 	RootHash   string `json:"root_hash"`
 	Salt       string `json:"salt"`
-	Below      string `json:"below"` // major:minor of Device in BlockData
+	Options    string `json:"options,omitempty"` // of the table, behind the salt; hpc-init gives none
+	Below      string `json:"below"`             // major:minor of Device in BlockData
 }
 
 // Check bounds the strings.
 func (d *BlockData) Check() error {
 	v := &d.Verity
-	return short("block", d.Device, v.Device, v.Target, v.Status, v.DataDev, v.HashDev, v.Algorithm, v.RootHash, v.Salt, v.Below)
+	return short("block", d.Device, v.Device, v.Target, v.Status, v.DataDev, v.HashDev, v.Algorithm, v.RootHash, v.Salt, v.Options, v.Below)
 }

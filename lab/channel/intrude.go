@@ -36,6 +36,7 @@ var intrusions = []intrusion{
 	{"module", "FILE", loadModule},
 	{"ioport", "", rawPorts},
 	{"msr", "", writeMSR},
+	{"verity", "OPTION", verityOption},
 }
 
 // intrude runs one of them: NAME ARG… DURATION. It prints ready when it is done,

@@ -60,6 +60,8 @@ var files = []Attack{
 		Commit: []string{"dd if=/dev/zero of=/dev/dm-0 bs=4096 count=1 oflag=direct conv=notrunc"}},
 	{Name: "raw-write-below-root-device", Refusal: "permi|input/output|no space",
 		Commit: []string{"blockdev --setrw /dev/loop0 2>/dev/null || true", "dd if=/dev/zero of=/dev/loop0 bs=4096 count=1 oflag=direct conv=notrunc"}},
+	{Name: "verity-table-with-an-option", Stage: Settled, FoundBy: "block", Reasons: []string{"block-verity"}, Detail: "check_at_most_once",
+		Commit: []string{tool("verity check_at_most_once")}},
 	{Name: "root-image-remounted", Refusal: "read-only|write-protected",
 		Commit: []string{"mkdir -p /run/tamper-i", "mount -o ro /dev/dm-0 /run/tamper-i", "mount -o remount,rw /run/tamper-i 2>&1 && touch /run/tamper-i/x"},
 		Undo:   []string{"umount /run/tamper-i || true"}},
