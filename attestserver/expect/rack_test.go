@@ -51,12 +51,13 @@ var rackOps = []string{protocol.OpBoot, protocol.OpProcs, protocol.OpHw, protoco
 	protocol.OpContainer, protocol.OpIma, protocol.OpFiles, protocol.OpTpm, protocol.OpTsm}
 
 type rackSetup struct {
-	t    testing.TB
-	dir  string
-	pcs  int
-	mean time.Duration
-	ops  []string
-	chip bool // each PC has one
+	t     testing.TB
+	dir   string
+	pcs   int
+	mean  time.Duration
+	ops   []string
+	chip  bool          // each PC has one
+	think time.Duration // of a chip for an answer, on average
 
 	m     *machine
 	image *manifesttest.Image
@@ -269,7 +270,7 @@ func (r *rackSetup) of(probes []protocol.Probe) []protocol.Probe {
 	if !r.chip {
 		return probes
 	}
-	return append(slices.DeleteFunc(slices.Clone(probes), func(p protocol.Probe) bool { return p.Name() == protocol.OpTpm }), newSoftChip(r.t))
+	return append(slices.DeleteFunc(slices.Clone(probes), func(p protocol.Probe) bool { return p.Name() == protocol.OpTpm }), &slowChip{newSoftChip(r.t), r.think})
 }
 
 type recording struct {

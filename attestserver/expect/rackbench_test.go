@@ -2,12 +2,14 @@ package expect_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,6 +29,7 @@ import (
 //	PORTCULLIS_RACK_PCS   how many
 //	PORTCULLIS_RACK_MEAN  gap between challenges, such as 2s
 //	PORTCULLIS_RACK_CHIPS not empty: each PC has a softChip, and nothing else is asked
+//	PORTCULLIS_RACK_THINK how long a chip takes for an answer on average, such as 200ms; empty: as long as it does
 //	PORTCULLIS_RACK_LOG   what its firmware has measured; empty: 18 events, written for tests
 //
 // It ends with its standard input. Without the directory it does nothing.
@@ -34,6 +37,20 @@ func TestRackForBench(t *testing.T) {
 	if os.Getenv(rackEnv) != "" {
 		agentsForBench(t)
 	}
+}
+
+// slowChip takes its time, as a chip does: each answer another, from half of mean to one
+// and a half.
+type slowChip struct {
+	*softChip
+	mean time.Duration
+}
+
+func (c *slowChip) Run(ctx context.Context, key protocol.OpKey, params []byte) (protocol.Output, error) {
+	if c.mean > 0 {
+		time.Sleep(c.mean/2 + rand.N(c.mean))
+	}
+	return c.softChip.Run(ctx, key, params)
 }
 
 const rackEnv = "PORTCULLIS_RACK_DIR"
@@ -53,6 +70,9 @@ func rackFromEnv(t testing.TB) *rackSetup {
 		r.ops = append(r.ops, op)
 	}
 	r.chip = os.Getenv("PORTCULLIS_RACK_CHIPS") != ""
+	if r.think, err = time.ParseDuration(cmp.Or(os.Getenv("PORTCULLIS_RACK_THINK"), "0s")); err != nil {
+		t.Fatal(err)
+	}
 	r.sign()
 	return r
 }

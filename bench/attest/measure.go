@@ -25,9 +25,10 @@ type setup struct {
 	PCs     int
 	Mean    time.Duration
 	For     time.Duration
-	Chips   bool   // each PC has one
-	Log     string // file: what their firmware has measured; "": a short example
-	Profile string // path before the names of profiles; "": none
+	Chips   bool          // each PC has one
+	Think   time.Duration // of a chip for an answer
+	Log     string        // file: what their firmware has measured; "": a short example
+	Profile string        // path before the names of profiles; "": none
 }
 
 // measured is what came of it.
@@ -39,6 +40,7 @@ type measured struct {
 	cpu      time.Duration
 	theirs   time.Duration // CPU of the PCs, with what pxed and gatewayd say of them
 	rss      int64         // bytes, at the end
+	switches int64         // of attestd's threads
 	lates    []float64     // seconds, sorted
 	load     string        // of the machine, at the end, over a minute
 }
@@ -69,7 +71,7 @@ func measure(ctx context.Context, p *programs, state string, s setup) (*measured
 	pcs := exec.CommandContext(ctx, p.pcs, "-test.run=^TestRackForBench$", "-test.timeout=0")
 	pcs.Env = append(os.Environ(), "PORTCULLIS_RACK_DIR="+dir, "PORTCULLIS_RACK_PCS="+strconv.Itoa(s.PCs), "PORTCULLIS_RACK_MEAN="+s.Mean.String())
 	if s.Chips {
-		pcs.Env = append(pcs.Env, "PORTCULLIS_RACK_CHIPS=1", "PORTCULLIS_RACK_LOG="+s.Log)
+		pcs.Env = append(pcs.Env, "PORTCULLIS_RACK_CHIPS=1", "PORTCULLIS_RACK_LOG="+s.Log, "PORTCULLIS_RACK_THINK="+s.Think.String())
 	}
 	if s.Profile != "" {
 		os.Remove(s.Profile + profileEnd)
@@ -199,6 +201,9 @@ func count(events io.Reader, pid, pcs int, s setup) (*measured, error) {
 			if before, theirs, err = cpuTimes(pid, pcs); err != nil {
 				return nil, err
 			}
+			if m.switches, err = switches(pid); err != nil {
+				return nil, err
+			}
 			if err := s.profile(pid); err != nil {
 				return nil, err
 			}
@@ -207,6 +212,11 @@ func count(events io.Reader, pid, pcs int, s setup) (*measured, error) {
 			if err != nil {
 				return nil, err
 			}
+			changed, err := switches(pid)
+			if err != nil {
+				return nil, err
+			}
+			m.switches = changed - m.switches
 			m.cpu, m.theirs, m.took = after-before, ended-theirs, now.Sub(began)
 			slices.Sort(m.lates)
 			if m.load, err = load(); err != nil {
@@ -272,6 +282,33 @@ func cpuTime(pid int) (time.Duration, error) {
 		ticks += n
 	}
 	return time.Duration(ticks) * (time.Second / 100), nil
+}
+
+// switches is how often the kernel has taken a processor from a thread of a process so
+// far. A thread that ends takes its count with it; Go keeps its threads.
+func switches(pid int) (n int64, err error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for _, task := range tasks {
+		b, err := os.ReadFile(task)
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(b)) {
+			name, rest, _ := strings.Cut(line, ":")
+			if name != "voluntary_ctxt_switches" && name != "nonvoluntary_ctxt_switches" {
+				continue
+			}
+			more, err := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			n += more
+		}
+	}
+	return n, nil
 }
 
 // resident is a process's memory, in bytes.
