@@ -41,6 +41,9 @@ func NewFleet(pcs []*Server) (*Fleet, error) {
 	slices.SortFunc(f.pcs, func(a, b *Server) int { return cmp.Compare(a.o.Name, b.o.Name) })
 	for i, s := range f.pcs {
 		s.line = f.pcs[0].line
+		if s.o.Key.Equal(f.pcs[0].o.Key) {
+			s.gateway = f.pcs[0].gateway // with a certificate for all
+		}
 		switch name := s.o.Name; {
 		case s.o.Record != f.record:
 			return nil, errors.New("attestd: PCs with verdict logs of their own")

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -172,10 +173,14 @@ func (s *Server) watchWire(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 		case <-s.bell:
-		case <-s.o.Clock.After(pause):
+		case <-s.o.Clock.After(apart(pause)):
 		}
 	}
 }
+
+// apart is d on average: the PCs of a rack, which begin together, do not all ask at the
+// same moment for ever after.
+func apart(d time.Duration) time.Duration { return d - d/8 + rand.N(d/4) }
 
 func (s *Server) askWire(ctx context.Context) (w wire) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
