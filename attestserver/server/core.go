@@ -219,7 +219,7 @@ func (c *core) tick(now time.Time) {
 		c.prune(now)
 	}
 	if c.open != nil && !now.Before(c.asked.Add(c.deadline())) {
-		c.link.remember(c.open.ID(), expired)
+		c.link.fates.set(c.open.ID(), expired)
 		// The agent may still be at it: another question now would be late as well,
 		// and one stall of an honest PC would count as two failures. It is asked
 		// again when that answer comes, or after as long once more.

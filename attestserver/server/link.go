@@ -2,6 +2,7 @@ package server
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -12,7 +13,7 @@ import (
 )
 
 // fate says what became of a challenge.
-type fate int
+type fate uint8
 
 const (
 	answered fate = iota + 1
@@ -31,8 +32,7 @@ type link struct {
 	peer     challenge.Peer
 	head     [32]byte // of the evidence chain
 	sequence uint64   // of the last challenge
-	fates    map[[16]byte]fate
-	order    [][16]byte
+	fates    fates
 	busy     time.Time // the agent may be at an answer that is late already until then
 	waits    bool      // in the line, until busy
 	notices  *rate.Limiter
@@ -53,7 +53,6 @@ func newLink(s *Server, g *grant, head [32]byte) *link {
 		epoch:   g.epoch,
 		peer:    challenge.Peer{Session: g.session.Id, Key: g.conn.Key, Binding: bound},
 		head:    head,
-		fates:   make(map[[16]byte]fate),
 		notices: rate.NewLimiter(noticeRate, noticeBurst),
 	}
 	l.out.at = l.conn
@@ -86,13 +85,33 @@ func (l *link) close() {
 	l.conn.Close() // what is not sent by then never is
 }
 
-func (l *link) remember(id [16]byte, f fate) {
-	if len(l.order) == memory {
-		delete(l.fates, l.order[0])
-		l.order = l.order[1:]
+// fates are those of the last challenges. They are few, so they are looked through: a map
+// of them and their order are 20 KiB a PC after some minutes.
+type fates struct {
+	ids    [][16]byte
+	is     []fate
+	oldest int // once there are as many as are remembered
+}
+
+// of is 0 for a challenge that is not remembered.
+func (s *fates) of(id [16]byte) fate {
+	if i := slices.Index(s.ids, id); i >= 0 {
+		return s.is[i]
 	}
-	l.fates[id] = f
-	l.order = append(l.order, id)
+	return 0
+}
+
+// set forgets the oldest where there is no room.
+func (s *fates) set(id [16]byte, f fate) {
+	switch i := slices.Index(s.ids, id); {
+	case i >= 0:
+		s.is[i] = f
+	case len(s.ids) < memory:
+		s.ids, s.is = append(s.ids, id), append(s.is, f)
+	default:
+		s.ids[s.oldest], s.is[s.oldest] = id, f
+		s.oldest = (s.oldest + 1) % memory
+	}
 }
 
 // ended takes the end of a connection.
@@ -128,7 +147,7 @@ func (c *core) received(l *link, m *protocol.Message, at time.Time) {
 func (c *core) chunk(at time.Time, k *protocol.Chunk) {
 	id, err := chunkID(k)
 	switch {
-	case err == nil && c.link.fates[id] != 0:
+	case err == nil && c.link.fates.of(id) != 0:
 		return // of an answer that is no longer awaited; its evidence will tell
 	case c.open == nil, err != nil:
 		c.unasked(at, finding("", protocol.EvidenceMalformed, protocol.Fatal, "a chunk that nothing asked for"))
@@ -152,12 +171,12 @@ func (c *core) evidence(at time.Time, e *protocol.Evidence) {
 		return
 	}
 	id := [16]byte(e.Id)
-	switch c.link.fates[id] {
+	switch c.link.fates.of(id) {
 	case answered:
 		c.unasked(at, finding("", protocol.EvidenceReplayed, protocol.Fatal, "this challenge was answered before"))
 		return
 	case expired:
-		c.link.fates[id] = answered // a second time it would be a replay
+		c.link.fates.set(id, answered) // a second time it would be a replay
 		c.link.busy = time.Time{}
 		c.note(at, e.Sequence, finding("", protocol.EvidenceLate, protocol.Info, "the answer came after its deadline"))
 		return
@@ -168,7 +187,7 @@ func (c *core) evidence(at time.Time, e *protocol.Evidence) {
 	}
 	took := at.Sub(c.asked)
 	if took > c.deadline() {
-		c.link.remember(id, expired)
+		c.link.fates.set(id, expired)
 		c.fail(at, finding("", protocol.EvidenceLate, protocol.Soft, "the answer took "+took.Round(time.Millisecond).String()))
 		return
 	}
@@ -178,7 +197,7 @@ func (c *core) evidence(at time.Time, e *protocol.Evidence) {
 		return
 	}
 	sent := c.open
-	c.link.remember(id, answered)
+	c.link.fates.set(id, answered)
 	c.open, c.link.head = nil, accepted.Head
 	c.confirm()
 	c.judge(sent, accepted, took)

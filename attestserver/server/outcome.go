@@ -58,7 +58,7 @@ func failing(findings []protocol.Finding) bool {
 // has had its answer.
 func (c *core) settle(now time.Time, f protocol.Finding) {
 	if c.open != nil {
-		c.link.remember(c.open.ID(), answered)
+		c.link.fates.set(c.open.ID(), answered)
 	}
 	c.fail(now, f)
 }
