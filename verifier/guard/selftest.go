@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"portcullis/verifier/approval"
+	"portcullis/verifier/engine"
 	"portcullis/verifier/stamp"
 )
 
@@ -61,11 +63,21 @@ func (g *Guard) SelfTest(ctx context.Context) error {
 			return fmt.Errorf("%s at the engine: %w", k.name, err)
 		}
 	}
-	if _, err := g.opt.Engine.Image(ctx, id); err == nil {
-		return fmt.Errorf("the engine holds the image %s", id)
+	switch _, err := g.opt.Engine.Image(ctx, id); {
+	case errors.Is(err, engine.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
 	}
-	return nil
+	return fmt.Errorf("%w: the engine holds the image %s", errUnlocked, id)
 }
+
+// errUnlocked is a self-test that has got an answer, and the wrong one. Others were not answered: on
+// a busy machine the next one may be.
+var errUnlocked = errors.New("not locked")
+
+// testAgain is how long a self-test that was not answered stands.
+const testAgain = time.Minute
 
 // refused knocks at socket and wants to hear reason.
 func (k knock) refused(ctx context.Context, socket, reason string) error {
@@ -92,7 +104,7 @@ func (k knock) refused(ctx context.Context, socket, reason string) error {
 		return err
 	}
 	if a.StatusCode < 400 || !strings.Contains(string(b), reason) {
-		return fmt.Errorf("answered %s %.200q, not a refusal for %s", a.Status, b, reason)
+		return fmt.Errorf("%w: answered %s %.200q, not a refusal for %s", errUnlocked, a.Status, b, reason)
 	}
 	return nil
 }
