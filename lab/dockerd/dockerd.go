@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -135,16 +136,36 @@ func (e *Engine) Start(ctx context.Context, flags ...string) error {
 		e.cmd.Env = append(e.cmd.Env, "PATH="+e.programs.bin+":"+os.Getenv("PATH"))
 	}
 	e.cmd.Stdout, e.cmd.Stderr = log, log
-	e.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET,
-		Pdeathsig: syscall.SIGKILL}
-	if err := e.cmd.Start(); err != nil {
+	e.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET}
+	ended, err := begin(e.cmd)
+	if err != nil {
 		return fmt.Errorf("dockerd: %w", err)
 	}
-	ended := make(chan struct{})
 	e.ended = ended
-	cmd := e.cmd
-	go func() { cmd.Wait(); close(ended) }()
 	return e.answers(ctx, ended)
+}
+
+// begin starts a program that ends with this process. The kernel's signal for that comes when the
+// thread ends that has started it (prctl(2), PR_SET_PDEATHSIG), and Go ends threads of its own
+// accord: so that one waits for the program, and for nothing else.
+func begin(cmd *exec.Cmd) (ended chan struct{}, err error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = new(syscall.SysProcAttr)
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	ended = make(chan struct{})
+	began := make(chan error)
+	go func() {
+		defer close(ended)
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		began <- err
+		if err == nil {
+			cmd.Wait()
+		}
+	}()
+	return ended, <-began
 }
 
 // answers waits until the socket takes a connection.

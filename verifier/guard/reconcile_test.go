@@ -85,10 +85,10 @@ func TestAttack_ContainerChangedWhileItRuns(t *testing.T) {
 	}
 	id = strings.TrimSpace(id)
 	a, err := r.opt.Engine.Forward(t.Context(), "POST", "/v1.41/containers/"+id+"/update", []byte(`{"PidsLimit":10000}`))
-	if err != nil || a.StatusCode != 200 {
-		t.Fatalf("%v %v", a, err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	a.Body.Close()
+	a.Body.Close() // an error where the container was ended before the engine had answered
 	t.Logf("ended %s after the update", r.gone(t, id))
 	if !r.approvals.has(ReasonDiffers) {
 		t.Errorf("in the log: %v", r.approvals.reasons())

@@ -80,6 +80,12 @@ func newRig(t testing.TB) *rig {
 		shared = r
 	}
 	shared.approvals.reset()
+	t.Cleanup(func() {
+		if err := shared.fit(); err != nil && t.Failed() {
+			log, _ := os.ReadFile(shared.daemon.Log())
+			t.Logf("%v\n%s", err, log[max(0, len(log)-2000):])
+		}
+	})
 	waitFor(t, "a fit node", 10*time.Second, func() bool { return shared.fit() == nil })
 	mark := len(shared.log.String())
 	t.Cleanup(func() {
