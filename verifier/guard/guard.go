@@ -25,7 +25,7 @@ import (
 	"portcullis/verifier/verity"
 )
 
-// Options of New. All but Binaries, Containerd, Reserved, ReservedNames, Verity and Sample are needed.
+// Options of New. All but Binaries, Containerd, Reserved, ReservedNames, Verity, Tagger and Sample are needed.
 type Options struct {
 	Engine    *engine.Client
 	Approvals Approvals
@@ -45,8 +45,9 @@ type Options struct {
 	// are of what the verifier runs for itself.
 	Reserved, ReservedNames []string
 
-	Verity verity.Files  // nil: the kernel's
-	Sample time.Duration // between two looks at files of running containers; Every where it is 0
+	Verity verity.Files   // nil: the kernel's
+	Tagger *verity.Tagger // nil: one, where the processor makes it quick
+	Sample time.Duration  // between two looks at files of running containers; Every where it is 0
 	Clock  clock.Clock
 	Events *event.Writer
 }
@@ -92,6 +93,9 @@ func New(opt Options) (*Guard, error) {
 	if opt.Verity == nil {
 		opt.Verity = verity.Kernel{}
 	}
+	if opt.Tagger == nil {
+		opt.Tagger = verity.QuickTagger()
+	}
 	s, err := openState(opt.StateDir)
 	if err != nil {
 		return nil, err
@@ -103,7 +107,7 @@ func New(opt Options) (*Guard, error) {
 	}
 	g := &Guard{opt: opt, state: s, step: newStepLock(), loads: make(chan struct{}, maxLoads), rootLoads: make(chan struct{}, maxLoads), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{},
-		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}, tags: newTags(verity.NewTagger())}
+		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}, tags: newTags(opt.Tagger)}
 	for _, b := range opt.Binaries {
 		// Their bytes are read when the engine is met: where none runs that is not needed.
 		p, err := markOf(b)

@@ -153,7 +153,7 @@ func (r *rig) guard(ctx context.Context) error {
 	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Read: func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error) {
 		return image.Read(ctx, from, r.daemon.Dir, o)
 	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Kept: filepath.Join(r.daemon.Dir, "state", "images"), Socket: r.socket, Door: r.daemon.Socket,
-		Containerd: r.daemon.Containerd(), Verity: r.kernel, Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
+		Containerd: r.daemon.Containerd(), Verity: r.kernel, Tagger: verity.NewTagger(), Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
 	if err != nil {
 		return err
 	}

@@ -15,14 +15,17 @@ import (
 	"portcullis/verifier/verity"
 )
 
-// testTags are tags, on any processor that has the instructions.
-func testTags(t *testing.T) *tags {
-	t.Helper()
-	k := newTags(verity.NewTagger())
-	if k == nil {
-		t.Skip("this processor has no instructions for it, so there are no tags")
+// testTags are tags on every processor, quick or not.
+func testTags() *tags { return newTags(verity.NewTagger()) }
+
+// Where nothing is said there are tags if the processor makes them quick.
+func TestTagsWhereTheyAreQuick(t *testing.T) {
+	for _, given := range []*verity.Tagger{nil, verity.NewTagger()} {
+		g := before(t, &listed{}, func(o *Options) { o.Tagger = given })
+		if want := given != nil || verity.QuickTagger() != nil; (g.tags != nil) != want {
+			t.Errorf("tags: %v, want %v", g.tags != nil, want)
+		}
 	}
-	return k
 }
 
 func randomBytes(size int, seed byte) []byte {
@@ -58,7 +61,7 @@ const notTheImages = `/"f0" is not the image's`
 // The first start hashes and makes tags, the next ones go by them; small files, and comparisons
 // that are no start, are hashed.
 func TestStartsGoByTags(t *testing.T) {
-	k := testTags(t)
+	k := testTags()
 	l := newLayerFiles(t, randomBytes(wideFile+7, 1), randomBytes(tagLeast, 2), randomBytes(tagLeast-1, 3), randomBytes(tagLeast, 2))
 	if err := startOf(t, k, l, true); err != nil || k.files != 0 {
 		t.Fatalf("a comparison that is no start: %d files have tags, %v", k.files, err)
@@ -108,7 +111,7 @@ func TestAttack_FileChangedBehindItsTags(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			for _, k := range []*tags{testTags(t), nil} { // the same with tags and without
+			for _, k := range []*tags{testTags(), nil} { // the same with tags and without
 				l := newLayerFiles(t, content)
 				if err := startOf(t, k, l, false); err != nil {
 					t.Fatal(err)
@@ -130,7 +133,7 @@ func TestAttack_FileChangedBehindItsTags(t *testing.T) {
 
 // TestAttack_FileChangedBeforeItsFirstStart: tags of what is not the image's are not kept.
 func TestAttack_FileChangedBeforeItsFirstStart(t *testing.T) {
-	k := testTags(t)
+	k := testTags()
 	content := randomBytes(2*verity.SegmentSize, 1)
 	l := newLayerFiles(t, content)
 	other := bytes.Clone(content)
@@ -146,7 +149,7 @@ func TestAttack_FileChangedBeforeItsFirstStart(t *testing.T) {
 
 // Tags of one image are no other's, have their bounds, and go with their image.
 func TestTagsHaveBounds(t *testing.T) {
-	k := testTags(t)
+	k := testTags()
 	sum := func(i int) verity.Sum { return sumOf(fmt.Append(nil, i)) }
 	for i := range tagFiles + 10 {
 		k.keep("many", sum(i), make(verity.Tags, 1))
@@ -176,7 +179,6 @@ func TestTagsHaveBounds(t *testing.T) {
 
 // With a real engine: a start makes tags, the next one goes by them, and they go when the image does.
 func TestTagsOfAnEngine(t *testing.T) {
-	testTags(t)
 	r := newRig(t)
 	r.kernel.take(t, &sealer{refusal: verity.ErrUnsupported})
 	i, err := dockerd.Make("test/tagged:1", r.probe, string(randomBytes(verity.SegmentSize, 9)))

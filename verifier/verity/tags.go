@@ -39,15 +39,20 @@ type tag struct {
 	sum    [16]byte
 }
 
-// Tagger makes and compares tags under the key that it was born with. A nil one makes none.
+// Tagger makes and compares tags under the key that it was born with.
 type Tagger struct {
 	aead cipher.AEAD
 	used atomic.Uint64 // the last number that a tag was made with
 }
 
-// NewTagger is nil where the processor has no instructions for AES and for multiplying without carries,
-// as that of a Raspberry Pi 4: there a digest is the quicker one.
-func NewTagger() *Tagger { return newTagger(quick()) }
+// QuickTagger is NewTagger, and nil where the processor has no instructions for AES and for multiplying without
+// carries, as that of a Raspberry Pi 4: there a digest is the quicker one.
+func QuickTagger() *Tagger {
+	if !quick() {
+		return nil
+	}
+	return NewTagger()
+}
 
 func quick() bool {
 	switch runtime.GOARCH {
@@ -59,10 +64,8 @@ func quick() bool {
 	return false
 }
 
-func newTagger(quick bool) *Tagger {
-	if !quick {
-		return nil
-	}
+// NewTagger draws a key.
+func NewTagger() *Tagger {
 	var key [32]byte
 	rand.Read(key[:]) // never fails
 	block, err := aes.NewCipher(key[:])
@@ -91,15 +94,8 @@ func (t *Tagger) tag(b []byte) (out tag) {
 
 // Of is what the function Of is, with the tags of the same bytes: each segment is read once.
 func (t *Tagger) Of(r io.ReaderAt, size int64, workers int) (Sum, Tags, error) {
-	var tags Tags
-	if t != nil {
-		tags = make(Tags, segments(size))
-	}
-	sum, err := of(r, size, workers, func(i int64, b []byte) {
-		if t != nil {
-			tags[i] = t.tag(b)
-		}
-	})
+	tags := make(Tags, segments(size))
+	sum, err := of(r, size, workers, func(i int64, b []byte) { tags[i] = t.tag(b) })
 	if err != nil {
 		return Sum{}, nil, err
 	}
@@ -111,7 +107,7 @@ var errOther = errors.New("verity: not what the tag is of")
 // Same tells whether the size bytes that r has are those that tags were made of; the
 // tags are this Tagger's. It may end before all was read.
 func (t *Tagger) Same(r io.ReaderAt, size int64, tags Tags, workers int) (bool, error) {
-	if t == nil || len(tags) == 0 || int64(len(tags)) != segments(size) {
+	if len(tags) == 0 || int64(len(tags)) != segments(size) {
 		return false, nil
 	}
 	err := walk(r, size, workers, func(i int64, b []byte) error {

@@ -15,7 +15,7 @@ import (
 
 // Tags of the bytes that were hashed are those bytes', and the digest is the same one.
 func TestTagsAreOfWhatWasHashed(t *testing.T) {
-	tagger := newTagger(true)
+	tagger := NewTagger()
 	for _, size := range sizes {
 		b := random(size, 5)
 		want := written(b, 1<<20)
@@ -35,7 +35,7 @@ func TestTagsAreOfWhatWasHashed(t *testing.T) {
 // TestAttack_OtherBytesUnderTags: whatever is changed of a file, its tags are not those of what there is now.
 func TestAttack_OtherBytesUnderTags(t *testing.T) {
 	const size = 3*SegmentSize + 5
-	tagger, b := newTagger(true), random(size, 6)
+	tagger, b := NewTagger(), random(size, 6)
 	_, tags, err := tagger.Of(bytes.NewReader(b), size, 2)
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +69,7 @@ func TestAttack_OtherBytesUnderTags(t *testing.T) {
 			t.Errorf("%s: taken for the same", name)
 		}
 	}
-	if same(t, newTagger(true), b, tags) {
+	if same(t, NewTagger(), b, tags) {
 		t.Error("two taggers have one key")
 	}
 	if same(t, tagger, b, make(Tags, len(tags))) || same(t, tagger, b, nil) {
@@ -100,7 +100,7 @@ func (n *noting) Seal(dst, nonce, plain, data []byte) []byte {
 
 // No nonce is used for two tags, whatever becomes of them, and comparing takes none.
 func TestNoncesAreUsedOnce(t *testing.T) {
-	tagger := newTagger(true)
+	tagger := NewTagger()
 	n := &noting{AEAD: tagger.aead, seen: map[string]int{}}
 	tagger.aead = n
 	const size = 2*SegmentSize + 1
@@ -132,7 +132,7 @@ func TestNoncesAreUsedOnce(t *testing.T) {
 
 // Nor is a number, however many workers ask for one.
 func TestNumbersAreTakenOnce(t *testing.T) {
-	tagger := newTagger(true)
+	tagger := NewTagger()
 	const workers, each = 8, 500_000
 	var taken [workers][]uint64
 	var wg sync.WaitGroup
@@ -152,20 +152,8 @@ func TestNumbersAreTakenOnce(t *testing.T) {
 	}
 }
 
-// Where the processor does not make it quick there are no tags, and the digests are as ever.
+// Where the processor does not make it quick there are no tags.
 func TestProcessorWithoutAES(t *testing.T) {
-	none := newTagger(false)
-	if none != nil {
-		t.Fatal("there are tags")
-	}
-	b := random(SegmentSize+1, 8)
-	sum, tags, err := none.Of(bytes.NewReader(b), int64(len(b)), 2)
-	if err != nil || sum != written(b, 1<<20) || tags != nil {
-		t.Errorf("%x with %d tags: %v", sum, len(tags), err)
-	}
-	if same, err := none.Same(bytes.NewReader(b), int64(len(b)), make(Tags, 2), 2); same || err != nil {
-		t.Errorf("known without tags: %v", err)
-	}
 	// The kernel says what the processor has.
 	info, err := os.ReadFile("/proc/cpuinfo")
 	if err != nil {
@@ -173,14 +161,14 @@ func TestProcessorWithoutAES(t *testing.T) {
 	}
 	words := strings.Fields(string(info))
 	has := slices.Contains(words, "aes") && slices.Contains(words, map[string]string{"amd64": "pclmulqdq", "arm64": "pmull"}[runtime.GOARCH])
-	if (NewTagger() != nil) != has {
+	if (QuickTagger() != nil) != has {
 		t.Errorf("the processor has the instructions: %v, and tags are made: %v", has, !has)
 	}
 }
 
 func BenchmarkTags(b *testing.B) {
 	data := random(64<<20, 4)
-	tagger := newTagger(true)
+	tagger := NewTagger()
 	_, tags, err := tagger.Of(bytes.NewReader(data), int64(len(data)), 2)
 	if err != nil {
 		b.Fatal(err)
