@@ -49,18 +49,24 @@ func (l *listed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // client asks an engine that is played.
 func client(t *testing.T, e http.Handler) *engine.Client {
 	t.Helper()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "engine.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv := &http.Server{Handler: e}
-	go srv.Serve(l)
-	t.Cleanup(func() { srv.Close() })
-	c, err := engine.New(l.Addr().String(), stamp.New(time.Now))
+	c, err := engine.New(listening(t, e), stamp.New(time.Now))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// listening answers at a socket of its own.
+func listening(t *testing.T, h http.Handler) (socket string) {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return l.Addr().String()
 }
 
 // before is a guard before an engine that only lists; it is asked by ask.

@@ -3,9 +3,7 @@ package guard
 import (
 	"context"
 	"encoding/json"
-	"net"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -13,19 +11,6 @@ import (
 	"portcullis/verifier/approval"
 	"portcullis/verifier/stamp"
 )
-
-// lockAt answers at a socket of its own.
-func lockAt(t *testing.T, h http.HandlerFunc) (socket string) {
-	t.Helper()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &http.Server{Handler: h}
-	go s.Serve(l)
-	t.Cleanup(func() { s.Close() })
-	return l.Addr().String()
-}
 
 // toMeet is an engine that can be met; asked for an image it answers with this status.
 func toMeet(image int) http.HandlerFunc {
@@ -79,7 +64,7 @@ func TestInvariant07_FailedSelfTestIsUnfit(t *testing.T) {
 				}
 			}
 		}
-		g := before(t, toMeet(image), func(o *Options) { o.Socket, o.Door = lockAt(t, at("the guard")), lockAt(t, at("the engine")) })
+		g := before(t, toMeet(image), func(o *Options) { o.Socket, o.Door = listening(t, at("the guard")), listening(t, at("the engine")) })
 		ctx, cancel := context.WithCancel(t.Context())
 		g.meet(ctx)
 		cancel()
@@ -125,7 +110,7 @@ func TestSelfTestThatWasNotAnsweredIsMadeAgain(t *testing.T) {
 	} {
 		later := make(laterClock, 1)
 		later <- time.Time{}
-		g := before(t, toMeet(http.StatusNotFound), func(o *Options) { o.Clock, o.Socket, o.Door = later, lockAt(t, c.first), lockAt(t, c.first) })
+		g := before(t, toMeet(http.StatusNotFound), func(o *Options) { o.Clock, o.Socket, o.Door = later, listening(t, c.first), listening(t, c.first) })
 		g.meet(t.Context())
 		g.work.Wait()
 		if g.fit() == nil {
