@@ -191,10 +191,11 @@ func (g *Guard) end(ctx context.Context, id string, why error) {
 	g.opt.Events.Emit("container.ended", f)
 }
 
+// lookLimit bounds how long a look waits for the engine: at its containers, and at its images.
+const lookLimit = time.Minute
+
 // reconcile makes the engine hold what the guard made, and nothing else.
 func (g *Guard) reconcile(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
 	g.standing(ctx)
 	err := errors.Join(g.containers(ctx), g.images(ctx))
 	g.tasks()
@@ -216,8 +217,13 @@ func (g *Guard) engineAnswers() bool {
 }
 
 func (g *Guard) containers(ctx context.Context) error {
-	g.step.Lock()
+	// The wait for the step is not the engine's: a start may hold it for long, and the look would find no time.
+	if err := g.step.within(ctx); err != nil {
+		return err
+	}
 	defer g.step.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
 	before := g.state.containers() // not all that is removed waits for the step
 	list, err := g.opt.Engine.Containers(ctx)
 	if err != nil {
@@ -272,6 +278,8 @@ func (g *Guard) containers(ctx context.Context) error {
 }
 
 func (g *Guard) images(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
 	list, err := g.opt.Engine.Images(ctx)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -45,6 +46,44 @@ func TestStepIsHandedOn(t *testing.T) {
 	}
 	if _, ok := g.state.container(own); ok {
 		t.Error("it is still there")
+	}
+}
+
+// heldOff is a context that tells when somebody waits for its end, and whether a limit was set until then.
+type heldOff struct {
+	context.Context
+	waits   func()
+	let     atomic.Bool // the lock was let go
+	limited atomic.Bool // a limit was set before
+}
+
+func (c *heldOff) Done() <-chan struct{} {
+	c.waits()
+	return c.Context.Done()
+}
+
+// Deadline is asked for by every limit that is set within this one.
+func (c *heldOff) Deadline() (time.Time, bool) {
+	if !c.let.Load() {
+		c.limited.Store(true)
+	}
+	return c.Context.Deadline()
+}
+
+// The time that the engine has to answer in begins when it is asked: who holds the step for long takes none of it.
+func TestWaitForTheStepIsNotTheEngines(t *testing.T) {
+	g := before(t, &listed{}, func(o *Options) { o.Clock = stopped{} })
+	g.step.Lock()
+	waits := make(chan struct{})
+	ctx := &heldOff{Context: t.Context(), waits: sync.OnceFunc(func() { close(waits) })}
+	ended := make(chan struct{})
+	go func() { defer close(ended); g.reconcile(ctx) }()
+	<-waits
+	ctx.let.Store(true)
+	g.step.Unlock()
+	<-ended
+	if ctx.limited.Load() {
+		t.Error("a limit runs while the step is held")
 	}
 }
 
