@@ -245,18 +245,13 @@ func (k *Kernel) Watch(ctx context.Context, changed func(Editor)) error {
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	waiting := notices{told: make(chan struct{}, 1)}
-	waiting.told <- struct{}{}
+	waiting := newNotices()
 	ended := make(chan error, 1)
 	go func() {
 		defer close(waiting.told)
 		ended <- k.listen(ctx, c, waiting.add)
 	}()
-	for range waiting.told {
-		if e := waiting.take(); ctx.Err() == nil {
-			changed(e)
-		}
-	}
+	waiting.each(ctx, changed)
 	return <-ended
 }
 
@@ -295,6 +290,22 @@ type notices struct {
 	some   bool
 	editor Editor
 	weight int
+}
+
+// newNotices has one of nobody: what happened before is looked at, too.
+func newNotices() *notices {
+	n := &notices{told: make(chan struct{}, 1)}
+	n.told <- struct{}{}
+	return n
+}
+
+// each calls changed for all that wait, at once, until nobody tells of more or ctx ends.
+func (n *notices) each(ctx context.Context, changed func(Editor)) {
+	for range n.told {
+		if e := n.take(); ctx.Err() == nil {
+			changed(e)
+		}
+	}
 }
 
 func (n *notices) add(e Editor, weight int) {

@@ -284,37 +284,39 @@ func TestInvariant01_WhatWasNotHeardIsLookedAt(t *testing.T) {
 	tells("it was read wrongly")
 }
 
-// What waits is looked at once, and named is whoever changed what matters.
+// What comes while the caller is busy is one call more, however much it is; and nothing is called behind the end.
 func TestWatchLooksOnceAtWhatWaits(t *testing.T) {
-	gw, list := ports(t, 1, true)
-	k := list[0]
-	ctx, cancel := context.WithCancel(context.Background())
-	called, on, watching := make(chan Editor), make(chan struct{}), make(chan error, 1)
+	n := newNotices()
+	called, on := make(chan Editor), make(chan struct{})
 	go func() {
-		watching <- k.Watch(ctx, func(e Editor) { called <- e; <-on })
+		defer close(called)
+		n.each(t.Context(), func(e Editor) { called <- e; <-on })
 	}()
 	if e := <-called; e != (Editor{}) {
 		t.Errorf("at first %+v is named", e)
 	}
-	for i := range 5 {
-		edit(t, gw, fmt.Sprintf("add table inet mine%d", i))
+	for i := range uint32(5) {
+		n.add(Editor{PID: 1 + i}, 0)
 	}
 	on <- struct{}{}
-	if e := <-called; e.Comm != "nft" {
+	if e := <-called; e.PID != 1 {
 		t.Errorf("%+v is named", e)
 	}
-	cancel()
+	close(n.told)
 	close(on)
-	for ended := false; !ended; {
-		select {
-		case <-called: // one that had begun
-		case err := <-watching:
-			if ended = true; err != nil {
-				t.Error(err)
-			}
-		}
+	for e := range called {
+		t.Errorf("%+v is called once more", e)
 	}
 
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	n = newNotices()
+	close(n.told)
+	n.each(ended, func(Editor) { t.Error("it is called behind the end") })
+}
+
+// Named is whoever changed what matters, the first of several.
+func TestWatchNamesWhoMatters(t *testing.T) {
 	n := notices{told: make(chan struct{}, 1)}
 	for _, c := range []struct {
 		pid    uint32
