@@ -46,7 +46,7 @@ func TestInvariant07_RevocationWaitsForNoEngine(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		stand[c], _ = standsBeside(t, "full", c, containerd)
+		stand[c], _ = standsBeside(t, "full", c, containerd, nil)
 	}
 	waitFor(t, "both containers", 10*time.Second, func() bool { return !stand["a"].empty() && !stand["b"].empty() })
 	ctx, cancel := context.WithCancel(t.Context())

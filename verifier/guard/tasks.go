@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -143,6 +144,9 @@ func shims() ([]shim, error) {
 	}
 	var out []shim
 	for _, f := range files {
+		if !mayBeShim(filepath.Dir(f)) {
+			continue
+		}
 		b, err := os.ReadFile(f)
 		if err != nil {
 			continue // it has ended
@@ -153,6 +157,32 @@ func shims() ([]shim, error) {
 		}
 	}
 	return out, nil
+}
+
+// mayBeShim tells whether a process may be a shim by what it cannot give itself: containerd's are root's, and
+// may mount. Everybody else, a container's root too, can write a shim's command line: to have a container
+// reported that is none, or, with a command line that lies in a file system of his own which does not answer,
+// to hold up whoever reads it, and so the end of a container that was revoked. What is read here takes
+// nothing of the process's memory.
+func mayBeShim(proc string) bool {
+	b, err := os.ReadFile(filepath.Join(proc, "status"))
+	return err == nil && mountingRoot(string(b))
+}
+
+// mountingRoot reads proc_pid_status(5): all four users are root, with CAP_SYS_ADMIN in effect.
+func mountingRoot(status string) bool {
+	root, mounts := false, false
+	for line := range strings.Lines(status) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 5 && words[0] == "Uid:":
+			root = slices.Equal(words[1:], []string{"0", "0", "0", "0"})
+		case len(words) == 2 && words[0] == "CapEff:":
+			all, err := strconv.ParseUint(words[1], 16, 64)
+			mounts = err == nil && all&(1<<unix.CAP_SYS_ADMIN) != 0
+		}
+	}
+	return root && mounts
 }
 
 // parseShim reads the command line of a shim: words that end with NUL.

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"portcullis/internal/event"
 	"portcullis/internal/event/eventtest"
 )
@@ -63,12 +65,13 @@ func playShim(kind string) {
 }
 
 // standsBeside begins a shim of a container in the engine's namespace of a containerd.
-func standsBeside(t *testing.T, kind, id, containerd string) (s shim, ended <-chan struct{}) {
+func standsBeside(t *testing.T, kind, id, containerd string, as *syscall.SysProcAttr) (s shim, ended <-chan struct{}) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
+	cmd := exec.Command("/proc/self/exe") // which another user may start, too
 	cmd.Args = []string{"/usr/bin/containerd-shim-runc-v2", "-namespace", "moby", "-id", id, "-address", containerd}
 	cmd.Env = []string{shimEnv + "=" + kind}
 	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = as
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -102,8 +105,8 @@ func TestInvariant07_ShimWithoutContainer(t *testing.T) {
 		}
 		return out
 	}
-	going, gone := standsBeside(t, "empty", "going", containerd)
-	strange, ended := standsBeside(t, "full", "strange", containerd)
+	going, gone := standsBeside(t, "empty", "going", containerd, nil)
+	strange, ended := standsBeside(t, "full", "strange", containerd, nil)
 	waitFor(t, "both shims", 10*time.Second, func() bool { return going.empty() && !strange.empty() })
 	for _, step := range []struct {
 		after time.Duration
@@ -119,5 +122,72 @@ func TestInvariant07_ShimWithoutContainer(t *testing.T) {
 	<-gone
 	if !g.opt.Approvals.(*approvals).has(ReasonContainer) {
 		t.Error("not in the log")
+	}
+}
+
+// TestAttack_ForgedShim: anybody can write a shim's command line. Of who is not root, or is root in a container, the
+// guard does not even read it: nothing is killed or reported.
+func TestAttack_ForgedShim(t *testing.T) {
+	containerd := filepath.Join(t.TempDir(), "containerd.sock")
+	shown := func(s shim) {
+		waitFor(t, "the command line of "+s.id, 10*time.Second, func() bool {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.pid))
+			found, ok := parseShim(string(b))
+			return err == nil && ok && found.id == s.id
+		})
+	}
+	user, _ := standsBeside(t, "empty", "user", containerd, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534, NoSetGroups: true}})
+	shown(user)
+	begun := make(chan shim, 1)
+	go func() {
+		defer close(begun)
+		runtime.LockOSThread() // and never unlocked: what the thread gives up is gone
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
+			t.Error(err)
+			return
+		}
+		s, _ := standsBeside(t, "empty", "container", containerd, nil)
+		begun <- s
+	}()
+	contained, ok := <-begun
+	if !ok {
+		t.FailNow()
+	}
+	shown(contained)
+	real, _ := standsBeside(t, "empty", "real", containerd, nil)
+	shown(real)
+	var found []string
+	all, err := shims()
+	for _, s := range all {
+		if s.where == containerd {
+			found = append(found, s.id)
+		}
+	}
+	if err != nil || !slices.Equal(found, []string{"real"}) {
+		t.Errorf("%v %v", found, err)
+	}
+}
+
+func TestMountingRoot(t *testing.T) {
+	const root, mounts = "Uid:\t0\t0\t0\t0\n", "CapEff:\t0000000000200000\n"
+	for status, want := range map[string]bool{
+		"Name:\tx\n" + root + "Gid:\t1\t1\t1\t1\n" + mounts: true,
+		root + "CapEff:\t000001ffffffffff\n":                true,
+		root:                                                false,
+		mounts:                                              false,
+		"":                                                  false,
+		"Uid:\t1000\t0\t0\t0\n" + mounts:                    false,
+		"Uid:\t0\t0\t0\t1000\n" + mounts:                    false,
+		"Uid:\t0\n" + mounts:                                false,
+		root + "CapEff:\t000001ffffdfffff\n":                false,
+		root + "CapEff:\tnone\n":                            false,
+		root + "CapEff:\n":                                  false,
+		root + "CapPrm:\t000001ffffffffff\n":                false,
+		"Name:\tCapEff: 000001ffffffffff\n" + root:          false,
+		"Name:\tUid: 0 0 0 0\n" + mounts:                    false,
+	} {
+		if mountingRoot(status) != want {
+			t.Errorf("%q: %t", status, !want)
+		}
 	}
 }
