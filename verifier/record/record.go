@@ -312,7 +312,7 @@ func (r *Record) Run(ctx context.Context) error {
 	defer cancel()
 	failed := make(chan error, 1)
 	wait.Go(func() { // apart: a witness that does not answer must not hold up the signing
-		if err := everySecond(ctx, func() error { return r.ask(ctx) }); err != nil {
+		if err := r.ask(ctx); err != nil {
 			failed <- err
 			cancel()
 		}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -90,69 +91,145 @@ func (r *Record) loadCosigned(now *translog.Reader) error {
 // askTimeout bounds one witness's answer.
 const askTimeout = 10 * time.Second
 
-// ask shows the witnesses the newest checkpoint, all at the same time, and keeps it
-// with their signatures when they are enough. A witness that has seen more of this
-// log than there is ends every permission.
-func (r *Record) ask(ctx context.Context) error {
-	if len(r.witnesses.Clients) == 0 {
-		return nil
-	}
-	reader, err := r.Reader()
-	if err != nil {
-		return err
-	}
-	now := reader.Checkpoint
-	r.mu.Lock()
-	known := r.cosigned
-	r.mu.Unlock()
-	if now.Size == 0 || now.Size == known {
-		return nil
-	}
-	lines := make([][]byte, len(r.witnesses.Clients))
-	faults := make([]error, len(lines))
-	var all sync.WaitGroup
-	for i, c := range r.witnesses.Clients {
-		all.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, askTimeout)
-			defer cancel()
-			lines[i], faults[i] = c.Cosign(ctx, reader, r.key)
-		})
-	}
-	all.Wait()
-	return r.count(now, lines, faults)
+// asking shows the witnesses one checkpoint after the other: each of them beside the others, and no more than one to
+// each at once. A checkpoint is final with the signature that makes the quorum; who takes longer is waited for by
+// nobody, and is asked again when it has answered. One goroutine has it.
+type asking struct {
+	r       *Record
+	now     *translog.Reader // whose checkpoint is shown; nil before the first
+	lines   [][]byte         // the witnesses' signatures of it
+	kept    int              // how many of them are on the disk; 0 = it is not final
+	waits   []bool           // for a witness's answer, be it about an older checkpoint
+	answers chan answered
+	all     sync.WaitGroup // those who wait
 }
 
-func (r *Record) count(now *translog.Checkpoint, lines [][]byte, faults []error) error {
-	msg, got := append([]byte(nil), now.Note...), 0
-	for i, line := range lines {
-		msg = append(msg, line...)
-		if faults[i] == nil {
-			got++
-		}
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.faults = faults
-	for i, fault := range faults {
-		seen := r.witnesses.Clients[i].Seen()
-		another, err := r.another(now, seen, fault)
+type answered struct {
+	witness int
+	about   *translog.Checkpoint
+	line    []byte
+	fault   error
+}
+
+func (r *Record) newAsking() *asking {
+	n := len(r.witnesses.Clients)
+	return &asking{r: r, waits: make([]bool, n), answers: make(chan answered, n)}
+}
+
+// ask shows the log's growth to the witnesses until ctx ends. A witness that has seen more of this log than there is
+// ends every permission.
+func (r *Record) ask(ctx context.Context) error {
+	a := r.newAsking()
+	defer a.all.Wait() // answers has room for each of them
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for err := a.look(ctx); ; {
 		if err != nil {
 			return err
 		}
-		if another {
-			r.failure = refuse(ReasonRolledBack, "%v", fault)
-			// What the witness showed stays: the next start must not believe this log either.
-			kept := atomicfile.Replace(filepath.Join(r.dir, CosignedFile), seen, true)
-			return errors.Join(r.failure, kept)
+		select {
+		case <-ctx.Done():
+			return nil
+		case got := <-a.answers:
+			err = a.take(got)
+		case <-tick.C:
+			err = a.look(ctx)
 		}
 	}
-	if got == 0 || got < r.witnesses.Quorum {
+}
+
+// look asks who can be asked, where there is something to sign.
+func (a *asking) look(ctx context.Context) error {
+	if len(a.waits) == 0 {
 		return nil
 	}
-	if err := atomicfile.Replace(filepath.Join(r.dir, CosignedFile), msg, true); err != nil {
+	if a.kept > 0 && a.signed() > a.kept {
+		if err := a.keep(); err != nil {
+			return err
+		}
+	}
+	newest, err := a.r.Reader()
+	if err != nil {
 		return err
 	}
-	r.cosigned = now.Size
+	a.r.mu.Lock()
+	known := a.r.cosigned
+	a.r.mu.Unlock()
+	if size := newest.Checkpoint.Size; size == 0 || size == known {
+		return nil
+	}
+	// While one of them may still sign, the others are shown the same: signatures of different checkpoints make no quorum.
+	if a.now == nil || a.kept > 0 || !slices.Contains(a.waits, true) {
+		a.now, a.lines, a.kept = newest, make([][]byte, len(a.waits)), 0
+	}
+	for i := range a.waits {
+		if !a.waits[i] && a.lines[i] == nil {
+			a.waits[i] = true
+			shown := a.now
+			a.all.Go(func() {
+				ctx, cancel := context.WithTimeout(ctx, askTimeout)
+				defer cancel()
+				line, fault := a.r.witnesses.Clients[i].Cosign(ctx, shown, a.r.key)
+				a.answers <- answered{i, shown.Checkpoint, line, fault}
+			})
+		}
+	}
+	return nil
+}
+
+func (a *asking) signed() (n int) {
+	for _, line := range a.lines {
+		if line != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// take counts an answer.
+func (a *asking) take(got answered) error {
+	a.waits[got.witness] = false
+	seen := a.r.witnesses.Clients[got.witness].Seen()
+	another, err := a.r.another(got.about, seen, got.fault)
+	if err != nil {
+		return err
+	}
+	a.r.mu.Lock()
+	if a.r.faults == nil {
+		a.r.faults = make([]error, len(a.waits))
+	}
+	a.r.faults[got.witness] = got.fault
+	if another {
+		a.r.failure = refuse(ReasonRolledBack, "%v", got.fault)
+	}
+	failure := a.r.failure
+	a.r.mu.Unlock()
+	if another {
+		// What the witness showed stays: the next start must not believe this log either.
+		return errors.Join(failure, atomicfile.Replace(filepath.Join(a.r.dir, CosignedFile), seen, true))
+	}
+	if got.fault != nil || got.about != a.now.Checkpoint { // the others have signed an older one without it
+		return nil
+	}
+	a.lines[got.witness] = got.line
+	if a.kept == 0 && a.signed() >= max(1, a.r.witnesses.Quorum) {
+		return a.keep()
+	}
+	return nil
+}
+
+// keep puts the checkpoint on the disk, with the signatures that there are. Only then it is final.
+func (a *asking) keep() error {
+	msg := slices.Concat(a.now.Checkpoint.Note, slices.Concat(a.lines...))
+	if err := atomicfile.Replace(filepath.Join(a.r.dir, CosignedFile), msg, true); err != nil {
+		return err
+	}
+	a.kept = a.signed()
+	a.r.mu.Lock()
+	defer a.r.mu.Unlock()
+	a.r.cosigned = a.now.Checkpoint.Size
 	return nil
 }
 

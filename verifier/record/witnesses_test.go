@@ -1,6 +1,7 @@
 package record
 
 import (
+	"context"
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/binary"
@@ -8,8 +9,12 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -38,7 +43,16 @@ func (r *rig) askNow() error {
 	if err := r.log.Publish(); err != nil {
 		r.t.Fatal(err)
 	}
-	return r.ask(r.t.Context())
+	return r.whole(r.newAsking())
+}
+
+// whole asks each witness once and waits for all of them.
+func (r *rig) whole(a *asking) error {
+	err := a.look(r.t.Context())
+	for err == nil && slices.Contains(a.waits, true) {
+		err = a.take(<-a.answers)
+	}
+	return err
 }
 
 func again(clients []*witness.Client) (fresh []*witness.Client) {
@@ -101,6 +115,166 @@ func TestApprovalWaitsForTheQuorum(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.wants("a revocation waits for nobody", load(b), approval.ReasonRevoked)
+}
+
+// mute has a witness take what it is asked and answer only when it is let.
+func mute(s *httptest.Server) (let func(), left *atomic.Int32) {
+	on, h := make(chan struct{}), s.Config.Handler
+	left = &atomic.Int32{} // those who did not wait for it
+	s.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		select {
+		case <-on:
+			h.ServeHTTP(w, q)
+		case <-q.Context().Done():
+			left.Add(1)
+		}
+	})
+	return sync.OnceFunc(func() { close(on) }), left
+}
+
+// asked shows the log to the witnesses that are not being asked yet, and takes n answers.
+func (r *rig) asked(ctx context.Context, a *asking, n int) {
+	r.t.Helper()
+	if err := r.log.Publish(); err != nil {
+		r.t.Fatal(err)
+	}
+	err := a.look(ctx)
+	for ; err == nil && n > 0; n-- {
+		err = a.take(<-a.answers)
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// signed tells how many have signed the newest checkpoint that is final.
+func (r *rig) signed() int {
+	r.t.Helper()
+	b, err := os.ReadFile(filepath.Join(r.options.Dir, CosignedFile))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	names, err := witness.Cosigners(b, r.key, r.options.Witnesses.keys())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return len(names)
+}
+
+// TestAttack_WitnessThatDoesNotAnswer: where the others make the quorum it costs nothing, neither at the checkpoint that
+// it was asked about nor at those behind it. When it answers at last it is asked again, and its signature is kept, too.
+func TestAttack_WitnessThatDoesNotAnswer(t *testing.T) {
+	r := newRig(t)
+	clients, servers := r.witnesses(3)
+	let, _ := mute(servers[1])
+	r.options.Witnesses, _ = NewWitnesses(2, clients)
+	r.reopen()
+	ctx, stop := context.WithCancel(t.Context())
+	a := r.newAsking()
+	defer a.all.Wait()
+	defer stop()
+	for v, c := range []string{"1", "2"} {
+		next := pxed(uint64(1+v), c)
+		r.approve(next)
+		r.asked(ctx, a, 2)
+		r.wants("two of three have signed it", load(next), "")
+		if n := r.signed(); n != 2 {
+			t.Errorf("%d have signed", n)
+		}
+	}
+	let()
+	r.asked(ctx, a, 1+2) // of the first checkpoint, which nobody wants any more; and of the permissions
+	if n := r.signed(); n != 2 {
+		t.Errorf("%d have signed", n)
+	}
+	r.approve(pxed(3, "3"))
+	r.asked(ctx, a, 3)
+	if n := r.signed(); n != 2 {
+		t.Errorf("%d have signed, the last one before the next look: each would be a write of its own", n)
+	}
+	r.asked(ctx, a, 0)
+	if n := r.signed(); n != 3 {
+		t.Errorf("%d have signed, the last one after the quorum was there", n)
+	}
+	if s := r.Status(); s.Cosigned != s.Entries || len(s.Faults) != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// TestQuorumThatNeedsTheSlow: it is waited for, with the same checkpoint, while the log grows; and who has failed is
+// asked again meanwhile.
+func TestQuorumThatNeedsTheSlow(t *testing.T) {
+	for _, better := range []bool{true, false} {
+		r := newRig(t)
+		clients, servers := r.witnesses(3)
+		let, _ := mute(servers[1])
+		var works atomic.Bool
+		sound := servers[2].Config.Handler
+		servers[2].Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			if works.Load() {
+				sound.ServeHTTP(w, q)
+				return
+			}
+			w.WriteHeader(http.StatusInternalServerError)
+		})
+		r.options.Witnesses, _ = NewWitnesses(2, clients)
+		r.reopen()
+		ctx, stop := context.WithCancel(t.Context())
+		a := r.newAsking()
+		defer a.all.Wait()
+		defer stop()
+		first := pxed(1, "1")
+		r.approve(first)
+		r.asked(ctx, a, 2)
+		r.wants("one of three has signed it", load(first), approval.ReasonUncosigned)
+		second := pxed(1, "2")
+		second.Name = "another"
+		r.approve(second)
+		r.asked(ctx, a, 1) // of the one that fails
+		if better {
+			works.Store(true)
+			r.asked(ctx, a, 1)
+		} else {
+			let()
+			if err := a.take(<-a.answers); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.wants("two of three have signed it", load(first), "")
+		r.wants("it came later", load(second), approval.ReasonUncosigned)
+		for r.asked(ctx, a, 0); a.kept == 0; {
+			if err := a.take(<-a.answers); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.wants("two have signed all of it", load(second), "")
+	}
+}
+
+// Run waits for no witness that the quorum can do without.
+func TestRunTakesTheQuorum(t *testing.T) {
+	r := newRig(t)
+	clients, servers := r.witnesses(2)
+	let, left := mute(servers[0])
+	defer let()
+	r.options.Witnesses, _ = NewWitnesses(1, clients)
+	r.reopen()
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	a := pxed(1, "1")
+	r.approve(a)
+	for r.Status().Cosigned < 2 && left.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if left.Load() > 0 {
+		t.Error("the witness that does not answer was waited for until the end")
+	}
+	r.wants("it has a quorum", load(a), "")
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // The whole directory is an old copy: in itself it is in order. A witness shows
