@@ -25,6 +25,7 @@ import (
 const (
 	ReasonMalformed    = "http-malformed"         // not HTTP as a client writes it
 	ReasonCrowd        = "callers-too-many"       // connections of others than root
+	ReasonPace         = "caller-pace"            // loads and starts of one caller who is not root
 	ReasonHTTPVersion  = "http-version"           // HTTP/1.0, HTTP/2: the engine and we could read them differently
 	ReasonPath         = "api-path"               // not the one plain form of a path
 	ReasonVersion      = "api-version"            // of the API: older than 1.41 or newer than the engine's

@@ -70,6 +70,7 @@ type Guard struct {
 	filling   sync.Mutex         // held while kept images are loaded
 	loads     chan struct{}      // holds a token for each load of a caller
 	rootLoads chan struct{}      // of root
+	paces     paces              // of callers
 	turns     turns              // of who switches verity on for a file
 	unsealed  chan struct{}      // there is something in toSeal
 	tags      *tags              // by which starts recognize files that have no verity

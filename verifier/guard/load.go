@@ -16,6 +16,9 @@ import (
 
 // load takes an image from a caller.
 func (g *Guard) load(c *call) error {
+	if err := g.paced(c.caller); err != nil {
+		return err
+	}
 	leave, err := g.enter(c.r.Context(), c.caller)
 	if err != nil {
 		return err

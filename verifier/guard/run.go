@@ -142,8 +142,12 @@ func (g *Guard) start(c *call) error {
 		return refuse(ReasonContainer, "%s", c.name)
 	}
 	ctx := context.WithoutCancel(c.r.Context())
-	if err := g.run(ctx, c.name, c.caller, made); err != nil {
-		if made.Spec.Remove {
+	err := g.paced(c.caller)
+	if err == nil {
+		err = g.run(ctx, c.name, c.caller, made)
+	}
+	if err != nil {
+		if made.Spec.Remove && !made.Permitted { // one that has been started goes when it ends
 			err = errors.Join(err, g.remove(ctx, c.name))
 		}
 		return err
