@@ -304,6 +304,7 @@ var behind = []Attack{
 	stored("program-in-the-container", func(_ []string, upper string) error { return appended(filepath.Join(upper, "probe")) }),
 	{"behind-tag-moved", guard.ReasonImage, func(ctx context.Context, r *Rig) error { return r.moveTag(ctx) }},
 	// Root has containerd's socket as well: the engine knows nothing of such a container.
-	{"containerd-run", guard.ReasonContainer, func(ctx context.Context, r *Rig) error { return r.ctr(ctx, "evil") }},
-	{"containerd-run-as-the-engine", guard.ReasonContainer, func(ctx context.Context, r *Rig) error { return r.ctr(ctx, "moby") }},
+	{"containerd-run", guard.ReasonContainer, func(ctx context.Context, r *Rig) error { return r.ctr(ctx, "evil", "evil-in-evil") }},
+	{"containerd-run-as-the-engine", guard.ReasonContainer, func(ctx context.Context, r *Rig) error { return r.ctr(ctx, "moby", "evil-in-moby") }},
+	{"containerd-run-as-one-that-ended", guard.ReasonContainer, func(ctx context.Context, r *Rig) error { return r.borrowed(ctx) }},
 }

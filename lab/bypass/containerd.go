@@ -7,25 +7,27 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"portcullis/verifier/engine"
 )
 
 // ctr runs a program in a container of the engine's containerd, in one of its
 // namespaces, past the engine, and waits until somebody has ended it.
-func (r *Rig) ctr(ctx context.Context, space string) error {
+func (r *Rig) ctr(ctx context.Context, space, id string) error {
 	client, err := r.daemon.Ctr()
 	if err != nil {
 		return err
 	}
-	root := filepath.Join(r.daemon.Dir, "evil-"+space)
+	root := filepath.Join(r.daemon.Dir, "evil-"+id)
 	if err := os.MkdirAll(root, 0o755); err != nil {
 		return err
 	}
 	if err := os.WriteFile(filepath.Join(root, "probe"), r.probe, 0o755); err != nil {
 		return err
 	}
-	id := "evil-in-" + space
 	run := func(args ...string) (string, error) {
 		out, err := exec.CommandContext(ctx, client, append([]string{"-a", r.daemon.Containerd(), "-n", space}, args...)...).CombinedOutput()
 		return string(out), err
@@ -54,4 +56,34 @@ func (r *Rig) ctr(ctx context.Context, space string) error {
 		}
 	}
 	return errors.Join(ctx.Err(), fmt.Errorf("%s runs after 20 s", id))
+}
+
+// borrowed is ctr under the ID of a container that the guard made and started, and that has ended.
+func (r *Rig) borrowed(ctx context.Context) error {
+	id, err := r.make(`{"Image":"{image}","Cmd":["say"]}`)
+	if err == nil {
+		err = r.start(id)
+	}
+	if err == nil {
+		err = r.door.Ended(ctx, id)
+	}
+	if err != nil {
+		return err
+	}
+	ended := func(c engine.Container) bool { return c.ID == id && c.State == "exited" }
+	for over := false; !over; { // it does not say so at once
+		list, err := r.door.Containers(ctx)
+		if err != nil {
+			return err
+		}
+		over = slices.ContainsFunc(list, ended)
+	}
+	// The guard has looked at the engine since when it has ended this one.
+	if err := r.post(ctx, "/v1.41/containers/create?name=looked", `{"Image":"`+r.image+`"}`); err != nil {
+		return err
+	}
+	if err := r.gone(ctx, "looked"); err != nil {
+		return err
+	}
+	return r.ctr(ctx, "moby", id)
 }

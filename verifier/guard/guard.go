@@ -66,6 +66,7 @@ type Guard struct {
 	shims     map[int]time.Time  // of containers that nobody knows, since when; Run's own
 	again     atomic.Bool        // tasks looks again soon
 	ending    sync.Map           // IDs of containers that are being ended
+	still     sync.Map           // IDs of containers that did not run when the engine was asked, and were not started since
 	work      sync.WaitGroup     // what Run began beside itself
 	filling   sync.Mutex         // held while kept images are loaded
 	loads     chan struct{}      // holds a token for each load of a caller

@@ -244,10 +244,15 @@ func (g *Guard) containers(ctx context.Context) error {
 			continue
 		}
 		if c.State != "running" && c.State != "paused" && c.State != "restarting" {
+			g.still.Store(c.ID, true) // until run starts it
 			continue
 		}
 		if !made.Permitted {
 			g.end(ctx, c.ID, refuse(ReasonContainer, "it runs, and nobody was permitted to start it"))
+			continue
+		}
+		if _, still := g.still.Load(c.ID); still {
+			g.end(ctx, c.ID, refuse(ReasonContainer, "it runs again, and nobody was permitted to start it again"))
 			continue
 		}
 		if err := g.inspect(ctx, c.ID, made); err != nil {
@@ -261,6 +266,12 @@ func (g *Guard) containers(ctx context.Context) error {
 			g.end(ctx, c.ID, err)
 		}
 	}
+	g.still.Range(func(id, _ any) bool {
+		if !there[id.(string)] {
+			g.still.Delete(id)
+		}
+		return true
+	})
 	gone := false
 	for id := range g.state.containers() {
 		gone = gone || !there[id]

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -50,6 +51,56 @@ func TestAttack_ContainerBehindTheGuard(t *testing.T) {
 	if !r.approvals.has(ReasonContainer) {
 		t.Errorf("in the log: %v", r.approvals.reasons())
 	}
+}
+
+// TestAttack_EndedContainerStartedBehindTheGuard: a permission is for one start. Who starts a container that has
+// ended once more, past the guard, has it ended; the guard itself may start it again.
+func TestAttack_EndedContainerStartedBehindTheGuard(t *testing.T) {
+	r := newRig(t)
+	i := r.image(t, plain)
+	name := "ended-" + filepath.Base(t.TempDir())
+	if out, err := r.docker(t, nil, "run", "-d", "--name", name, i.Name, "wait"); err != nil {
+		t.Fatal(err, out)
+	}
+	id, err := r.opt.Engine.Resolve(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := func() bool {
+		if err := r.containers(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_, still := r.still.Load(id)
+		return still
+	}
+	for range 2 {
+		if out, err := r.docker(t, nil, "kill", name); err != nil {
+			t.Fatal(err, out)
+		}
+		waitFor(t, "a look at what has ended", 10*time.Second, seen)
+		if out, err := r.docker(t, nil, "start", name); err != nil {
+			t.Fatal(err, out)
+		}
+		still := seen()
+		if st, err := r.opt.Engine.Standing(t.Context(), id); err != nil || !st.Running || still {
+			t.Fatalf("the guard's own start: %+v %v, taken for ended %t", st, err, still)
+		}
+	}
+	if r.approvals.has(ReasonContainer) {
+		t.Errorf("in the log: %v", r.approvals.reasons())
+	}
+	if out, err := r.docker(t, nil, "kill", name); err != nil {
+		t.Fatal(err, out)
+	}
+	waitFor(t, "a look at what has ended", 10*time.Second, seen)
+	if err := r.opt.Engine.Start(t.Context(), id); err != nil && !errors.Is(err, engine.ErrNotFound) {
+		t.Fatal(err)
+	}
+	r.gone(t, id)
+	if !r.approvals.has(ReasonContainer) {
+		t.Errorf("in the log: %v", r.approvals.reasons())
+	}
+	waitFor(t, "a look at what is gone", 10*time.Second, func() bool { return !seen() })
 }
 
 // TestAttack_ProgramInContainer: an exec ends the container that it is in.

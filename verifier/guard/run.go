@@ -173,6 +173,7 @@ func (g *Guard) run(ctx context.Context, id, caller string, made madeByGuard) er
 	if err := g.state.change(func(f *stateFile) { f.Containers[id] = made }); err != nil {
 		return err
 	}
+	g.still.Delete(id)
 	if err := g.opt.Engine.Start(ctx, id); err != nil {
 		return err
 	}

@@ -90,8 +90,10 @@ func (g *Guard) tasks() {
 			continue
 		}
 		if g.engineSpace(s.space) {
-			// A container of the guard is in the state before it starts, and its shim ends a moment after it.
-			if _, ok := g.state.container(s.id); ok {
+			// A container of the guard is in the state before it starts, and its shim ends a moment after it. One
+			// that does not run has none: somebody has borrowed its name.
+			_, still := g.still.Load(s.id)
+			if _, ok := g.state.container(s.id); ok && !still {
 				continue
 			}
 			now := g.opt.Clock.Now()

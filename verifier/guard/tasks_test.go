@@ -125,6 +125,46 @@ func TestInvariant07_ShimWithoutContainer(t *testing.T) {
 	}
 }
 
+// TestAttack_BorrowedName: a container that does not run has no shim. Who has containerd run something under its ID
+// has it ended as under any other; beside one that runs nothing is wrong.
+func TestAttack_BorrowedName(t *testing.T) {
+	containerd := filepath.Join(t.TempDir(), "containerd.sock")
+	now := &set{time.Now()}
+	log := &eventtest.Buffer{}
+	g := before(t, &listed{}, func(o *Options) {
+		o.Containerd, o.Clock, o.Events = containerd, now, event.NewJSON(log, "guard", time.Now)
+	})
+	over := map[string]<-chan struct{}{}
+	for _, id := range []string{"runs", "ended"} {
+		if err := g.state.change(func(f *stateFile) { f.Containers[id] = madeByGuard{Permitted: true} }); err != nil {
+			t.Fatal(err)
+		}
+		var s shim
+		s, over[id] = standsBeside(t, "full", id, containerd, nil)
+		waitFor(t, "the shim of "+id, 10*time.Second, func() bool { return !s.empty() })
+	}
+	g.still.Store("ended", true)
+	g.tasks()
+	now.now = now.now.Add(lingers)
+	g.tasks()
+	waitFor(t, "the end of the borrowed one", 10*time.Second, func() bool {
+		select {
+		case <-over["ended"]:
+			return true
+		default:
+			return false
+		}
+	})
+	if text := log.String(); strings.Contains(text, `"container":"runs"`) || !strings.Contains(text, `"container":"ended"`) {
+		t.Error(text)
+	}
+	select {
+	case <-over["runs"]:
+		t.Error("the shim of a container that runs was ended")
+	default:
+	}
+}
+
 // TestAttack_ForgedShim: anybody can write a shim's command line. Of who is not root, or is root in a container, the
 // guard does not even read it: nothing is killed or reported.
 func TestAttack_ForgedShim(t *testing.T) {
