@@ -3,7 +3,8 @@ package main
 import (
 	"net"
 	"net/netip"
-	"sync"
+
+	"portcullis/internal/room"
 )
 
 // Strangers' connections at once, in all and from one address; one more is closed. Each costs memory and
@@ -16,9 +17,11 @@ const (
 // crowd is a listener that lets so many in.
 type crowd struct {
 	net.Listener
-	mu  sync.Mutex
-	all int
-	of  map[netip.Prefix]int
+	room *room.Room[netip.Prefix]
+}
+
+func newCrowd(l net.Listener) *crowd {
+	return &crowd{l, room.New[netip.Prefix](maxStrangers, maxOfOne)}
 }
 
 // Accept closes those for whom there is no room.
@@ -28,35 +31,12 @@ func (c *crowd) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		from := origin(conn.RemoteAddr())
-		if !c.enter(from) {
+		leave, ok := c.room.Enter(origin(conn.RemoteAddr()))
+		if !ok {
 			conn.Close()
 			continue
 		}
-		return &stranger{Conn: conn, leave: sync.OnceFunc(func() { c.leave(from) })}, nil
-	}
-}
-
-func (c *crowd) enter(from netip.Prefix) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.all == maxStrangers || c.of[from] == maxOfOne {
-		return false
-	}
-	if c.of == nil {
-		c.of = map[netip.Prefix]int{}
-	}
-	c.all++
-	c.of[from]++
-	return true
-}
-
-func (c *crowd) leave(from netip.Prefix) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.all--
-	if c.of[from]--; c.of[from] == 0 {
-		delete(c.of, from)
+		return &stranger{conn, leave}, nil
 	}
 }
 

@@ -85,7 +85,7 @@ func servePublic(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 20 * time.Second, WriteTimeout: time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	err := srv.Serve(&crowd{Listener: l})
+	err := srv.Serve(newCrowd(l))
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -16,13 +16,13 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
-	"sync"
 	"time"
 
 	pin "github.com/pin/tftp/v3"
 	"golang.org/x/time/rate"
 
 	"portcullis/internal/event"
+	"portcullis/internal/room"
 	"portcullis/pxe/artefact"
 	"portcullis/pxe/ledger"
 	"portcullis/pxe/refusal"
@@ -61,15 +61,12 @@ type Config struct {
 type Server struct {
 	cfg     Config
 	refused *refusal.Log
-
-	mu     sync.Mutex
-	active map[netip.Addr]int
-	total  int
+	room    *room.Room[netip.Addr] // for transfers
 }
 
 // New makes a server.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, refused: refusal.New(cfg.Events, cfg.Now), active: map[netip.Addr]int{}}
+	return &Server{cfg: cfg, refused: refusal.New(cfg.Events, cfg.Now), room: room.New[netip.Addr](overall, perClient)}
 }
 
 // errClosed is all that a client learns when it is not served: the library
@@ -112,11 +109,12 @@ func (s *Server) read(name string, rf io.ReaderFrom) (err error) {
 	}
 	remote := out.RemoteAddr()
 	from := remote.AddrPort()
-	if !s.enter(from.Addr().Unmap()) {
+	leave, ok := s.room.Enter(from.Addr().Unmap())
+	if !ok {
 		s.refuse("", name, ReasonBusy)
 		return errClosed
 	}
-	defer s.leave(from.Addr().Unmap())
+	defer leave()
 	sid, file, ok := split(name)
 	if !ok {
 		s.refuse("", "", ReasonName)
@@ -152,24 +150,4 @@ func (s *Server) send(out pin.OutgoingTransfer, rf io.ReaderFrom, img *artefact.
 
 func (s *Server) refuse(sid, name, reason string) {
 	s.refused.Note("artefact.refused", reason, event.Fields{"session": sid, "artefact": name, "transport": ledger.TFTP})
-}
-
-func (s *Server) enter(client netip.Addr) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.total >= overall || s.active[client] >= perClient {
-		return false
-	}
-	s.total++
-	s.active[client]++
-	return true
-}
-
-func (s *Server) leave(client netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.total--
-	if s.active[client]--; s.active[client] == 0 {
-		delete(s.active, client)
-	}
 }

@@ -82,13 +82,7 @@ func newBench(t *testing.T, now func() time.Time) *bench {
 
 // wait returns when no transfer is left.
 func (s *Server) wait() {
-	for {
-		s.mu.Lock()
-		n := s.total
-		s.mu.Unlock()
-		if n == 0 {
-			return
-		}
+	for s.room.Inside() > 0 {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
