@@ -54,7 +54,7 @@ func (g *Guard) intake(c *call) *intake {
 // Read counts only the time in which it waits for the caller.
 func (i *intake) Read(b []byte) (int, error) {
 	if i.look <= 0 {
-		if err := i.room(); err != nil {
+		if err := room(i.free, 0); err != nil {
 			return 0, err
 		}
 		i.look = intakeLook
@@ -74,10 +74,32 @@ func (i *intake) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func (i *intake) room() error {
-	free, err := i.free()
-	if err == nil && free < intakeRoom {
-		err = refuse(ReasonRoom, "%d bytes are left, %d stay free for the log", free, intakeRoom)
+// roomy is a file on the disk of the log that becomes longer than what comes in: a few bytes of an archive, unpacked,
+// are many of a list.
+type roomy struct {
+	to   io.Writer
+	free func() (int64, error)
+	look int64 // bytes until the next look
+}
+
+// roomyLook is how much is written between two looks: all who load at once stay within intakeRoom.
+const roomyLook = 1 << 20
+
+func (r *roomy) Write(b []byte) (int, error) {
+	if r.look -= int64(len(b)); r.look < 0 {
+		if err := room(r.free, len(b)); err != nil {
+			return 0, err
+		}
+		r.look = roomyLook
+	}
+	return r.to.Write(b)
+}
+
+// room tells whether so much more leaves the log its own.
+func room(free func() (int64, error), more int) error {
+	left, err := free()
+	if err == nil && left-int64(more) < intakeRoom {
+		err = refuse(ReasonRoom, "%d bytes are left, %d stay free for the log", left, intakeRoom)
 	}
 	return err
 }

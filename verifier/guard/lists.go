@@ -49,7 +49,8 @@ func writeList(to io.Writer, files iter.Seq[image.File]) error {
 // known in the end only, so each list is found by what its layer was hashed to.
 type newLists struct {
 	state *state
-	all   map[string]newList // by diffID
+	all   map[string]newList    // by diffID
+	free  func() (int64, error) // bytes where they lie; nil: the disk is asked
 }
 
 type newList struct {
@@ -75,8 +76,12 @@ func (n *newLists) write(diffID string, files iter.Seq[image.File]) error {
 	if err != nil {
 		return fmt.Errorf("guard: lists of files: %w", err)
 	}
+	free := n.free
+	if free == nil {
+		free = func() (int64, error) { return freeOn(dir) }
+	}
 	sum := sha256.New()
-	if err := writeList(io.MultiWriter(f, sum), files); err != nil {
+	if err := writeList(io.MultiWriter(&roomy{to: f, free: free}, sum), files); err != nil {
 		return fmt.Errorf("guard: lists of files: %w", errors.Join(err, f.Close()))
 	}
 	if n.all == nil {

@@ -93,6 +93,49 @@ func (s *state) keepList(diffID string, files []image.File) (treeOf, error) {
 	return trees[0], nil
 }
 
+// TestAttack_ListsTakeTheDisk: an archive that packs to next to nothing has lists that take gigabytes, and they are
+// written before anybody knows whether it is approved, on the disk of the log. They leave its room alone.
+func TestAttack_ListsTakeTheDisk(t *testing.T) {
+	var entries []tar.Header
+	for n := range 8 {
+		entries = append(entries, tar.Header{Typeflag: tar.TypeDir, Name: fmt.Sprintf("d%d/", n), Mode: 0o755,
+			PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("\x01", 1000<<10)}})
+	}
+	layer := imagetest.Tar(t, entries...)
+	file := imagetest.OCI(t, layer).File(t)
+	for name, c := range map[string]struct {
+		room int64
+		want string
+	}{"enough": {intakeRoom + 1<<30, ""}, "a part": {intakeRoom + 10<<20, ReasonRoom}, "none": {intakeRoom, ReasonRoom}} {
+		s, err := openState(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := int64(0)
+		lists := newLists{state: s, free: func() (int64, error) { asked++; return c.room - (asked-1)*roomyLook, nil }}
+		f, err := os.Open(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := image.Read(t.Context(), f, t.TempDir(), image.Options{Layer: lists.add})
+		if Reason(err) != c.want && (err != nil || c.want != "") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			err = a.Close()
+		}
+		if asked == 0 || name == "a part" && asked < 4 {
+			t.Errorf("%s: the disk was asked %d times", name, asked)
+		}
+		if err := errors.Join(lists.Close(), f.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := room(func() (int64, error) { return freeOn("/none") }, 0); err == nil {
+		t.Error("a disk that is not there has room")
+	}
+}
+
 // The lists of an image are those that were written when all of its layers had been read, byte for
 // byte; before it may be loaded they have no names.
 func TestListsWhileTheImageIsRead(t *testing.T) {
