@@ -2,6 +2,7 @@ package record
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"errors"
 	"io/fs"
 	"time"
@@ -37,6 +38,9 @@ type Report struct {
 // against the checkpoint, every approval and revocation against its signatures, and
 // every permission against the entries before it. The error names the entry.
 func Audit(r *translog.Reader, key note.Verifier, o AuditOptions) (*Report, error) {
+	if err := others(key, o.Witnesses); err != nil {
+		return nil, err
+	}
 	report := &Report{Origin: r.Checkpoint.Origin, Pinned: len(o.Approvers) > 0, Cosigners: []string{}}
 	var known [][]byte
 	for _, a := range o.Approvers {
@@ -67,6 +71,19 @@ func (p *Report) apply(index int64, data []byte, known [][]byte, each func(int64
 	p.Entries = p.State.size
 	if each != nil {
 		return each(index, e)
+	}
+	return nil
+}
+
+// others checks that each witness counts once, and that none of them is the log itself: who hands out a
+// witness's key may have two names for it.
+func others(log note.Verifier, witnesses []*witness.Key) error {
+	seen := map[string]bool{}
+	for _, k := range witnesses {
+		if seen[k.Material()] || Origin(ed25519.PublicKey(k.Material())) == log.Name() {
+			return refuse(ReasonWitnesses, "%s has the key of another witness, or of the log, and would count for it", k.Name())
+		}
+		seen[k.Material()] = true
 	}
 	return nil
 }

@@ -361,6 +361,16 @@ func TestWitnessesThatWouldCountTwice(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// An auditor gets the keys from somebody, too.
+	own, _ := witness.NewKey("c", r.options.Key.Public().(ed25519.PublicKey))
+	for name, list := range map[string][]*witness.Key{"one twice": {one, one}, "one key under two names": {one, two}, "the log itself": {own}} {
+		if _, err := r.audit(AuditOptions{Witnesses: list}); Reason(err) != ReasonWitnesses {
+			t.Errorf("audit, %s: %v", name, err)
+		}
+	}
+	if _, err := r.audit(AuditOptions{Witnesses: []*witness.Key{one, clients[0].Key}}); err != nil {
+		t.Errorf("audit, two: %v", err)
+	}
 }
 
 // late is a witness that takes its time: until it answers, the log has grown, and what it shows is the
