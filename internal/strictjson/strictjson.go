@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"unicode"
 )
 
 // Decode reads one JSON value into v; unknown fields and data behind the value are
@@ -34,6 +36,20 @@ func Compact(v any) ([]byte, error) {
 		return nil, fmt.Errorf("encode: %w", err)
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// Fold is key as encoding/json compares it with the name of a field that has no other spelling: letters that differ
+// in their case alone are one, the long s and the sign of the kelvin among them, which have no other lower case.
+func Fold(key string) string {
+	return strings.Map(func(r rune) rune {
+		for { // the runes of one letter are a ring; its smallest stands for all
+			next := unicode.SimpleFold(r)
+			if next <= r {
+				return next
+			}
+			r = next
+		}
+	}, key)
 }
 
 // FirstDifference is the index of the first byte in which a and b differ: the length

@@ -4,8 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"strings"
 	"unicode/utf8"
+
+	"portcullis/internal/strictjson"
 )
 
 // maxDepth of nested objects and lists in a body.
@@ -73,7 +74,7 @@ func members(d *json.Decoder, depth int) (any, error) {
 			return nil, refuse(ReasonJSON, "%v", err)
 		}
 		key := t.(string) // the decoder takes nothing else before a colon
-		if f := strings.ToLower(key); folded[f] {
+		if f := strictjson.Fold(key); folded[f] {
 			return nil, refuse(ReasonJSON, "the key %.80q is there twice", key)
 		} else {
 			folded[f] = true

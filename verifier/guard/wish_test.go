@@ -34,6 +34,8 @@ func TestWish(t *testing.T) {
 		"key twice":          {`{"Image":"good","Image":"bad"}`, ReasonJSON},
 		"key in two cases":   {`{"Image":"good","image":"bad"}`, ReasonJSON},
 		"escaped twin":       {`{"Image":"good","\u0049mage":"bad"}`, ReasonJSON},
+		"long s":             {`{"Image":"good","Labels":null,"Label\u017f":{}}`, ReasonJSON},
+		"sign of the kelvin": {`{"Image":"good","HostConfig":{"NetworkMode":"none","Networ\u212aMode":"host"}}`, ReasonJSON},
 		"nested twice":       {`{"Image":"a","HostConfig":{"Memory":1,"Memory":2}}`, ReasonJSON},
 		"not UTF-8":          {"{\"Image\":\"\xff\"}", ReasonJSON},
 		"deep":               {`{"Image":"a","Labels":` + strings.Repeat(`{"a":`, 40) + `1` + strings.Repeat(`}`, 40) + `}`, ReasonJSON},

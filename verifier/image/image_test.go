@@ -217,6 +217,9 @@ func TestAttack_ArchivesThatLie(t *testing.T) {
 		{"a key twice in two cases", ReasonFormat, func(f Files, _, _ []byte) {
 			f["index.json"] = bytes.Replace(f["index.json"], []byte(`{"manifests"`), []byte(`{"Manifests":[],"manifests"`), 1)
 		}},
+		{"a key twice in a spelling that folds to it", ReasonFormat, func(f Files, _, _ []byte) {
+			f["index.json"] = bytes.Replace(f["index.json"], []byte(`{"manifests"`), []byte("{\"manife\u017fts\":[],\"manifests\""), 1)
+		}},
 		{"an index that is a manifest too", ReasonFormat, func(f Files, _, _ []byte) {
 			f["index.json"] = bytes.Replace(f["index.json"], []byte(`{"manifests"`), []byte(`{"layers":[],"manifests"`), 1)
 		}},

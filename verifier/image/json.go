@@ -5,8 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"strings"
 	"unicode/utf8"
+
+	"portcullis/internal/strictjson"
 )
 
 // maxJSON bounds an index, a manifest or a configuration, in bytes.
@@ -55,7 +56,7 @@ func unique(dec *json.Decoder, depth int) error {
 			if err != nil {
 				return err
 			}
-			key := strings.ToLower(t.(string))
+			key := strictjson.Fold(t.(string))
 			if seen[key] {
 				return errors.New("a key is there twice: " + key)
 			}
