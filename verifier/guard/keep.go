@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"portcullis/internal/atomicfile"
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/image"
@@ -52,7 +54,7 @@ func openKept(dir string) error {
 // older version is not loaded any more.
 func (g *Guard) keep(a *image.Archive, name string, i approval.Image) error {
 	file := fmt.Sprintf(keptForm, name, strings.TrimPrefix(i.Config, "sha256:"))
-	if err := a.Keep(filepath.Join(g.opt.Kept, file)); err != nil {
+	if err := g.keepOnly(a, filepath.Join(g.opt.Kept, file)); err != nil {
 		return fmt.Errorf("guard: kept images: %w", err)
 	}
 	entries, err := os.ReadDir(g.opt.Kept)
@@ -68,6 +70,26 @@ func (g *Guard) keep(a *image.Archive, name string, i approval.Image) error {
 		}
 	}
 	return nil
+}
+
+// maxSpare is how much a kept archive may have beside its image: what builders say of it, and the padding of names.
+const maxSpare = 4 << 20
+
+// keepOnly keeps an archive as it came. What else lies in it, by which a caller could take the disk for good, is not
+// kept: the image alone is written then.
+func (g *Guard) keepOnly(a *image.Archive, path string) error {
+	spare, err := a.Spare()
+	if err != nil {
+		return err
+	}
+	if spare <= maxSpare {
+		return a.Keep(path)
+	}
+	return atomicfile.Write(path, false, func(w io.Writer) error {
+		from := a.Tar()
+		_, err := io.Copy(&roomy{to: w, free: func() (int64, error) { return freeOn(g.opt.Kept) }}, from)
+		return errors.Join(err, from.Close())
+	})
 }
 
 // verifierItself is the caller of what nobody asked for from outside.

@@ -1,6 +1,9 @@
 package guard
 
 import (
+	"bytes"
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +12,8 @@ import (
 
 	"portcullis/lab/dockerd"
 	"portcullis/verifier/approval"
+	"portcullis/verifier/image"
+	"portcullis/verifier/image/imagetest"
 )
 
 // emptied takes an image out of the engine and out of the guard's state, as a new disk
@@ -161,5 +166,52 @@ func TestKeptDirectoryStaysSmall(t *testing.T) {
 	}
 	if _, err := os.Stat(old); !os.IsNotExist(err) || len(r.keptFiles(t, i)) != 1 {
 		t.Errorf("the older version is still kept: %v", err)
+	}
+}
+
+// TestAttack_JunkIsKept: what lies in an archive beside an approved image is looked at by nobody, and would take the
+// disk from every other image, over each restart. The image alone is kept then; other archives as they came.
+func TestAttack_JunkIsKept(t *testing.T) {
+	kept := t.TempDir()
+	g := before(t, &listed{}, func(o *Options) { o.Kept = kept })
+	layer := imagetest.OneFile(t, "a", "one")
+	clean := imagetest.OCI(t, layer, layer)
+	bulky, saved := maps.Clone(clean), imagetest.Saved(t, layer, layer)
+	bulky["junk"] = make([]byte, maxSpare+1)
+	saved["junk"] = bulky["junk"]
+	for name, files := range map[string]imagetest.Files{"clean": clean, "bulky": bulky, "saved": saved} {
+		tar := imagetest.Pack(t, files)
+		a, err := image.Read(t.Context(), bytes.NewReader(tar), kept, image.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := a.Image()
+		if err := errors.Join(g.keep(a, name, want), a.Close()); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		found, err := filepath.Glob(filepath.Join(kept, name+"@*.tar"))
+		if err != nil || len(found) != 1 {
+			t.Fatalf("%s: %v %v", name, found, err)
+		}
+		b, err := os.ReadFile(found[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "clean" && !bytes.Equal(b, tar) || len(b) > maxSpare {
+			t.Errorf("%s: %d bytes of %d are kept", name, len(b), len(tar))
+		}
+		again, err := image.Open(t.Context(), found[0], image.Options{})
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if got := again.Image(); !got.Equal(want) {
+			t.Errorf("%s: %+v is kept of %+v", name, got, want)
+		}
+		if err := again.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := os.ReadDir(kept); err != nil || len(left) != 3 {
+		t.Errorf("%v %v", left, err)
 	}
 }

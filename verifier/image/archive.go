@@ -155,20 +155,47 @@ func (a *Archive) Image() approval.Image {
 	return i
 }
 
+// Spare is how many bytes of the file that Read took the archive into are not the image's, beside a few of each
+// name: what else lies in an archive nobody looks at.
+func (a *Archive) Spare() (int64, error) {
+	file, err := a.taken()
+	if err != nil {
+		return 0, err
+	}
+	st, err := file.Stat()
+	if err != nil {
+		return 0, err
+	}
+	spare, seen := st.Size()-int64(len(a.manifest)+len(a.config)), map[string]bool{}
+	for _, l := range a.Layers {
+		if !seen[l.Digest] {
+			spare -= l.Size
+		}
+		seen[l.Digest] = true
+	}
+	return spare, nil
+}
+
+// taken is the file that Read took the archive into.
+func (a *Archive) taken() (*os.File, error) {
+	if t, ok := a.source.(*tarSource); ok {
+		if file, ok := t.file.(*os.File); ok {
+			return file, nil
+		}
+	}
+	return nil, errors.New("the image does not come from one file")
+}
+
 // Keep gives the file that Read took the archive into the name path, which has to be on
 // the file system of that directory; what had the name before is gone. Not a byte is
 // copied, and none is awaited on the disk: who opens it later reads every digest again.
 func (a *Archive) Keep(path string) error {
-	t, ok := a.source.(*tarSource)
-	var file *os.File
-	if ok {
-		file, ok = t.file.(*os.File)
-	}
-	if !ok {
-		return errors.New("the image does not come from one file")
+	file, err := a.taken()
+	if err != nil {
+		return err
 	}
 	next := filepath.Join(filepath.Dir(path), ".next-"+rand.Text())
-	err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.AT_FDCWD, next, unix.AT_SYMLINK_FOLLOW)
+	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", file.Fd()), unix.AT_FDCWD, next, unix.AT_SYMLINK_FOLLOW)
 	if err != nil {
 		return &os.LinkError{Op: "link", Old: file.Name(), New: next, Err: err}
 	}
