@@ -2,6 +2,7 @@
 package systemd
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"portcullis/verifier/gate"
 )
 
 var exposure = regexp.MustCompile(`Overall exposure level for \S+: ([0-9.]+)`)
@@ -243,6 +246,17 @@ func TestInvariant07_TheEngineIsLocked(t *testing.T) {
 		if slices.Contains(strings.Fields(held[1]), never) {
 			t.Errorf("the engine holds %s", never)
 		}
+	}
+	var daemon struct {
+		Default  string                       `json:"default-runtime"`
+		Runtimes map[string]map[string]string `json:"runtimes"`
+	}
+	settings, err := os.ReadFile("../rootfs/pi/files/daemon.json")
+	if err == nil {
+		err = json.Unmarshal(settings, &daemon)
+	}
+	if err != nil || daemon.Default != gate.Runtime || len(daemon.Runtimes) != 1 || daemon.Runtimes[gate.Runtime]["path"] != "/usr/lib/portcullis/runc-gate" {
+		t.Errorf("the engine's runtimes: %+v, %v", daemon, err)
 	}
 	verifier, err := os.ReadFile("verifierd.service")
 	if err != nil {

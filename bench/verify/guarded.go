@@ -96,6 +96,10 @@ func (g *guarded) start(ctx context.Context, public ed25519.PublicKey) error {
 	if err := until(ctx, func() bool { _, err := os.Stat(plugin); return err == nil }); err != nil {
 		return fmt.Errorf("verifierd does not listen: %w", err)
 	}
+	g.engine.Gate = g.run(rpc.GateSocket)
+	if err := g.engine.Hold(ctx); err != nil {
+		return err
+	}
 	if err := g.engine.Start(ctx, "--authorization-plugin", dockerd.Plugin); err != nil {
 		return err
 	}

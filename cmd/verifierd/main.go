@@ -106,7 +106,7 @@ func run(ctx context.Context, s settings) error {
 	}
 	purposes, names := reserved()
 	g, err := guard.New(guard.Options{Engine: door, Approvals: log, StateDir: dir, Kept: kept, Socket: socket, Door: s.engine, Binaries: programs, Containerd: s.containerd,
-		Reserved: purposes, ReservedNames: names,
+		Reserved: purposes, ReservedNames: names, Gate: true,
 		Read: func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error) {
 			return image.Read(ctx, from, quarantine, o)
 		}, Clock: clock.Real{}, Events: events})
@@ -116,8 +116,8 @@ func run(ctx context.Context, s settings) error {
 	return serve(ctx, c, s, parts{log, press, g, events, socket, services.New(own, g, log, clock.Real{}, events)})
 }
 
-// programs of Debian's engine, whose bytes are watched.
-var programs = []string{"/usr/sbin/dockerd", "/usr/bin/dockerd", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc", "/usr/bin/runc"}
+// programs of Debian's engine, and the runtime before its own, whose bytes are watched.
+var programs = []string{"/usr/lib/portcullis/runc-gate", "/usr/sbin/dockerd", "/usr/bin/dockerd", "/usr/bin/containerd", "/usr/bin/containerd-shim-runc-v2", "/usr/sbin/runc", "/usr/bin/runc"}
 
 type parts struct {
 	log    *record.Record
@@ -146,6 +146,11 @@ func serve(ctx context.Context, c *config.Config, s settings, p parts) error {
 		return err
 	}
 	defer control.Close()
+	runtime, err := rpc.Listen(filepath.Join(c.RunDir, rpc.GateSocket), nil)
+	if err != nil {
+		return err
+	}
+	defer runtime.Close()
 	second := lock.Handler(p.press, func(method, uri, reason, detail string) {
 		if err := p.guard.Refuse(record.Refusal{Action: guard.ActionEngine, Reason: reason, Detail: method + " " + uri + ": " + detail, Caller: "engine"}); err != nil {
 			p.events.Emit("log.failed", event.Fields{"reason": guard.ReasonLog, "detail": err.Error()})
@@ -164,6 +169,7 @@ func serve(ctx context.Context, c *config.Config, s settings, p parts) error {
 		func() error { return rpc.Serve(ctx, plugin, second) },
 		func() error { return rpc.Serve(ctx, control, mux) },
 		func() error { return p.guard.Serve(ctx, users) },
+		func() error { return p.guard.ServeGate(ctx, runtime) },
 		func() error { return p.guard.Run(ctx) },
 		func() error { return p.log.Run(ctx) },
 		func() error { return p.keeper.Run(ctx) },

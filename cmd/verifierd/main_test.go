@@ -64,6 +64,10 @@ func newPi(t *testing.T) *pi {
 		t.Fatal(err)
 	}
 	p := &pi{daemon: d, config: filepath.Join(d.Dir, "portcullis.yaml"), key: key}
+	d.Gate = p.run(rpc.GateSocket)
+	if err := d.Hold(t.Context()); err != nil {
+		t.Error(err) // and the engine is closed below
+	}
 	t.Cleanup(func() {
 		p.kill()
 		if err := d.Close(); err != nil {
@@ -204,6 +208,7 @@ func TestInvariant07_VerifierdKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.wait(t, `"fit":true`)
+	p.wait(t, `"held":true`)
 	if s := p.status(t); !s.Fit || s.Api == "" || s.SelfTestMs == 0 {
 		t.Fatalf("unfit: %v", s)
 	}

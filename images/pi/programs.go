@@ -33,6 +33,8 @@ var ourPrograms = []program{
 	{name: "gatewayd", place: "/usr/lib/portcullis/gatewayd"},
 	{name: "pxed", place: "/usr/lib/portcullis/pxed"},
 	{name: "verifierd", place: "/usr/lib/portcullis/verifierd"},
+	// The engine's runtime: /etc/docker/daemon.json.
+	{name: "runc-gate", place: "/usr/lib/portcullis/runc-gate"},
 	{name: "portcullis", place: "/usr/bin/portcullis"},
 }
 

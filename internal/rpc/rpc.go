@@ -29,6 +29,8 @@ const (
 	// verifierd's own, and the one where others speak Docker's API.
 	VerifierSocket = "verifierd/verifierd.sock"
 	GuardSocket    = "verifierd/docker.sock"
+	// Where the engine's runtime asks verifierd before a program runs.
+	GateSocket = "verifierd/gate.sock"
 )
 
 // ExitAtRest is the exit status of a service that is done for now; verifierd, where it

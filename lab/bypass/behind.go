@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"portcullis/lab/dockerd"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/gate"
 	"portcullis/verifier/guard"
 	"portcullis/verifier/stamp"
 )
@@ -162,6 +165,34 @@ func (r *Rig) gone(ctx context.Context, id string) error {
 	return fmt.Errorf("container %s is there after 10 s", id)
 }
 
+// idle is nil where nothing of a container runs.
+func (r *Rig) idle(ctx context.Context, id string) error {
+	s, err := r.door.Standing(ctx, id)
+	if err == nil && s.Running {
+		err = fmt.Errorf("container %s runs", id)
+	}
+	return err
+}
+
+// askGate asks in the place of the engine's runtime, and wants a refusal.
+func (r *Rig) askGate(ctx context.Context, question string) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", r.daemon.Gate)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(c, question); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(io.LimitReader(c, gate.MaxAnswer))
+	if err == nil && !strings.Contains(string(answer), guard.ReasonGate) {
+		err = fmt.Errorf("the gate's answer: %q", answer)
+	}
+	return err
+}
+
 // running makes and starts a container through the guard.
 func (r *Rig) running() (string, error) {
 	id, err := r.make(`{"Image":"{image}","Cmd":["wait"]}`)
@@ -234,24 +265,33 @@ var behind = []Attack{
 		}
 		p := profile
 		p.AnyCommand, p.Command = false, []string{"/probe", "wait"}
-		id, err := r.door.Create(ctx, engine.Spec{Image: i, Profile: p})
+		// With the runtime that asks nobody.
+		id, err := r.door.Create(ctx, engine.Spec{Image: i, Profile: p, Runtime: engine.Runc})
 		if err != nil {
 			return err
 		}
-		if err := r.door.Start(ctx, id); err != nil && !errors.Is(err, engine.ErrNotFound) {
-			return err
+		// The guard may end it before the engine has started it, which then is an error of the engine's.
+		err = r.door.Start(ctx, id)
+		if gone := r.gone(ctx, id); gone != nil {
+			return errors.Join(gone, err)
 		}
-		return r.gone(ctx, id)
+		return nil
 	}},
-	{"behind-start-of-a-made-one", guard.ReasonContainer, func(ctx context.Context, r *Rig) error {
+	{"gate-start-of-a-made-one", guard.ReasonGate, func(ctx context.Context, r *Rig) error {
 		id, err := r.make(`{"Image":"{image}","Cmd":["wait"]}`)
 		if err != nil {
 			return err
 		}
-		if err := r.door.Start(ctx, id); err != nil {
-			return err
+		if err := r.door.Start(ctx, id); err == nil || !strings.Contains(err.Error(), guard.ReasonGate) {
+			return fmt.Errorf("the engine's answer: %w", err)
 		}
-		return r.gone(ctx, id)
+		return r.idle(ctx, id)
+	}},
+	{"gate-question-of-another", guard.ReasonGate, func(ctx context.Context, r *Rig) error {
+		return r.askGate(ctx, r.container+"\n")
+	}},
+	{"gate-no-question", guard.ReasonGate, func(ctx context.Context, r *Rig) error {
+		return r.askGate(ctx, "../"+r.container[3:]+"\n")
 	}},
 	{"behind-exec", guard.ReasonProgram, func(ctx context.Context, r *Rig) error {
 		id, err := r.running()

@@ -114,13 +114,16 @@ func (r *Rig) engine(ctx context.Context) (err error) {
 	if r.door, err = engine.New(r.daemon.Socket, r.press); err != nil {
 		return err
 	}
-	r.guard, err = guard.New(guard.Options{Engine: r.door, Approvals: r.log, StateDir: filepath.Join(r.daemon.Dir, "state"), Socket: r.socket,
+	r.guard, err = guard.New(guard.Options{Engine: r.door, Approvals: r.log, StateDir: filepath.Join(r.daemon.Dir, "state"), Socket: r.socket, Gate: true,
 		Door: r.daemon.Socket, Containerd: r.daemon.Containerd(), Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.events, "guard", time.Now),
 		Read: func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error) {
 			o.Platform = "linux/" + runtime.GOARCH
 			return image.Read(ctx, from, r.daemon.Dir, o)
 		}})
 	if err != nil {
+		return err
+	}
+	if err := r.daemon.Hold(ctx); err != nil {
 		return err
 	}
 	return r.daemon.Start(ctx, "--authorization-plugin", dockerd.Plugin)
@@ -131,7 +134,12 @@ func (r *Rig) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	asked, err := rpc.Listen(r.daemon.Gate, nil)
+	if err != nil {
+		return err
+	}
 	r.work.Go(func() { r.guard.Serve(ctx, l) })
+	r.work.Go(func() { r.guard.ServeGate(ctx, asked) })
 	r.work.Go(func() { r.guard.Run(ctx) })
 	if !r.events.wait(ctx, 0, time.Minute, func(e map[string]any) bool { return e["event"] == "engine.met" && e["fit"] == true }) {
 		return fmt.Errorf("bypass: the guard found its engine unfit:\n%s", r.events)

@@ -8,6 +8,7 @@ package dockerd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"portcullis/verifier/gate"
 )
 
 // Plugin is the name under which the engine looks for the authorization plugin.
@@ -34,6 +37,8 @@ type Engine struct {
 	Store string
 	// Kind is one of Kinds.
 	Kind string
+	// Gate is where the engine's runtime asks before a program runs: see Hold.
+	Gate string
 
 	kind     kind
 	programs programs
@@ -67,7 +72,7 @@ func PrepareKind(ctx context.Context, name string) (*Engine, error) {
 		return nil, fmt.Errorf("dockerd: %w", err)
 	}
 	e := &Engine{Dir: dir, Socket: filepath.Join(dir, "engine", "docker.sock"), Plugins: filepath.Join(dir, "plugins"), Store: filepath.Join(dir, "store"),
-		Kind: k.name, kind: k, programs: p}
+		Gate: filepath.Join(dir, "gate.sock"), Kind: k.name, kind: k, programs: p}
 	for _, d := range []string{filepath.Dir(e.Socket), e.Plugins, e.Store} {
 		if err := os.Mkdir(d, 0o700); err != nil {
 			return nil, fmt.Errorf("dockerd: %w", err)
@@ -86,6 +91,20 @@ func PrepareKind(ctx context.Context, name string) (*Engine, error) {
 	}
 	e.cgroup = "/portcullis-" + filepath.Base(dir)
 	return e, nil
+}
+
+// Hold makes runc-gate the runtime of the engine, which is not started yet: somebody has to
+// answer at Gate.
+func (e *Engine) Hold(ctx context.Context) error {
+	program := filepath.Join(e.Dir, "runc-gate")
+	if err := goBuild(ctx, runtime.GOARCH, program, "portcullis/cmd/runc-gate"); err != nil {
+		return err
+	}
+	text, err := json.Marshal(map[string]any{"default-runtime": gate.Runtime, "runtimes": map[string]any{gate.Runtime: map[string]string{"path": program}}})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(e.Dir, "daemon.json"), text, 0o644)
 }
 
 // script builds the engine's world: /run is empty but for the plugins, so that no
@@ -131,7 +150,7 @@ func (e *Engine) Start(ctx context.Context, flags ...string) error {
 		args, remap = append(args, "--userns-remap", remappedTo), "yes"
 	}
 	e.cmd = exec.Command("/bin/sh", args...)
-	e.cmd.Env = append(os.Environ(), "PLUGINS="+e.Plugins, "DIR="+e.Dir, "ROOT="+e.programs.root, "REMAP="+remap)
+	e.cmd.Env = append(os.Environ(), gate.SocketEnv+"="+e.Gate, "PLUGINS="+e.Plugins, "DIR="+e.Dir, "ROOT="+e.programs.root, "REMAP="+remap)
 	if e.programs.bin != "" {
 		e.cmd.Env = append(e.cmd.Env, "PATH="+e.programs.bin+":"+os.Getenv("PATH"))
 	}

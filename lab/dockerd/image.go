@@ -33,12 +33,20 @@ func ProbeFor(ctx context.Context, arch string) ([]byte, error) {
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "probe")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", file, "portcullis/lab/dockerd/probe")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("dockerd: building the probe with go (Debian package golang-go): %w\n%s", err, out)
+	if err := goBuild(ctx, arch, file, "portcullis/lab/dockerd/probe"); err != nil {
+		return nil, err
 	}
 	return os.ReadFile(file)
+}
+
+// goBuild builds a program of the project.
+func goBuild(ctx context.Context, arch, file, program string) error {
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w -buildid=", "-o", file, program)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+arch)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("dockerd: building %s with go (Debian package golang-go): %w\n%s", program, err, out)
+	}
+	return nil
 }
 
 // Make builds an image on nothing: probe as /probe, its entry point, and mark in a

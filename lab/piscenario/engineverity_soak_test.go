@@ -143,11 +143,11 @@ func (s sealing) startOf(docker, image string) int {
 const bare = "docker -H unix:///run/bare.sock "
 
 // bareEngine ends verifierd and its engine, and starts an engine on the same store that nobody
-// stands before: no guard, no plugin, one socket.
+// stands before: no guard, no plugin, no runtime that asks, one socket.
 func (s sealing) bareEngine() {
 	s.t.Helper()
 	s.sh(`systemctl stop verifierd.service ` + engineUnit + `
-		sed -e 's|unix://[^"]*|unix:///run/bare.sock|' -e '/authorization-plugins/d' -e '/"group"/d' /etc/docker/daemon.json >/tmp/bare.json
+		sed -e 's|unix://[^"]*|unix:///run/bare.sock|' -e '/authorization-plugins/d' -e '/"group"/d' -e '/"default-runtime"/d' /etc/docker/daemon.json >/tmp/bare.json
 		systemd-run --quiet --unit bare --property Type=notify --property Delegate=yes --property TimeoutStartSec=10min dockerd --config-file /tmp/bare.json
 		` + bare + `info >/dev/null`)
 }

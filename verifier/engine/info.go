@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/docker/docker/api/types/system"
+
+	"portcullis/verifier/gate"
 )
 
 // Info is what the guard needs to know of an engine.
@@ -25,6 +27,7 @@ type Info struct {
 	Rootless   bool   // the engine itself is nobody outside
 	Root       string // data root
 	Systemd    bool   // control groups are made by systemd
+	Gate       bool   // it has the runtime that asks before a program runs
 	Missing    []string
 }
 
@@ -42,6 +45,7 @@ func (c *Client) Info(ctx context.Context) (Info, error) {
 		return Info{}, wrap("version", err)
 	}
 	out := Info{Version: i.ServerVersion, API: v.APIVersion, Store: i.Driver, Containerd: usesContainerd(i), Root: i.DockerRootDir, Systemd: i.CgroupDriver == "systemd"}
+	_, out.Gate = i.Runtimes[gate.Runtime]
 	for _, s := range i.SecurityOptions {
 		out.Seccomp = out.Seccomp || strings.HasPrefix(s, "name=seccomp") && !strings.Contains(s, "unconfined")
 		out.Userns = out.Userns || strings.HasPrefix(s, "name=userns")

@@ -30,7 +30,12 @@ type Spec struct {
 	// Journal is the identifier (SYSLOG_IDENTIFIER) under which its output goes to
 	// systemd's journal. "" = a file of the engine, with a bound.
 	Journal string
+	// Runtime is the engine's OCI runtime that it is for. "" = runc, under any of its names.
+	Runtime string
 }
+
+// Runc is the runtime that every engine has.
+const Runc = "runc"
 
 const (
 	noNewPrivileges = "no-new-privileges"
@@ -59,6 +64,7 @@ func (s Spec) host() *container.HostConfig {
 	p := s.Profile
 	pids := p.Limits.Pids
 	h := &container.HostConfig{
+		Runtime:        s.Runtime,
 		NetworkMode:    container.NetworkMode(p.Network),
 		ReadonlyRootfs: !p.WritableRoot,
 		CapDrop:        []string{"ALL"},
@@ -191,7 +197,7 @@ func isolation(i container.InspectResponse, s Spec) string {
 		return "devices"
 	case len(h.GroupAdd)+len(h.Links)+len(h.ExtraHosts)+len(h.DNS)+len(h.PortBindings)+len(h.Sysctls) > 0 || h.PublishAllPorts:
 		return "groups, links, hosts, ports or kernel settings"
-	case h.Runtime != "" && h.Runtime != "runc" && h.Runtime != "io.containerd.runc.v2":
+	case s.Runtime != "" && h.Runtime != s.Runtime, s.Runtime == "" && h.Runtime != "" && h.Runtime != Runc && h.Runtime != "io.containerd.runc.v2":
 		return "runtime " + h.Runtime
 	case !slices.Contains(h.MaskedPaths, "/proc/kcore") || !slices.Contains(h.ReadonlyPaths, "/proc/sys"):
 		return "masked paths of /proc"

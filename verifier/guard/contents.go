@@ -49,6 +49,10 @@ type comparison struct {
 	image string // the configuration of the image whose tags are asked for and kept; "": nobody's
 
 	todo []content
+	// Wide files are put off while there is room in left, bytes.
+	left   int64
+	putOff []content
+
 	mu   sync.Mutex // of what follows
 	said layersHeld
 
@@ -111,6 +115,10 @@ func (c *comparison) onDisk(dir string) error {
 	return nil
 }
 
+// putOffBytes is how much of an image may be compared while the engine makes a container of it: that
+// has to be done well before the engine's answer is given up (package engine), from a slow card, too.
+const putOffBytes = 512 << 20
+
 // wideFile is the size from which on one file is hashed by all workers, bytes.
 const wideFile = 4 << 20
 
@@ -119,10 +127,14 @@ const wideFile = 4 << 20
 func (c *comparison) contents(ctx context.Context) error {
 	var small, wide []content
 	for _, x := range c.todo {
-		if x.size >= wideFile {
-			wide = append(wide, x)
-		} else {
+		switch {
+		case x.size < wideFile:
 			small = append(small, x)
+		case x.size <= c.left:
+			c.left -= x.size
+			c.putOff = append(c.putOff, x)
+		default:
+			wide = append(wide, x)
 		}
 	}
 	c.todo = c.todo[:0]

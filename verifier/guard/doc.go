@@ -48,6 +48,7 @@ const (
 	ReasonBinary       = "engine-program-changed" // a program of the engine is not what it was at the start
 	ReasonUnfit        = "node-unfit"             // a self-test failed: nothing is started
 	ReasonEngine       = "engine-failed"          // the engine did not do it, or does not answer
+	ReasonGate         = "start-not-held"         // the engine's runtime asks for what is not being started, or did not ask
 	ReasonSlices       = "engine-slices"          // the engine's control groups are not systemd's: a slice's rules would not hold
 	ReasonLog          = "log-failed"             // what cannot be written down does not happen
 )

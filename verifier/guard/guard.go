@@ -25,7 +25,7 @@ import (
 	"portcullis/verifier/verity"
 )
 
-// Options of New. All but Binaries, Containerd, Reserved, ReservedNames, Verity, Tagger and Sample are needed.
+// Options of New. All but Binaries, Containerd, Reserved, ReservedNames, Gate, Verity, Tagger and Sample are needed.
 type Options struct {
 	Engine    *engine.Client
 	Approvals Approvals
@@ -45,6 +45,7 @@ type Options struct {
 	// are of what the verifier runs for itself.
 	Reserved, ReservedNames []string
 
+	Gate   bool           // ServeGate answers the engine's runtime
 	Verity verity.Files   // nil: the kernel's
 	Tagger *verity.Tagger // nil: one, where the processor makes it quick
 	Sample time.Duration  // between two looks at files of running containers; Every where it is 0
@@ -74,6 +75,7 @@ type Guard struct {
 	paces     paces              // of callers
 	turns     turns              // of who switches verity on for a file
 	unsealed  chan struct{}      // there is something in toSeal
+	gated     gated              // starts that wait for the guard
 	tags      *tags              // by which starts recognize files that have no verity
 
 	mu      sync.Mutex
@@ -109,7 +111,7 @@ func New(opt Options) (*Guard, error) {
 	}
 	g := &Guard{opt: opt, state: s, step: newStepLock(), loads: make(chan struct{}, maxLoads), rootLoads: make(chan struct{}, maxLoads), wake: make(chan struct{}, 1), fresh: make(chan struct{}, 1),
 		unfit: map[string]string{"self-test": "none has passed yet"}, refused: map[string]uint64{}, binaries: map[string]program{},
-		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}, tags: newTags(opt.Tagger)}
+		comparing: map[string]bool{}, slow: map[string][]string{}, unsealed: make(chan struct{}, 1), toSeal: map[string]bool{}, gated: gated{starts: map[string]*starting{}}, tags: newTags(opt.Tagger)}
 	for _, b := range opt.Binaries {
 		// Their bytes are read when the engine is met: where none runs that is not needed.
 		p, err := markOf(b)
@@ -137,6 +139,7 @@ func (g *Guard) connect(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.info = info
+	g.mark("engine-gate", true, "") // another one may ask
 	g.mark("engine-seccomp", info.Seccomp, "the engine filters no system calls")
 	g.mark("engine-layers", untold == nil, fmt.Sprint(untold))
 	g.mark("engine-limits", len(info.Missing) == 0, "the kernel cannot limit "+strings.Join(info.Missing, ", "))

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -50,6 +51,15 @@ func (g *Guard) layersOf(ctx context.Context, id string) (engine.Layers, error) 
 // first is before its first start: nothing of its own may be there yet. all is to read also what
 // the kernel holds against its digest whenever it is read.
 func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first, all bool) error {
+	c := g.comparer(all)
+	if err := g.unpackedBy(ctx, c, id, made, first); err != nil {
+		return err
+	}
+	return g.rest(ctx, c, made)
+}
+
+// unpackedBy is unpacked, but for the files that c puts off.
+func (g *Guard) unpackedBy(ctx context.Context, c *comparison, id string, made madeByGuard, first bool) error {
 	dirs, err := g.layersOf(ctx, id)
 	if err != nil {
 		return err
@@ -58,7 +68,6 @@ func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first
 	if !ok || len(loaded.Trees) == 0 || len(dirs.Lower) != len(loaded.Trees)+1 {
 		return refuse(ReasonImageStore, "%d directories for %d layers", len(dirs.Lower), len(loaded.Trees))
 	}
-	c := g.comparer(all)
 	c.image = loaded.Image.Config
 	if err := c.onDisk(dirs.Upper); err != nil {
 		return err
@@ -74,7 +83,6 @@ func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first
 			return err
 		}
 	}
-	g.compared(made.Spec.Image.ID, c)
 	if err := onlyPlaces(dirs.Lower[0], engineNames); err != nil {
 		return err
 	}
@@ -84,6 +92,15 @@ func (g *Guard) unpacked(ctx context.Context, id string, made madeByGuard, first
 	case !made.Spec.Profile.WritableRoot:
 		return onlyPlaces(dirs.Upper, nil)
 	}
+	return nil
+}
+
+// rest compares the files that were put off, and keeps how all were compared.
+func (g *Guard) rest(ctx context.Context, c *comparison, made madeByGuard) error {
+	if err := c.each(ctx, c.putOff, 1, runtime.GOMAXPROCS(0)); err != nil {
+		return err
+	}
+	g.compared(made.Spec.Image.ID, c)
 	return nil
 }
 

@@ -71,7 +71,8 @@ func (g *Guard) StartOwn(ctx context.Context, o Own) (string, error) {
 		}
 	}
 	made := madeByGuard{Image: of.Approval.Image, Purpose: o.Purpose, Created: g.opt.Clock.Now(), Own: true,
-		Spec: engine.Spec{Name: o.Name, Image: i, Profile: o.Profile, Labels: map[string]string{PurposeLabel: o.Purpose}, Slice: o.Slice, Journal: o.Journal}}
+		Spec: engine.Spec{Name: o.Name, Image: i, Profile: o.Profile, Labels: map[string]string{PurposeLabel: o.Purpose}, Slice: o.Slice, Journal: o.Journal,
+			Runtime: g.runtime()}}
 	id, err := g.make(ctx, made)
 	if err != nil {
 		return "", err

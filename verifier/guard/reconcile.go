@@ -16,6 +16,7 @@ import (
 
 	"portcullis/internal/event"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/gate"
 	"portcullis/verifier/record"
 )
 
@@ -106,7 +107,7 @@ func (g *Guard) meet(ctx context.Context) {
 	api, version := g.info.API, g.info.Version
 	g.mu.Unlock()
 	g.reconcile(ctx)
-	f := event.Fields{"engine": version, "api": api, "fit": true}
+	f := event.Fields{"engine": version, "api": api, "fit": true, "held": g.runtime() == gate.Runtime}
 	if err = errors.Join(err, g.fit()); err != nil {
 		f["fit"], f["reason"], f["detail"] = false, ReasonUnfit, err.Error()
 	}

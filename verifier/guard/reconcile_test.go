@@ -27,7 +27,7 @@ func (r *rig) gone(t *testing.T, id string) time.Duration {
 }
 
 // TestAttack_ContainerBehindTheGuard: somebody who has the engine's own socket and a
-// stamp starts a container; it is ended and reported.
+// stamp starts a container with a runtime that asks nobody; it is ended and reported.
 func TestAttack_ContainerBehindTheGuard(t *testing.T) {
 	r := newRig(t)
 	i := r.image(t, plain)
@@ -39,7 +39,7 @@ func TestAttack_ContainerBehindTheGuard(t *testing.T) {
 	profile.AnyCommand, profile.Command = false, []string{"/probe", "wait"}
 	// The step lock is what keeps the guard from looking too early.
 	r.step.Lock()
-	id, err := r.opt.Engine.Create(t.Context(), engine.Spec{Image: image, Profile: profile})
+	id, err := r.opt.Engine.Create(t.Context(), engine.Spec{Image: image, Profile: profile, Runtime: engine.Runc})
 	if err == nil {
 		err = r.opt.Engine.Start(t.Context(), id)
 	}
@@ -57,6 +57,7 @@ func TestAttack_ContainerBehindTheGuard(t *testing.T) {
 // ended once more, past the guard, has it ended; the guard itself may start it again.
 func TestAttack_EndedContainerStartedBehindTheGuard(t *testing.T) {
 	r := newRig(t)
+	r.ungated(t) // at the gate it would be refused
 	i := r.image(t, plain)
 	name := "ended-" + filepath.Base(t.TempDir())
 	if out, err := r.docker(t, nil, "run", "-d", "--name", name, i.Name, "wait"); err != nil {

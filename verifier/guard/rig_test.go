@@ -115,6 +115,9 @@ func start() (*rig, error) {
 		err = r.lockUp(ctx)
 	}
 	if err == nil {
+		err = d.Hold(ctx)
+	}
+	if err == nil {
 		err = d.Start(ctx, "--authorization-plugin", dockerd.Plugin)
 	}
 	if err == nil {
@@ -152,7 +155,7 @@ func (r *rig) guard(ctx context.Context) error {
 	}
 	r.Guard, err = New(Options{Engine: c, Approvals: r.approvals, Read: func(ctx context.Context, from io.Reader, o image.Options) (*image.Archive, error) {
 		return image.Read(ctx, from, r.daemon.Dir, o)
-	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Kept: filepath.Join(r.daemon.Dir, "state", "images"), Socket: r.socket, Door: r.daemon.Socket,
+	}, StateDir: filepath.Join(r.daemon.Dir, "state"), Kept: filepath.Join(r.daemon.Dir, "state", "images"), Socket: r.socket, Door: r.daemon.Socket, Gate: true,
 		Containerd: r.daemon.Containerd(), Verity: r.kernel, Tagger: verity.NewTagger(), Sample: 200 * time.Millisecond, Clock: clock.Real{}, Events: event.NewJSON(r.log, "guard", time.Now)})
 	if err != nil {
 		return err
@@ -161,7 +164,12 @@ func (r *rig) guard(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.done.Add(2)
+	asked, err := rpc.Listen(r.daemon.Gate, nil)
+	if err != nil {
+		return err
+	}
+	r.done.Add(3)
+	go func() { defer r.done.Done(); r.ServeGate(ctx, asked) }()
 	go func() { defer r.done.Done(); r.Serve(ctx, l) }()
 	go func() { defer r.done.Done(); r.Run(ctx) }()
 	for r.fit() != nil {

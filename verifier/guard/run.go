@@ -10,6 +10,7 @@ import (
 	"portcullis/internal/event"
 	"portcullis/verifier/approval"
 	"portcullis/verifier/engine"
+	"portcullis/verifier/gate"
 )
 
 // create makes a container as it was approved, and answers its ID. It is not a
@@ -90,7 +91,8 @@ func (g *Guard) plan(ctx context.Context, w wish) (madeByGuard, error) {
 		return madeByGuard{}, err
 	}
 	return madeByGuard{Image: loaded.Image, Purpose: w.purpose, Created: g.opt.Clock.Now(),
-		Spec: engine.Spec{Image: i, Profile: p, Labels: map[string]string{PurposeLabel: w.purpose}, Tty: w.tty, Remove: w.remove}}, nil
+		Spec: engine.Spec{Image: i, Profile: p, Labels: map[string]string{PurposeLabel: w.purpose}, Tty: w.tty, Remove: w.remove,
+			Runtime: g.runtime()}}, nil
 }
 
 // sound holds what the engine says of an image against what was loaded.
@@ -161,36 +163,54 @@ func (g *Guard) run(ctx context.Context, id, caller string, made madeByGuard) er
 	if err := g.fit(); err != nil {
 		return err
 	}
-	if err := g.asApproved(ctx, id, made); err != nil {
+	c := g.comparer(false)
+	start := g.startCompared
+	if made.Spec.Runtime == gate.Runtime {
+		c.left, start = putOffBytes, g.startHeld
+	}
+	if err := g.asApproved(ctx, c, id, made); err != nil {
 		return err
 	}
+	g.still.Delete(id)
+	rest := func() error { return g.rest(ctx, c, made) }
+	if err := start(ctx, id, rest, func() error { return g.permit(id, caller, &made) }); err != nil {
+		return err
+	}
+	g.opt.Events.Emit("container.started", event.Fields{"container": id, "image": made.Image.Config, "purpose": made.Purpose,
+		"approval": made.Permission.Approval, "index": made.Permission.Index, "caller": caller})
+	// A revocation that came meanwhile looked at what ran then.
+	g.standing(ctx)
+	return nil
+}
+
+// startCompared starts a container whose runtime asks nobody.
+func (g *Guard) startCompared(ctx context.Context, id string, rest, permit func() error) error {
+	for _, before := range []func() error{rest, permit} {
+		if err := before(); err != nil {
+			return err
+		}
+	}
+	return g.opt.Engine.Start(ctx, id)
+}
+
+// permit asks for the permission and keeps it, before it takes effect.
+func (g *Guard) permit(id, caller string, made *madeByGuard) error {
 	permission, err := g.opt.Approvals.Decide(approval.Request{Action: approval.Start, Image: made.Image, Purpose: made.Purpose,
 		Profile: &made.Spec.Profile, Caller: caller})
 	if err != nil {
 		return decided(err)
 	}
 	made.Permission, made.Permitted = permission, true
-	if err := g.state.change(func(f *stateFile) { f.Containers[id] = made }); err != nil {
-		return err
-	}
-	g.still.Delete(id)
-	if err := g.opt.Engine.Start(ctx, id); err != nil {
-		return err
-	}
-	g.opt.Events.Emit("container.started", event.Fields{"container": id, "image": made.Image.Config, "purpose": made.Purpose,
-		"approval": permission.Approval, "index": permission.Index, "caller": caller})
-	// A revocation that came meanwhile looked at what ran then.
-	g.standing(ctx)
-	return nil
+	return g.state.change(func(f *stateFile) { f.Containers[id] = *made })
 }
 
 // asApproved compares a container, its image and the files that it will be made of, the files while
 // the engine answers for the others.
-func (g *Guard) asApproved(ctx context.Context, id string, made madeByGuard) error {
+func (g *Guard) asApproved(ctx context.Context, c *comparison, id string, made madeByGuard) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	files := make(chan error, 1)
-	go func() { files <- g.unpacked(ctx, id, made, !made.Permitted, false) }()
+	go func() { files <- g.unpackedBy(ctx, c, id, made, !made.Permitted && !made.Begun) }()
 	err := g.inspect(ctx, id, made)
 	if err != nil {
 		cancel()

@@ -49,6 +49,8 @@ type madeByGuard struct {
 	Permission approval.Permission `json:"permission"`
 	Permitted  bool                `json:"permitted"`
 	Own        bool                `json:"own,omitempty"` // of StartOwn
+	// The engine was asked to start it, and it was not let go: there may be places to mount over already.
+	Begun bool `json:"begun,omitempty"`
 }
 
 func openState(dir string) (*state, error) {
