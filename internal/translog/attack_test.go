@@ -2,7 +2,10 @@ package translog
 
 import (
 	"errors"
+	"math"
 	"testing"
+
+	"golang.org/x/mod/sumdb/tlog"
 )
 
 func TestAttack_ChangedLogIsNotContinued(t *testing.T) {
@@ -90,6 +93,27 @@ func TestAttack_ReaderFindsWhatWasChanged(t *testing.T) {
 	}
 	if _, err := NewReader(l.Reader(), newKeys(t, "test.log").public); Reason(err) != ReasonCheckpoint {
 		t.Errorf("a checkpoint of another key: %v", err)
+	}
+}
+
+// TestAttack_LogWithoutEnd: who has a log's key can sign any size. Whoever reads it, or is a witness, is not kept busy
+// for ever by a tree whose halves nobody can count.
+func TestAttack_LogWithoutEnd(t *testing.T) {
+	k := newKeys(t, "test.log")
+	for size, want := range map[int64]string{0: "", 1: "", maxSize: "", maxSize + 1: ReasonCheckpoint, 1 << 62: ReasonCheckpoint, 1<<62 + 1: ReasonCheckpoint, math.MaxInt64: ReasonCheckpoint} {
+		msg, err := sign("test.log", size, reference(t, 1), k.signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := ParseCheckpoint(msg, k.public)
+		if Reason(err) != want || err == nil && c.Size != size {
+			t.Errorf("%d: %+v %v", size, c, err)
+		}
+	}
+	// The largest that is taken ends.
+	now, earlier := &Checkpoint{Size: maxSize}, &Checkpoint{Size: maxSize - 1}
+	if err := CheckConsistency(now, earlier, [][]byte{make([]byte, tlog.HashSize)}); Reason(err) != ReasonFork {
+		t.Error(err)
 	}
 }
 

@@ -20,6 +20,11 @@ type Checkpoint struct {
 // maxCheckpoint bounds a checkpoint in bytes, cosignatures included.
 const maxCheckpoint = 64 << 10
 
+// maxSize is the largest size of a log, in entries: far more than any has, and far below 2^62, from which on
+// golang.org/x/mod/sumdb/tlog looks for the halves of a tree without end. Who has a log's key could hold up a
+// witness for good by it, and whoever reads the log.
+const maxSize = 1 << 48
+
 // body is what is signed (C2SP tlog-checkpoint): three lines.
 func body(origin string, size int64, root tlog.Hash) string {
 	return origin + "\n" + strconv.FormatInt(size, 10) + "\n" + base64.StdEncoding.EncodeToString(root[:]) + "\n"
@@ -44,7 +49,7 @@ func ParseCheckpoint(msg []byte, key note.Verifier) (*Checkpoint, error) {
 		return nil, refuse(ReasonCheckpoint, "not of the log %q", key.Name())
 	}
 	size, err := strconv.ParseInt(lines[1], 10, 64)
-	if err != nil || size < 0 || strconv.FormatInt(size, 10) != lines[1] {
+	if err != nil || size < 0 || size > maxSize || strconv.FormatInt(size, 10) != lines[1] {
 		return nil, refuse(ReasonCheckpoint, "size %.24q", lines[1])
 	}
 	root, err := base64.StdEncoding.Strict().DecodeString(lines[2])
