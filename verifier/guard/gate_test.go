@@ -341,3 +341,29 @@ func TestGateEndsWithoutAnswer(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestAttack_StartOfWhatRuns: for a container that runs already the engine does nothing and its runtime asks nobody.
+// That is no start that was not let go: it goes on, and so does the node.
+func TestAttack_StartOfWhatRuns(t *testing.T) {
+	r := newRig(t)
+	i := r.image(t, plain)
+	name := "twice-" + filepath.Base(t.TempDir())
+	if out, err := r.docker(t, nil, "run", "-d", "--name", name, i.Name, "wait"); err != nil {
+		t.Fatal(err, out)
+	}
+	for range 2 {
+		if out, err := r.docker(t, nil, "start", name); err != nil {
+			t.Fatal(err, out)
+		}
+	}
+	id, err := r.opt.Engine.Resolve(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st, err := r.opt.Engine.Standing(t.Context(), id); err != nil || !st.Running || r.fit() != nil {
+		t.Errorf("%+v %v %v", st, err, r.fit())
+	}
+	if out, err := r.docker(t, nil, "rm", "-f", name); err != nil {
+		t.Error(err, out)
+	}
+}

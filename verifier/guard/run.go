@@ -167,6 +167,12 @@ func (g *Guard) run(ctx context.Context, id, caller string, made madeByGuard) er
 	start := g.startCompared
 	if made.Spec.Runtime == gate.Runtime {
 		c.left, start = putOffBytes, g.startHeld
+		// For one that runs already the engine does nothing, and so nobody asks.
+		if made.Permitted {
+			if st, err := g.opt.Engine.Standing(ctx, id); err != nil || st.Running {
+				return err
+			}
+		}
 	}
 	if err := g.asApproved(ctx, c, id, made); err != nil {
 		return err
