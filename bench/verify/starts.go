@@ -24,7 +24,7 @@ func (s starts) more() float64 { return 100 * (s.Guard/s.Docker - 1) }
 // How often.
 const (
 	manyStarts = 15
-	coldStarts = 5
+	coldStarts = 21
 )
 
 // coldMiB are the sizes of the images whose containers are started with cold caches,

@@ -303,7 +303,11 @@ func TestEngineWithoutGate(t *testing.T) {
 		t.Fatal(err, out)
 	}
 	behind := strings.TrimSpace(out)
-	if err := r.opt.Engine.Start(t.Context(), behind); err != nil {
+	// The step lock keeps the guard from ending it before the engine has answered.
+	r.step.Lock()
+	err = r.opt.Engine.Start(t.Context(), behind)
+	r.step.Unlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	r.gone(t, behind)
